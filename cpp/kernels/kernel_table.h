@@ -1,0 +1,95 @@
+// What one tier of kernels offers: plain function pointers over raw memory.
+//
+// Kernels are leaves. They throw nothing, allocate nothing and know no model. Sizes are
+// arbitrary (1, 7, 37, 1021 ...); padding lives inside packed panels only. Pointers need no
+// alignment unless a comment says so. Every function gives the same bits however its rows
+// are split between threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace slimformer::kernels {
+
+enum class Tier { scalar, avx2, avx512, avx512_vnni, avx512_bf16 };
+
+// One weight type's matrix product: kernel, packer and tile geometry are one unit, and a
+// higher tier inherits the unit whole or replaces it whole.
+//
+// A weight matrix W [outputs, inputs] is cut into panels of `panel_width` outputs; the last
+// panel is padded with zeros. `multiply` computes y = x W' for one panel.
+struct GemmKernel {
+  std::size_t panel_width;  // outputs in a panel
+  std::size_t tile_rows;    // rows of x a register tile holds; row blocks should be multiples of it
+
+  // Bytes of one packed panel over k inputs, a multiple of 64.
+  std::size_t (*panel_bytes)(std::size_t k) noexcept;
+
+  // Packs `outputs` <= panel_width rows of w (float32, `stride` floats apart, k long each) into
+  // `panel` (64-byte aligned, panel_bytes(k) long), padding included.
+  void (*pack_panel)(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
+                     void* panel) noexcept;
+
+  // Bytes of x once prepared; 0 where `multiply` reads float32 rows as they are.
+  std::size_t (*input_bytes)(std::size_t rows, std::size_t k) noexcept;
+
+  // Rewrites x [rows, k] (float32, rows `stride` floats apart) into the form that `multiply`
+  // reads (`prepared` is 64-byte aligned). Null where input_bytes is 0.
+  void (*prepare_input)(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
+                        void* prepared) noexcept;
+
+  // y[r, c] (+)= sum_k x[r, k] W[c, k] for r < rows and c < outputs <= panel_width.
+  // x is float32 rows `x_stride` floats apart, or what prepare_input made (x_stride ignored).
+  // A row's result does not depend on the rows computed beside it as long as rows > 1.
+  void (*multiply)(const void* x, std::size_t x_stride, std::size_t rows, const void* panel,
+                   std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
+                   bool accumulate) noexcept;
+};
+
+// Positions in a KV page. Keys of one KV head are stored as [kPagePositions / 16][head_dim][16],
+// values as [kPagePositions][value_dim], in float32 or bfloat16; unused slots hold zeros.
+inline constexpr std::size_t kPagePositions = 64;
+inline constexpr std::size_t kKeyLanes = 16;
+
+// Online softmax over one KV page (Milakov and Gimelshein 2018), for `rows` queries that read the
+// same KV head. Row r sees the page's positions begin[r] <= p < end[r]; it may see none.
+//   q       [rows, head_dim], rows q_stride floats apart, already scaled
+//   max     [rows] running maximum of the scores, -inf before the first page
+//   sum     [rows] running sum of exp(score - max), 0 before the first page
+//   out     [rows, value_dim], rows out_stride floats apart, running weighted sum, 0 before
+//   scratch [rows * kPagePositions] floats
+// The caller divides out by sum after the last page.
+using AttendPage = void (*)(const float* q, std::size_t q_stride, std::size_t rows,
+                            const void* keys, const void* values, std::size_t head_dim,
+                            std::size_t value_dim, const std::int32_t* begin,
+                            const std::int32_t* end, float* max, float* sum, float* out,
+                            std::size_t out_stride, float* scratch) noexcept;
+
+struct KernelTable {
+  Tier tier;
+
+  GemmKernel gemm_f32;
+  GemmKernel gemm_bf16;
+
+  AttendPage attend_f32;
+  AttendPage attend_bf16;
+
+  // y = x / sqrt(sum(x^2) / divisor + eps) * weight, [n]; y may be x.
+  void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t divisor,
+                   std::size_t n, float* y) noexcept;
+
+  // Rotates pairs (x[j], x[j + pairs]) by the angle whose cosine and sine are given, [pairs].
+  void (*rope)(float* x, const float* cosine, const float* sine, std::size_t pairs) noexcept;
+
+  // y = silu(gate) * up, [n]; y may be gate or up.
+  void (*silu_multiply)(const float* gate, const float* up, std::size_t n, float* y) noexcept;
+
+  void (*add)(const float* x, std::size_t n, float* y) noexcept;                   // y += x
+  void (*multiply)(const float* x, std::size_t n, float* y) noexcept;              // y *= x
+  void (*scale)(float factor, std::size_t n, float* y) noexcept;                   // y *= factor
+  float (*log_sum_exp)(const float* x, std::size_t n) noexcept;                    // n >= 1
+  void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* y) noexcept;       // nearest even
+  void (*from_bf16)(const std::uint16_t* x, std::size_t n, float* y) noexcept;
+};
+
+}  // namespace slimformer::kernels

@@ -1,0 +1,59 @@
+// The blueprint of a model: what python/slimformer/config.py says, resolved for the core.
+// Every dimension belongs to a layer; absence is nullopt, never 0.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+namespace slimformer::model {
+
+// Rotary position embedding: one inverse frequency (radians per position) a rotary pair.
+// Pairs are (j, j + pairs) within a head.
+struct RotarySpec {
+  std::vector<float> inverse_frequencies;  // [rotary_dim / 2]
+};
+
+struct AttentionSpec {
+  int n_heads;
+  int n_kv_heads;
+  int head_dim;   // width of a query or key head
+  int value_dim;  // width of a value head
+  std::vector<int> q_to_kv;  // [n_heads], the KV head each query head reads
+  float scale;
+  std::optional<RotarySpec> rotary;
+  bool qkv_bias;
+  bool output_bias;
+};
+
+struct FfnSpec {
+  int n_neurons;
+  bool bias;
+};
+
+enum class LinkKind { full, low_rank, diagonal };
+
+// A linear map of a sub-block's normalised input that stands in for the sub-block.
+struct LinkSpec {
+  LinkKind kind;
+  std::optional<int> rank;  // low_rank only
+};
+
+// At most one of a sub-block and its link is present.
+struct LayerSpec {
+  std::optional<AttentionSpec> attention;
+  std::optional<LinkSpec> attention_link;
+  std::optional<FfnSpec> ffn;
+  std::optional<LinkSpec> ffn_link;
+};
+
+struct ModelSpec {
+  int vocab_size;
+  int n_channels;
+  int norm_divisor;  // RMSNorm divides the sum of squares by this
+  float norm_eps;
+  bool tied_head;
+  int max_positions;
+  std::vector<LayerSpec> layers;
+};
+
+}  // namespace slimformer::model

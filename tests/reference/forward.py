@@ -1,0 +1,159 @@
+"""The plain numpy model: what every other forward pass is measured against.
+
+Written for reading, not for speed: no cache, no packing, one sequence, every layer as in the
+paper. It knows links, absent sub-blocks, ragged heads and masks because the shapes say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, ModelConfig, RopeConfig
+
+Array = npt.NDArray[Any]
+Read = Callable[[str], Array]
+"""Gives the values of a tensor by its name, e.g. ``checkpoint.read_f32``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceMask:
+    """Which structures run; ``heads`` and ``neurons`` list what is kept, by layer."""
+
+    skip_attention: tuple[int, ...] = ()
+    skip_ffn: tuple[int, ...] = ()
+    exit_after: int | None = None
+    heads: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+    neurons: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+
+def forward(
+    config: ModelConfig,
+    read: Read,
+    tokens: Sequence[int],
+    mask: ReferenceMask | None = None,
+    dtype: Any = np.float64,
+    captured: dict[tuple[int, str], Array] | None = None,
+) -> Array:
+    """Logits of every position, [n_tokens, vocab_size].
+
+    ``captured`` is filled with what flows past the engine's taps, by (layer, site).
+    """
+    mask = mask or ReferenceMask()
+
+    def tensor(name: str) -> Array:
+        return np.asarray(read(name), dtype=dtype)
+
+    def norm(hidden: Array, name: str) -> Array:
+        mean_square = np.sum(hidden * hidden, axis=-1, keepdims=True) / config.norm_divisor
+        return hidden / np.sqrt(mean_square + dtype(config.norm_eps)) * tensor(name)
+
+    def tap(layer: int, site: str, value: Array) -> None:
+        if captured is not None:
+            captured[layer, site] = value.copy()
+
+    hidden = tensor("embedding.weight")[np.asarray(tokens)]  # [n_tokens, n_channels]
+    for index, layer in enumerate(config.layers):
+        if mask.exit_after is not None and index > mask.exit_after:
+            break
+        tap(index, "attention_input", hidden)
+        if layer.attention is not None and index not in mask.skip_attention:
+            prefix = f"layers.{index}.attention"
+            x = norm(hidden, f"{prefix}.norm.weight")
+            tap(index, "attention_normed", x)
+            if isinstance(layer.attention, LinkConfig):
+                hidden = hidden + link(layer.attention, prefix, tensor, x)
+            else:
+                heads = attention_heads(layer.attention, prefix, tensor, x)
+                heads = keep_heads(layer.attention, heads, mask.heads.get(index))
+                tap(index, "attention_heads", heads)
+                hidden = hidden + linear(tensor, f"{prefix}.o", heads, layer.attention.output_bias)
+        tap(index, "ffn_input", hidden)
+        if layer.ffn is not None and index not in mask.skip_ffn:
+            prefix = f"layers.{index}.ffn"
+            x = norm(hidden, f"{prefix}.norm.weight")
+            tap(index, "ffn_normed", x)
+            if isinstance(layer.ffn, LinkConfig):
+                hidden = hidden + link(layer.ffn, prefix, tensor, x)
+            else:
+                neurons = ffn_neurons(layer.ffn, prefix, tensor, x)
+                kept = mask.neurons.get(index)
+                if kept is not None:
+                    neurons = neurons * np.isin(np.arange(layer.ffn.n_neurons), kept)
+                tap(index, "ffn_neurons", neurons)
+                hidden = hidden + linear(tensor, f"{prefix}.down", neurons, layer.ffn.bias)
+        tap(index, "layer_output", hidden)
+    hidden = norm(hidden, "final_norm.weight")
+    return hidden @ tensor("embedding.weight" if config.tied_head else "head.weight").T
+
+
+def linear(tensor: Read, name: str, x: Array, bias: bool) -> Array:
+    """``x W' + b``, [n_tokens, outputs]."""
+    y: Array = x @ tensor(f"{name}.weight").T
+    return y + tensor(f"{name}.bias") if bias else y
+
+
+def link(config: LinkConfig, prefix: str, tensor: Read, x: Array) -> Array:
+    """The linear map that stands in for a sub-block, [n_tokens, n_channels]."""
+    if config.kind == "full":
+        return x @ tensor(f"{prefix}.link.weight").T
+    if config.kind == "diagonal":
+        return x * tensor(f"{prefix}.link.weight")
+    return (x @ tensor(f"{prefix}.link.down").T) @ tensor(f"{prefix}.link.up").T
+
+
+def attention_heads(config: AttentionConfig, prefix: str, tensor: Read, x: Array) -> Array:
+    """Input of the output projection, [n_tokens, n_heads * value_dim]."""
+    n_tokens = len(x)
+    q = linear(tensor, f"{prefix}.q", x, config.qkv_bias)
+    k = linear(tensor, f"{prefix}.k", x, config.qkv_bias)
+    v = linear(tensor, f"{prefix}.v", x, config.qkv_bias)
+    q = q.reshape(n_tokens, config.n_heads, config.head_dim)
+    k = k.reshape(n_tokens, config.n_kv_heads, config.head_dim)
+    v = v.reshape(n_tokens, config.n_kv_heads, config.value_dim)
+    if config.rope is not None:
+        q, k = rotate(config.rope, q), rotate(config.rope, k)
+    future = np.triu(np.ones((n_tokens, n_tokens), dtype=bool), 1)
+    heads = []
+    for head, kv in enumerate(config.q_to_kv):
+        scores = q[:, head] @ k[:, kv].T * x.dtype.type(config.scale)
+        scores = np.where(future, -np.inf, scores)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        heads.append(weights / weights.sum(axis=-1, keepdims=True) @ v[:, kv])
+    return np.concatenate(heads, axis=-1)
+
+
+def keep_heads(config: AttentionConfig, heads: Array, kept: Sequence[int] | None) -> Array:
+    """Zeroes the outputs of masked heads."""
+    if kept is None:
+        return heads
+    flags = np.isin(np.arange(config.n_heads), kept)
+    return heads * np.repeat(flags, config.value_dim)
+
+
+def rotate(rope: RopeConfig, x: Array) -> Array:
+    """Rotary position embedding of [n_tokens, heads, head_dim], positions from 0.
+
+    The angle is rounded to float32 as every engine does, so that what is compared is the
+    rotation and not the rounding of large angles.
+    """
+    positions = np.arange(len(x), dtype=np.float32)
+    angles = positions[:, None] * rope.inverse_frequencies()[None, :]
+    cosine = np.cos(angles.astype(np.float64)).astype(x.dtype)[:, None, :]
+    sine = np.sin(angles.astype(np.float64)).astype(x.dtype)[:, None, :]
+    half = rope.rotary_dim // 2
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1
+    )
+
+
+def ffn_neurons(config: FfnConfig, prefix: str, tensor: Read, x: Array) -> Array:
+    """Input of the down projection, [n_tokens, n_neurons]."""
+    gate = linear(tensor, f"{prefix}.gate", x, config.bias)
+    up = linear(tensor, f"{prefix}.up", x, config.bias)
+    return gate / (1 + np.exp(-gate)) * up

@@ -1,0 +1,188 @@
+"""Small random models of every shape, for laws that must hold on any of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor, TokenizerAssets
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    LinearRopeScaling,
+    LinkConfig,
+    Llama3RopeScaling,
+    ModelConfig,
+    RopeConfig,
+)
+
+WORDS = ("the", "of", "and", "to", "in", "light", "river", "stone", "engine", "layer")
+
+
+def random_config(
+    rng: np.random.Generator,
+    *,
+    max_layers: int = 4,
+    vocab_size: int = 300,
+    ragged: bool = True,
+    max_positions: int = 512,
+) -> ModelConfig:
+    """A random shape; ``ragged=False`` gives a uniform one that plain Llama can say."""
+    n_channels = int(rng.integers(2, 40))
+    n_layers = int(rng.integers(0 if ragged else 1, max_layers + 1))
+    shared = _random_layer(rng, n_channels, ragged=False)
+    layers = tuple(
+        _random_layer(rng, n_channels, ragged=True) if ragged else shared for _ in range(n_layers)
+    )
+    return ModelConfig(
+        family="llama",
+        vocab_size=vocab_size,
+        n_channels=n_channels,
+        norm_divisor=n_channels + (int(rng.integers(0, 9)) if ragged else 0),
+        norm_eps=1e-5,
+        tied_head=bool(rng.integers(2)),
+        max_positions=max_positions,
+        layers=layers,
+    )
+
+
+def _random_layer(rng: np.random.Generator, n_channels: int, *, ragged: bool) -> LayerConfig:
+    attention: AttentionConfig | LinkConfig | None = _random_attention(rng, ragged=ragged)
+    ffn: FfnConfig | LinkConfig | None = FfnConfig(
+        n_neurons=int(rng.integers(1, 70)), bias=bool(rng.integers(2))
+    )
+    if ragged:
+        attention = _maybe_replaced(rng, attention, n_channels)
+        ffn = _maybe_replaced(rng, ffn, n_channels)
+    return LayerConfig(attention, ffn)
+
+
+def _maybe_replaced(rng: np.random.Generator, sub_block: Any, n_channels: int) -> Any:
+    choice = rng.random()
+    if choice < 0.15:
+        return None
+    if choice < 0.2:
+        return LinkConfig("full")
+    if choice < 0.25:
+        return LinkConfig("diagonal")
+    if choice < 0.3:
+        return LinkConfig("low_rank", rank=int(rng.integers(1, n_channels + 1)))
+    return sub_block
+
+
+def _random_attention(rng: np.random.Generator, *, ragged: bool) -> AttentionConfig:
+    n_kv_heads = int(rng.integers(1, 4))
+    head_dim = 2 * int(rng.integers(1, 20))
+    bias = bool(rng.integers(2))
+    if not ragged:
+        per_kv = int(rng.integers(1, 4))
+        q_to_kv = [kv for kv in range(n_kv_heads) for _ in range(per_kv)]
+        rope: RopeConfig | None = random_rope(rng, head_dim)
+        return AttentionConfig(
+            n_heads=len(q_to_kv),
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            value_dim=head_dim,
+            q_to_kv=tuple(q_to_kv),
+            scale=head_dim**-0.5,
+            rope=rope,
+            qkv_bias=bias,
+            output_bias=bias,
+        )
+    q_to_kv = list(range(n_kv_heads)) + list(
+        rng.integers(0, n_kv_heads, size=int(rng.integers(0, 4)))
+    )
+    rng.shuffle(q_to_kv)
+    rotary_dim = 2 * int(rng.integers(1, head_dim // 2 + 1))
+    return AttentionConfig(
+        n_heads=len(q_to_kv),
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        value_dim=int(rng.integers(1, 40)),
+        q_to_kv=tuple(int(kv) for kv in q_to_kv),
+        scale=float(rng.uniform(0.05, 0.5)),
+        rope=None if rng.random() < 0.15 else random_rope(rng, rotary_dim),
+        qkv_bias=bias,
+        output_bias=bool(rng.integers(2)),
+    )
+
+
+def random_rope(rng: np.random.Generator, rotary_dim: int) -> RopeConfig:
+    """A rotary embedding with one of the scalings that Llama has."""
+    scaling = (
+        None,
+        LinearRopeScaling(factor=2.0),
+        Llama3RopeScaling(
+            factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64
+        ),
+    )[int(rng.integers(3))]
+    return RopeConfig(rotary_dim=rotary_dim, theta=10000.0, scaling=scaling)
+
+
+def random_checkpoint(
+    config: ModelConfig, seed: int, *, dtype: str = "f32", tokenizer: bool = False
+) -> Checkpoint:
+    """Weights of a size that keeps activations near 1; norms near 1, biases small."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: Tensor.of(_random_values(rng, name, shape).astype(DTYPES[dtype]))
+        for name, shape in config.tensor_shapes().items()
+    }
+    assets = tiny_tokenizer(config.vocab_size) if tokenizer else None
+    return Checkpoint(f"random-{seed}", config, tensors, assets)
+
+
+def _random_values(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...]
+) -> npt.NDArray[np.float64]:
+    values = rng.standard_normal(shape)
+    if name.endswith("norm.weight"):
+        return 1 + 0.1 * values
+    if name.endswith(".bias"):
+        return 0.1 * values
+    if name == "embedding.weight" or len(shape) == 1:
+        return 0.5 * values
+    return values / np.sqrt(shape[-1])
+
+
+def tiny_tokenizer(vocab_size: int = 300) -> TokenizerAssets:
+    """A byte-level BPE tokenizer with two special tokens, 256 bytes and a few words.
+
+    Ids 0 and 1 are ``<|begin|>`` and ``<|end|>``; any text can be encoded.
+    """
+    vocab = {"<|begin|>": 0, "<|end|>": 1}
+    for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocab[character] = len(vocab)
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        piece = "Ġ"
+        for character in word:
+            if piece + character not in vocab:
+                if len(vocab) == vocab_size:
+                    break
+                merges.append((piece, character))
+                vocab[piece + character] = len(vocab)
+            piece += character
+    while len(vocab) < vocab_size:
+        vocab[f"<|reserved_{len(vocab)}|>"] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>"])
+    return TokenizerAssets(
+        tokenizer_json=json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False),
+        chat_template=(
+            "{% for message in messages %}<|begin|>{{ message['role'] }}: "
+            "{{ message['content'] }}<|end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|begin|>assistant: {% endif %}"
+        ),
+        bos="<|begin|>",
+        eos="<|end|>",
+        add_bos=False,
+        stop_ids=(1,),
+    )

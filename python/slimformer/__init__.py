@@ -1,0 +1,107 @@
+"""Slimformer: remove whole structures from a Transformer, then really run it faster.
+
+>>> import slimformer as sf
+>>> dense = sf.load("smollm2-135m-instruct")
+>>> slim = sf.prune(dense, sf.plan(dense, keep=0.8))
+>>> slim.save("smol-80")
+>>> print(sf.Engine(slim).generate("The capital of France is"))
+
+Names are loaded when they are first used, so that ``slimformer --help`` does not wait for
+tokenizers and the core.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from slimformer.errors import (
+    BudgetError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    DownloadError,
+    FormatError,
+    ModelNotFoundError,
+    RecipeError,
+    SlimformerError,
+    StorageError,
+    TokenError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from slimformer.checkpoint import Checkpoint, load, pull
+    from slimformer.engine import Engine, Mask, Session, build_info
+    from slimformer.prune import Recipe, plan, prune
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "Checkpoint",
+    "ConfigError",
+    "ContextLengthError",
+    "DataError",
+    "DownloadError",
+    "Engine",
+    "FormatError",
+    "Mask",
+    "ModelNotFoundError",
+    "Recipe",
+    "RecipeError",
+    "Session",
+    "SlimformerError",
+    "StorageError",
+    "TokenError",
+    "UnsupportedModelError",
+    "__version__",
+    "build_info",
+    "load",
+    "plan",
+    "prune",
+    "pull",
+]
+
+_HOME = {
+    "Checkpoint": "slimformer.checkpoint",
+    "load": "slimformer.checkpoint",
+    "pull": "slimformer.checkpoint",
+    "Engine": "slimformer.engine",
+    "Mask": "slimformer.engine",
+    "Session": "slimformer.engine",
+    "build_info": "slimformer.engine",
+    "Recipe": "slimformer.prune",
+    "plan": "slimformer.prune",
+    "prune": "slimformer.prune",
+}
+"""Where the names live that are loaded on first use."""
+
+
+class _Package(types.ModuleType):
+    """Keeps ``slimformer.prune`` the function although a subpackage has that name too.
+
+    The import system binds a subpackage to its parent as soon as anyone imports it; without
+    this, what ``slimformer.prune`` is would depend on what has been imported before.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "prune" and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

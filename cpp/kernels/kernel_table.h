@@ -30,6 +30,9 @@ struct GemmKernel {
   void (*pack_panel)(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
                      void* panel) noexcept;
 
+  // Writes row `output` of a packed panel, widened to float32, to w [k].
+  void (*unpack_row)(const void* panel, std::size_t output, std::size_t k, float* w) noexcept;
+
   // Bytes of x once prepared; 0 where `multiply` reads float32 rows as they are.
   std::size_t (*input_bytes)(std::size_t rows, std::size_t k) noexcept;
 

@@ -1,0 +1,29 @@
+// What this CPU can run and this operating system lets it run (CPUID and XGETBV).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace slimformer {
+
+enum class CpuFeature : std::uint32_t {
+  avx = 1U << 0,
+  avx2 = 1U << 1,
+  fma = 1U << 2,
+  f16c = 1U << 3,
+  bmi2 = 1U << 4,
+  avx512f = 1U << 5,
+  avx512bw = 1U << 6,
+  avx512dq = 1U << 7,
+  avx512vl = 1U << 8,
+  avx512vnni = 1U << 9,
+  avx512bf16 = 1U << 10,
+};
+
+// Bits of CpuFeature. A feature whose registers the operating system does not save is not set.
+std::uint32_t DetectCpuFeatures() noexcept;
+
+std::vector<std::string> CpuFeatureNames(std::uint32_t features);
+
+}  // namespace slimformer

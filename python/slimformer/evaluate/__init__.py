@@ -1,0 +1,26 @@
+"""What a model is worth: perplexity, tasks, speed and memory."""
+
+from slimformer.evaluate.footprint import Footprint, measure_footprint
+from slimformer.evaluate.perplexity import TextResult, evaluate_text, read_text
+from slimformer.evaluate.speed import Contender, Speed, Spread, measure_speed
+from slimformer.evaluate.task_files import Item, Task, find_tasks, last_words, load_task
+from slimformer.evaluate.tasks import TaskResult, evaluate_task
+
+__all__ = [
+    "Contender",
+    "Footprint",
+    "Item",
+    "Speed",
+    "Spread",
+    "Task",
+    "TaskResult",
+    "TextResult",
+    "evaluate_task",
+    "evaluate_text",
+    "find_tasks",
+    "last_words",
+    "load_task",
+    "measure_footprint",
+    "measure_speed",
+    "read_text",
+]

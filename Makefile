@@ -1,0 +1,64 @@
+# The words of the project; CI uses the same ones.
+#   make setup build test lint parity asan bench
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+
+CPP_SOURCES = $(wildcard cpp/*/*.cc cpp/*/*/*.cc)
+CPP_FILES = $(CPP_SOURCES) $(wildcard cpp/*/*.h cpp/*/*/*.h)
+
+# llama.cpp is built from source, for this machine and without what a comparison does not need.
+PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF
+
+.PHONY: setup build test lint parity asan bench clean
+
+setup: $(BIN)/pip
+	$(BIN)/pip install --quiet '.[test,lint]'
+
+build: $(BIN)/pip
+	$(BIN)/pip install --quiet --no-deps --force-reinstall .
+
+test:
+	$(BIN)/pytest
+
+# clang-tidy reads the flags of the dev preset, which also compiles with warnings as errors.
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	PATH="$(BIN):$$PATH" cmake --preset dev -DPython_EXECUTABLE=$(BIN)/python
+	PATH="$(BIN):$$PATH" cmake --build --preset dev
+	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -p build/dev -quiet $(abspath $(CPP_SOURCES))
+
+# Against transformers and llama.cpp, on the real model: the tests that `make test` leaves out.
+parity:
+	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[test,parity]'
+	$(BIN)/pytest -m "parity or model or network"
+
+# AddressSanitizer and UBSan: a copy of the package with instrumented extension modules, put in
+# front of the installed one. Python itself leaks on purpose, so leaks are not counted.
+ASAN_STAGE = build/asan/stage
+ASAN_TESTS ?= tests/kernels tests/unit tests/laws
+asan:
+	PATH="$(BIN):$$PATH" cmake --preset asan -DPython_EXECUTABLE=$(BIN)/python
+	PATH="$(BIN):$$PATH" cmake --build --preset asan
+	rm -rf $(ASAN_STAGE)
+	mkdir -p $(ASAN_STAGE)
+	cp -r python/slimformer $(ASAN_STAGE)/slimformer
+	rm -f $(ASAN_STAGE)/slimformer/*.so
+	"$(BIN)/cmake" --install build/asan --prefix $(ASAN_STAGE)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	PYTHONPATH=$(ASAN_STAGE) $(BIN)/python -m pytest $(ASAN_TESTS)
+
+bench:
+	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[parity]'
+	$(BIN)/python bench/peers.py --output bench/RESULTS.md
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)

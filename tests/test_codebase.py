@@ -192,7 +192,7 @@ def _tier_objects() -> list[Path]:
     return sorted(
         path
         for path in (ROOT / "build").glob("**/*.o")
-        if re.search(r"kernels/(scalar|avx\w+)/", path.as_posix()) and "asan" not in path.parts
+        if re.search(r"/slimformer_(scalar|avx\w+)\.dir/", path.as_posix()) and "asan" not in path.parts
     )
 
 

@@ -66,6 +66,7 @@ class Checkpoint:
     """An immutable model: ``tensors`` holds exactly the names of ``config.tensor_shapes()``.
 
     ``recipe`` is the JSON form of the recipe that made it from its source, if one did.
+    ``quantised`` says that tensors were expanded from fewer bits than their dtype has.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     tokenizer: TokenizerAssets | None = None
     recipe: Mapping[str, Any] | None = None
+    quantised: bool = False
 
     def __post_init__(self) -> None:
         expected = self.config.tensor_shapes()
@@ -115,5 +117,5 @@ class Checkpoint:
         for name in self.config.tensor_shapes():
             tensor = self.tensors[name]
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            digest.update(np.ascontiguousarray(tensor.read()).view(np.uint8))
+            digest.update(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
         return digest.hexdigest()

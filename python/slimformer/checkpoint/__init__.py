@@ -1,0 +1,9 @@
+"""Models at rest: reading, writing and fetching them."""
+
+from __future__ import annotations
+
+from slimformer.checkpoint.cast import cast
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor, TokenizerAssets
+from slimformer.checkpoint.loading import load
+
+__all__ = ["Checkpoint", "Tensor", "TokenizerAssets", "cast", "load"]

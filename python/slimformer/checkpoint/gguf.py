@@ -1,0 +1,102 @@
+"""GGUF files: one file with metadata, tokenizer and (mostly quantised) tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
+
+from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
+from slimformer.checkpoint.dequantise import QUANTISED, dequantise
+from slimformer.checkpoint.families import Family, by_gguf_architecture
+from slimformer.checkpoint.families.family import RowOrder
+from slimformer.checkpoint.gguf_header import MAGIC, GgufFile, GgufTensor, open_gguf
+from slimformer.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from slimformer.config import ModelConfig
+from slimformer.errors import ConfigError, FormatError, StorageError, UnsupportedModelError
+
+_PLAIN = {
+    GGMLQuantizationType.F32: "f32",
+    GGMLQuantizationType.F16: "f16",
+    GGMLQuantizationType.BF16: "bf16",
+}
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file starts like a GGUF file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read: {error}") from error
+
+
+def read_gguf(path: Path) -> Checkpoint:
+    """The model in a GGUF file, mapped: tensors are dequantised when they are read.
+
+    Raises
+    ------
+    FormatError
+        The file is truncated, contradicts itself, or lacks tensors.
+    UnsupportedModelError
+        Its family, element types, tokenizer or features do not run here.
+    """
+    file = open_gguf(path)
+    family = by_gguf_architecture(file.metadata.text("general.architecture"), str(path))
+    try:
+        config = family.from_gguf(file)
+    except ConfigError as error:
+        raise FormatError(f"{path}: {error}") from error
+    stored = _match_names(file, family, config)
+    tensors = {
+        name: _lazy_tensor(file, tensor, family.gguf_row_order(config, name))
+        for name, tensor in stored.items()
+    }
+    return Checkpoint(
+        name=path.stem,
+        config=config,
+        tensors=tensors,
+        tokenizer=tokenizer_from_gguf(file.metadata, config.vocab_size),
+        quantised=any(tensor.quantisation in QUANTISED for tensor in stored.values()),
+    )
+
+
+def _match_names(file: GgufFile, family: Family, config: ModelConfig) -> dict[str, GgufTensor]:
+    """Stored tensors by canonical name; none missing, none left, every shape right."""
+    left = {name: t for name, t in file.tensors.items() if name not in family.gguf_consumed}
+    found = {}
+    for name, shape in config.tensor_shapes().items():
+        stored_name = family.gguf_name(name)
+        tensor = left.pop(stored_name, None)
+        if tensor is None:
+            raise FormatError(f"{file.path}: tensor {stored_name}: expected, found none")
+        if tensor.shape != shape:
+            raise FormatError(
+                f"{file.path}: tensor {stored_name}: expected shape {shape}, found {tensor.shape}"
+            )
+        if tensor.quantisation not in _PLAIN and tensor.quantisation not in QUANTISED:
+            raise UnsupportedModelError(
+                f"{file.path}: tensor {stored_name}: element type {tensor.quantisation.name} "
+                "is not read here"
+            )
+        found[name] = tensor
+    if left:
+        raise FormatError(f"{file.path}: unexpected tensors {sorted(left)[:5]}")
+    return found
+
+
+def _lazy_tensor(file: GgufFile, tensor: GgufTensor, row_order: RowOrder | None) -> Tensor:
+    dtype = _PLAIN.get(tensor.quantisation, "f32")
+
+    def read() -> npt.NDArray[Any]:
+        data = file.tensor_bytes(tensor)
+        if tensor.quantisation in QUANTISED:
+            values: npt.NDArray[Any] = dequantise(data, tensor.shape, tensor.quantisation)
+        else:
+            values = data.view(DTYPES[dtype]).reshape(tensor.shape)
+        return values if row_order is None else np.ascontiguousarray(values[row_order])
+
+    return Tensor(tensor.shape, dtype, read)

@@ -1,0 +1,193 @@
+"""Text to token ids and back, for any model that comes with a tokenizer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import tokenizers
+
+from slimformer.chat_template import ChatTemplate
+from slimformer.checkpoint.checkpoint import TokenizerAssets
+from slimformer.errors import DataError, FormatError, TokenError
+
+REPLACEMENT = "\ufffd"
+"""What a decoder shows in place of bytes that are not (yet) a character."""
+
+
+class Tokenizer:
+    """The tokenizer of a model.
+
+    Parameters
+    ----------
+    assets:
+        What the checkpoint knows of it.
+
+    Raises
+    ------
+    FormatError
+        The tokenizer's description is not valid.
+    """
+
+    def __init__(self, assets: TokenizerAssets) -> None:
+        self._assets = assets
+        self._plain = _build(assets)
+        self._plain.encode_special_tokens = True
+        self.vocab_size: int = self._plain.get_vocab_size(with_added_tokens=True)
+        self.bos_id = self._special_id(assets.bos)
+        self.eos_id = self._special_id(assets.eos)
+        self.stop_ids: frozenset[int] = frozenset(assets.stop_ids)
+
+    @functools.cached_property
+    def _special(self) -> tokenizers.Tokenizer:
+        """A second instance, since whether special tokens are parsed is its state."""
+        return _build(self._assets)
+
+    @functools.cached_property
+    def _chat_template(self) -> ChatTemplate:
+        if self._assets.chat_template is None:
+            raise DataError("this model has no chat template; generate without --chat")
+        return ChatTemplate(
+            self._assets.chat_template, bos=self._assets.bos or "", eos=self._assets.eos or ""
+        )
+
+    def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        Parameters
+        ----------
+        text:
+            Any text without lone surrogates.
+        add_bos:
+            Whether to begin with the beginning-of-sequence token; by default as the model
+            asks. It is not added to a text that already begins with it.
+        special:
+            Whether names of special tokens in the text become those tokens, as in the output
+            of a chat template, or stay plain text, as what a user typed should.
+
+        Raises
+        ------
+        DataError
+            The text contains surrogates and so is not Unicode text.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"text is not valid Unicode at character {error.start}") from error
+        tokenizer = self._special if special else self._plain
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        wanted = self._assets.add_bos if add_bos is None else add_bos
+        if not wanted or self.bos_id is None or (special and ids[:1] == [self.bos_id]):
+            return ids
+        return [self.bos_id, *ids]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids; ids of padding rows beyond the vocabulary give nothing.
+
+        Raises
+        ------
+        TokenError
+            An id is negative or no 32-bit number.
+        """
+        values = [int(value) for value in ids]
+        for value in values:
+            if not 0 <= value < 1 << 31:
+                raise TokenError(f"token id: expected 0 to {self.vocab_size - 1}, found {value}")
+        text: str = self._plain.decode(values, skip_special_tokens=skip_special)
+        return text
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation in the model's own format.
+
+        Encode it with ``special=True``.
+
+        Parameters
+        ----------
+        messages:
+            Each with a ``role`` (``system``, ``user``, ``assistant``) and a ``content``.
+        add_generation_prompt:
+            Whether to end where the assistant's answer begins.
+
+        Raises
+        ------
+        DataError
+            The model has no chat template, or the template refuses these messages.
+        FormatError
+            The template itself is broken.
+        """
+        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def _special_id(self, token: str | None) -> int | None:
+        if token is None:
+            return None
+        index: int | None = self._plain.token_to_id(token)
+        if index is None:
+            raise FormatError(f"tokenizer: special token {token!r} is not in the vocabulary")
+        return index
+
+
+class TextStreamer:
+    """Text of token ids that arrive one by one; characters are never split.
+
+    Parameters
+    ----------
+    tokenizer:
+        Decodes the ids.
+    context:
+        Ids before the first one that is pushed. With them a first word keeps its space where
+        the tokenizer drops the space that begins a text.
+    """
+
+    _CONTEXT_IDS = 4
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(context[-self._CONTEXT_IDS :])
+        self._shown = len(tokenizer.decode(self._ids))
+
+    def push(self, token_id: int) -> str:
+        """The text that has become certain with this id; often empty within a character."""
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids)
+        whole = _without_incomplete(text)
+        new = text[self._shown : whole]
+        self._shown = max(self._shown, whole)
+        if new and whole == len(text):
+            self._forget()
+        return new
+
+    def flush(self) -> str:
+        """What is left at the end, an unfinished character as U+FFFD."""
+        text = self._tokenizer.decode(self._ids)
+        new = text[self._shown :]
+        self._shown = len(text)
+        return new
+
+    def _forget(self) -> None:
+        """Keep just enough ids to decode the next one as a continuation."""
+        self._ids = self._ids[-1:]
+        self._shown = len(self._tokenizer.decode(self._ids))
+
+
+def _without_incomplete(text: str) -> int:
+    """Length of ``text`` without a character whose last bytes may still come.
+
+    Up to three bytes of a character can be there without its last one; decoders show them as
+    one replacement character or as one for each byte.
+    """
+    length = len(text)
+    while length > 0 and len(text) - length < 3 and text[length - 1] == REPLACEMENT:
+        length -= 1
+    return length
+
+
+def _build(assets: TokenizerAssets) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(assets.tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise FormatError(f"tokenizer: not a valid tokenizer.json: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

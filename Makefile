@@ -60,7 +60,7 @@ asan:
 
 bench:
 	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[parity]'
-	$(BIN)/python bench/peers.py --output bench/RESULTS.md
+	PYTHONPATH=tests $(BIN)/python bench/run.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -29,6 +29,7 @@ PYTHON_LEVELS = {
     "config": 1,
     "checkpoint": 2,
     "tokenizer": 2,
+    "chat_template": 2,
     "engine": 3,
     "prune": 4,
     "evaluate": 5,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from slimformer.checkpoint import Checkpoint, load, pull
+if TYPE_CHECKING:
+    from slimformer.checkpoint import Checkpoint
 
 REAL_MODEL = "smollm2-135m-instruct"
 
@@ -29,10 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def real_model_path() -> Path:
     """The real model's GGUF in the user's cache, pulled if it is not there."""
+    from slimformer.checkpoint import pull
+
     return pull(REAL_MODEL)
 
 
 @pytest.fixture(scope="session")
 def real_model(real_model_path: Path) -> Checkpoint:
     """The real model, tensors read when asked for."""
+    from slimformer.checkpoint import load
+
     return load(real_model_path)

@@ -31,7 +31,11 @@ ROPES: tuple[dict[str, Any], ...] = (
 
 
 def write_random_llama(seed: int, folder: Path) -> Any:
-    """Save a random model as transformers does; shapes are odd on purpose."""
+    """Save a random model as transformers does.
+
+    The width is a multiple of every number of heads that a test leaves, which transformers
+    insists on; all other sizes are odd on purpose.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,7 +43,7 @@ def write_random_llama(seed: int, folder: Path) -> Any:
     kv_heads = int(rng.integers(1, 4))
     config = LlamaConfig(
         vocab_size=int(rng.integers(50, 200)),
-        hidden_size=2 * int(rng.integers(5, 40)) + 1,
+        hidden_size=6 * kv_heads * int(rng.integers(1, 6)),
         intermediate_size=int(rng.integers(3, 90)),
         num_hidden_layers=int(rng.integers(2, 5)),
         num_attention_heads=kv_heads * int(rng.integers(1, 4)),

@@ -1,0 +1,406 @@
+"""The engine: a model packed for this CPU, and the sequences that run on it.
+
+The only module that knows the C++ core. An `Engine` is immutable and may be used by several
+threads at once; a `Session` is one running sequence and belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from slimformer import _core
+from slimformer._core import Moments, build_info, measure_roofline
+from slimformer.checkpoint import load
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import ModelConfig
+from slimformer.errors import ConfigError, DataError, TokenError
+from slimformer.generation import (
+    Completion,
+    GenerationOptions,
+    GenerationSettings,
+    generate_ids,
+    generate_text,
+)
+from slimformer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "Kv",
+    "Mask",
+    "Moments",
+    "Session",
+    "Weights",
+    "build_info",
+    "measure_roofline",
+]
+
+Weights = Literal["f32", "bf16"]
+Kv = Literal["f32", "bf16"]
+
+Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.float32]
+
+MAX_TOKEN_ID = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Structures that a session leaves out; the packed weights stay as they are.
+
+    Parameters
+    ----------
+    skip_attention, skip_ffn:
+        Layers whose sub-block does not run.
+    exit_after:
+        The last layer that runs.
+    heads, neurons:
+        By layer, the query heads and FFN neurons that are kept.
+    """
+
+    skip_attention: tuple[int, ...] = ()
+    skip_ffn: tuple[int, ...] = ()
+    exit_after: int | None = None
+    heads: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    neurons: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def skip_layers(layers: Iterable[int]) -> Mask:
+        """Leaves out both sub-blocks of each of these layers."""
+        indices = tuple(sorted(set(layers)))
+        return Mask(skip_attention=indices, skip_ffn=indices)
+
+
+class Engine:
+    """A model packed for this CPU.
+
+    Parameters
+    ----------
+    model:
+        A checkpoint, or what `slimformer.load` takes.
+    weights:
+        What the matrices are packed as: ``bf16`` (half the memory, decodes faster) or ``f32``.
+    threads:
+        Threads of one forward pass; 0 means one a core.
+    kv:
+        Element type of keys and values that sessions keep, unless they ask otherwise.
+    tier:
+        The kernels to use; by default the best that the CPU runs, or what the environment
+        variable ``SLIMFORMER_ISA`` names.
+
+    Raises
+    ------
+    ConfigError
+        A setting is not one of those offered.
+    FormatError
+        The model's tensors hold NaN or infinite values.
+    """
+
+    def __init__(
+        self,
+        model: Checkpoint | str | os.PathLike[str],
+        *,
+        weights: Weights = "bf16",
+        threads: int = 0,
+        kv: Kv = "f32",
+        tier: str | None = None,
+    ) -> None:
+        _check_choice("weights", weights, get_args(Weights))
+        _check_choice("kv", kv, get_args(Kv))
+        start = time.perf_counter()
+        checkpoint = model if isinstance(model, Checkpoint) else load(model)
+        self.name: str = checkpoint.name
+        self.config: ModelConfig = checkpoint.config
+        self.weights: Weights = weights
+        self.kv: Kv = kv
+        assets = checkpoint.tokenizer
+        self.tokenizer: Tokenizer | None = None if assets is None else Tokenizer(assets)
+        self._packed = _core.PackedModel(
+            checkpoint.config, weights=weights, threads=threads, tier=tier
+        )
+        for name, tensor in checkpoint.tensors.items():
+            self._packed.load_tensor(name, _as_core_array(tensor.read()))
+        self._packed.finish()
+        self.tier: str = self._packed.tier
+        self.threads: int = self._packed.threads
+        self.weight_bytes: int = self._packed.weight_bytes
+        self.load_seconds: float = time.perf_counter() - start
+
+    def session(
+        self, mask: Mask | None = None, *, kv: Kv | None = None, capacity: int | None = None
+    ) -> Session:
+        """An empty sequence.
+
+        Parameters
+        ----------
+        mask:
+            Structures to leave out for as long as the session lives.
+        kv:
+            Element type of its keys and values.
+        capacity:
+            Positions it may grow to, at most the model's limit, which is the default.
+        """
+        kv = self.kv if kv is None else kv
+        _check_choice("kv", kv, get_args(Kv))
+        core = _core.Session(self._packed, plan=self._plan(mask), kv=kv, capacity=capacity)
+        return Session(self, core)
+
+    def forward(
+        self,
+        sessions: Sequence[Session],
+        tokens: Sequence[Tokens],
+        *,
+        logits: Literal["last", "all", "none"] = "last",
+    ) -> Floats:
+        """Feeds each session its tokens, all in one pass.
+
+        Parameters
+        ----------
+        sessions, tokens:
+            Sequences of any lengths, each session once. If anything is wrong with one of them,
+            none of them changes.
+        logits:
+            Which rows to return: each sequence's ``last``, ``all`` or ``none``.
+
+        Returns
+        -------
+        float32 [sequences, vocab_size], [all tokens, vocab_size] or [0, vocab_size].
+
+        Raises
+        ------
+        TokenError, ContextLengthError, DataError
+        """
+        return self._packed.forward(
+            [session._core for session in sessions],
+            [_as_tokens(ids) for ids in tokens],
+            logits=logits,
+        )
+
+    def score(self, sequences: Sequence[Tokens], *, mask: Mask | None = None) -> list[Floats]:
+        """Log-probability (natural) of every token but the first, given those before it.
+
+        Returns
+        -------
+        For each sequence float32 [its length - 1].
+        """
+        sessions = [self.session(mask)._core for _ in sequences]
+        return self._packed.score(sessions, [_as_tokens(ids) for ids in sequences])
+
+    def embed(self, tokens: Tokens) -> Floats:
+        """Hidden states that enter the first layer, float32 [n_tokens, n_channels]."""
+        return self._packed.embed(_as_tokens(tokens))
+
+    def run_layers(
+        self,
+        hidden: Floats,
+        lengths: Sequence[int],
+        *,
+        first: int,
+        last: int,
+        mask: Mask | None = None,
+        moments: Mapping[tuple[int, str], Moments] | None = None,
+        capture: Sequence[tuple[int, str]] = (),
+    ) -> tuple[Floats, dict[tuple[int, str], Floats]]:
+        """Runs layers ``first`` up to but without ``last`` on given hidden states.
+
+        Parameters
+        ----------
+        hidden:
+            [tokens of all sequences, n_channels]; each sequence starts at position 0.
+        lengths:
+            Tokens of each sequence.
+        moments:
+            By (layer, site), statistics to add what flows past that tap to.
+        capture:
+            Taps whose values are returned. Sites: ``attention_input``, ``attention_normed``,
+            ``attention_heads`` (input of the output projection), ``ffn_input``, ``ffn_normed``,
+            ``ffn_neurons`` (input of the down projection), ``layer_output``.
+
+        Returns
+        -------
+        The hidden states after the last of these layers, and the captured values
+        [tokens, width] by tap.
+        """
+        return self._packed.run_layers(
+            hidden,
+            list(lengths),
+            first=first,
+            last=last,
+            plan=self._plan(mask),
+            moments=moments,
+            capture=list(capture),
+        )
+
+    def logits(self, hidden: Floats) -> Floats:
+        """Final norm and head: [n_tokens, n_channels] to [n_tokens, vocab_size]."""
+        return self._packed.logits(hidden)
+
+    def score_hidden(self, hidden: Floats, targets: Tokens) -> Floats:
+        """Log-probability of one target a row, without holding all logits, [n_tokens]."""
+        return self._packed.score_hidden(hidden, _as_tokens(targets))
+
+    def prompt_ids(self, prompt: str, *, chat: bool = False) -> list[int]:
+        """Token ids of a prompt, as text to go on from or as a user's message."""
+        tokenizer = self._require_tokenizer()
+        if not chat:
+            return tokenizer.encode(prompt)
+        text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+        return tokenizer.encode(text, special=True)
+
+    def generate_ids(self, prompt: Tokens, **options: Unpack[GenerationOptions]) -> list[int]:
+        """New token ids after a prompt of token ids; a model without tokenizer can do this too."""
+        settings = GenerationSettings(**options)
+        if self.tokenizer is None and not settings.stop:
+            ids = _as_tokens(prompt).tolist()
+            return list(generate_ids(self.session(settings.mask), ids, settings, frozenset()))
+        return _completion(self._pieces(prompt, settings)).tokens
+
+    def complete(
+        self, prompt: str, *, chat: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Completion:
+        """What the model writes after a prompt, as text and as tokens.
+
+        Parameters
+        ----------
+        prompt:
+            Text to go on from, or with ``chat`` a user's message.
+        chat:
+            Whether to put the prompt into the model's chat template.
+        options:
+            See `slimformer.generation.GenerationSettings`.
+
+        Raises
+        ------
+        ConfigError, DataError, ContextLengthError
+        """
+        settings = GenerationSettings(**options)
+        return _completion(self._pieces(self.prompt_ids(prompt, chat=chat), settings))
+
+    def generate(
+        self, prompt: str, *, chat: bool = False, **options: Unpack[GenerationOptions]
+    ) -> str:
+        """The text that the model writes after a prompt; see `complete`."""
+        return self.complete(prompt, chat=chat, **options).text
+
+    def stream(
+        self, prompt: str, *, chat: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Iterator[str]:
+        """The same text in pieces as they are written, characters never split."""
+        pieces = self._pieces(self.prompt_ids(prompt, chat=chat), GenerationSettings(**options))
+        return (text for _, text in pieces if text)
+
+    def _pieces(
+        self, prompt: Tokens, settings: GenerationSettings
+    ) -> Iterator[tuple[int | None, str]]:
+        tokenizer = self._require_tokenizer()
+        ids = _as_tokens(prompt).tolist()
+        new = generate_ids(self.session(settings.mask), ids, settings, tokenizer.stop_ids)
+        return generate_text(new, tokenizer, settings.stop, ids)
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise DataError(f"{self.name}: this model has no tokenizer; pass token ids instead")
+        return self.tokenizer
+
+    def _plan(self, mask: Mask | None) -> _core.Plan | None:
+        if mask is None:
+            return None
+        return _core.Plan(
+            self._packed,
+            skip_attention=mask.skip_attention,
+            skip_ffn=mask.skip_ffn,
+            exit_after=mask.exit_after,
+            heads=mask.heads,
+            neurons=mask.neurons,
+        )
+
+
+class Session:
+    """One running sequence of an engine; `Engine.session` makes them."""
+
+    def __init__(self, engine: Engine, core: _core.Session) -> None:
+        self.engine = engine
+        self._core = core
+
+    @property
+    def position(self) -> int:
+        """Tokens that the session has seen."""
+        return self._core.position
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that it can see at most."""
+        return self._core.capacity
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of its keys and values, shared pages counted in full."""
+        return self._core.kv_bytes
+
+    def fork(self) -> Session:
+        """A second sequence with the same past, which both share in memory."""
+        return Session(self.engine, self._core.fork())
+
+    def rewind(self, position: int) -> None:
+        """Forgets everything from ``position`` on.
+
+        Raises
+        ------
+        DataError
+            The session has not come that far.
+        """
+        self._core.rewind(position)
+
+    def extend(self, tokens: Tokens) -> Floats:
+        """Feeds tokens; the logits after the last one, float32 [vocab_size]."""
+        row: Floats = self.engine.forward([self], [tokens])[0]
+        return row
+
+    def score(self, tokens: Tokens) -> Floats:
+        """Feeds tokens; log-probability of each but the first, float32 [n_tokens - 1]."""
+        return self.engine._packed.score([self._core], [_as_tokens(tokens)])[0]
+
+
+def _completion(pieces: Iterator[tuple[int | None, str]]) -> Completion:
+    tokens: list[int] = []
+    texts: list[str] = []
+    for token, text in pieces:
+        texts.append(text)
+        if token is not None:
+            tokens.append(token)
+    return Completion("".join(texts), tokens)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+
+
+def _as_core_array(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values as the core takes them: bfloat16 as its bits, rows without gaps."""
+    values = np.ascontiguousarray(values)
+    return values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values
+
+
+def _as_tokens(tokens: Tokens) -> npt.NDArray[np.int32]:
+    ids = np.asarray(tokens)
+    if ids.size == 0:
+        return np.empty(0, dtype=np.int32)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise DataError(
+            f"tokens: expected a list of integers, found shape {ids.shape} of {ids.dtype}"
+        )
+    if ids.min() < 0 or ids.max() > MAX_TOKEN_ID:
+        raise TokenError(f"token id: expected 0 or more, found {ids.min()} to {ids.max()}")
+    return ids.astype(np.int32)

@@ -1,0 +1,175 @@
+"""Writing text with a session: sampling, stop tokens, stop strings, whole characters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from slimformer._core import Sampler
+from slimformer.errors import ConfigError, DataError
+from slimformer.tokenizer import TextStreamer, Tokenizer
+
+if TYPE_CHECKING:
+    from slimformer.engine import Mask, Session
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The keyword arguments of everything that generates; `GenerationSettings` explains them."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: Sequence[str]
+    mask: Mask | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """How to choose tokens and when to stop.
+
+    Parameters
+    ----------
+    max_tokens:
+        At most so many new tokens; fewer where the context ends before.
+    temperature:
+        0 takes the likeliest token, 1 samples from the model's own distribution.
+    top_k, top_p, min_p:
+        Sample from the ``top_k`` likeliest tokens (0: all), from the smallest set that holds
+        probability ``top_p`` (Holtzman et al. 2020), from those with at least ``min_p`` times
+        the probability of the likeliest (Nguyen et al. 2024).
+    repetition_penalty:
+        Above 1 makes tokens that occurred before less likely (Keskar et al. 2019).
+    seed:
+        Same seed, same text.
+    stop:
+        Texts that end the generation; they are not part of what is returned.
+    mask:
+        Structures to leave out; ``None`` runs the whole model.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens: expected at least 1, found {self.max_tokens}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ConfigError(f"stop: expected non-empty texts in a list, found {self.stop!r}")
+
+    def sampler(self) -> Sampler:
+        """A sampler at the start of its random sequence."""
+        return Sampler(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a model wrote: the text, and the ids of its tokens without the stop token."""
+
+    text: str
+    tokens: list[int]
+
+
+def generate_ids(
+    session: Session, prompt: Sequence[int], settings: GenerationSettings, stop_ids: frozenset[int]
+) -> Iterator[int]:
+    """New token ids one by one, until a stop token, ``max_tokens`` or the context's end.
+
+    Raises
+    ------
+    DataError
+        The prompt is empty.
+    ContextLengthError
+        The prompt alone does not fit the session.
+    """
+    if len(prompt) == 0:
+        raise DataError("prompt: expected at least one token, found none")
+    sampler = settings.sampler()
+    history = np.empty(len(prompt) + settings.max_tokens, dtype=np.int32)
+    history[: len(prompt)] = prompt
+    length = len(prompt)
+    logits = session.extend(prompt)
+    for _ in range(settings.max_tokens):
+        token = sampler.sample(logits, history[:length])
+        if token in stop_ids:
+            return
+        yield token
+        history[length] = token
+        length += 1
+        if session.position == session.capacity:
+            return
+        if length < len(history):
+            logits = session.extend([token])
+
+
+def generate_text(
+    ids: Iterator[int], tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int]
+) -> Iterator[tuple[int | None, str]]:
+    """Each new id with the text that has become certain with it.
+
+    Text is held back while it may be the beginning of a stop text or of a character; what is
+    left at the end comes without an id.
+    """
+    streamer = TextStreamer(tokenizer, prompt)
+    stop_filter = StopFilter(stop)
+    for token in ids:
+        yield token, stop_filter.push(streamer.push(token))
+        if stop_filter.stopped:
+            return
+    yield None, stop_filter.push(streamer.flush()) + stop_filter.flush()
+
+
+class StopFilter:
+    """Passes text on until one of the stop texts occurs, which may come in pieces."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What may be shown now; nothing more once a stop text has occurred."""
+        if self.stopped:
+            return ""
+        text = self._held + text
+        found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            self._held = ""
+            return text[: min(found)]
+        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def flush(self) -> str:
+        """What was held back for a stop text that did not come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` with which ``stop`` begins."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

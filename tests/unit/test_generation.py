@@ -5,8 +5,8 @@ from __future__ import annotations
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from reference.models import tiny_tokenizer
 
+from reference.models import tiny_tokenizer
 from slimformer.errors import ConfigError
 from slimformer.generation import GenerationSettings, StopFilter, generate_text
 from slimformer.tokenizer import Tokenizer

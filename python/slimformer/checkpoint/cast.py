@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
+from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, DtypeChoice, Tensor
 from slimformer.errors import ConfigError
-
-DtypeChoice = Literal["auto", "f32", "bf16", "f16"]
 
 
 def cast(checkpoint: Checkpoint, dtype: DtypeChoice) -> Checkpoint:

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 """The element types that a tensor may have once it has been read."""
+
+DtypeChoice = Literal["auto", "f32", "bf16", "f16"]
+"""What tensors are rounded to; ``auto`` keeps each tensor's own type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +107,12 @@ class Checkpoint:
         """The same model with some tensors replaced by arrays of the same shape."""
         tensors = {**self.tensors, **{name: Tensor.of(array) for name, array in values.items()}}
         return dataclasses.replace(self, tensors=tensors)
+
+    def save(self, path: str | os.PathLike[str], *, dtype: DtypeChoice = "auto") -> None:
+        """Write the model as a folder; see ``slimformer.checkpoint.save``."""
+        from slimformer.checkpoint.saving import save
+
+        save(self, path, dtype=dtype)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,118 @@
+"""Model folders in the style of Hugging Face, theirs and our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from slimformer.checkpoint import native
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
+from slimformer.checkpoint.families import Family, by_huggingface
+from slimformer.checkpoint.fields import Fields, parse_json_object, read_json, read_text
+from slimformer.checkpoint.folder_tokenizer import read_tokenizer
+from slimformer.checkpoint.safetensors_files import open_folder
+from slimformer.config import ModelConfig
+from slimformer.errors import ConfigError, FormatError, UnsupportedModelError
+
+CONFIG = "config.json"
+RECIPE = "recipe.json"
+
+MAX_RECIPE_BYTES = 256 << 20
+"""A recipe lists kept neurons one by one: a few bytes for each of some millions."""
+
+_DERIVED = "rotary_emb.inv_freq"
+"""Old checkpoints store this buffer; it follows from the configuration."""
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether the folder has the file that describes a model."""
+    return (path / CONFIG).is_file()
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """The model in a folder; tensors stay in their mapped files until they are read.
+
+    Raises
+    ------
+    FormatError
+        A file is truncated or hostile, or the files contradict each other.
+    UnsupportedModelError
+        The model's family or one of its features does not run here.
+    """
+    settings = Fields(f"{folder / CONFIG}:", read_json(folder / CONFIG))
+    try:
+        family, config = _shape(settings)
+    except ConfigError as error:
+        raise FormatError(f"{folder / CONFIG}: {error}") from error
+    recipe = folder / RECIPE
+    return Checkpoint(
+        name=folder.resolve().name,
+        config=config,
+        tensors=_match_names(folder, family, config, open_folder(folder)),
+        tokenizer=read_tokenizer(folder, settings),
+        recipe=(
+            parse_json_object(read_text(recipe, MAX_RECIPE_BYTES), str(recipe))
+            if recipe.exists()
+            else None
+        ),
+    )
+
+
+def _shape(settings: Fields) -> tuple[Family, ModelConfig]:
+    kind = settings.text("model_type")
+    if kind == native.MODEL_TYPE:
+        return native.parse(settings)
+    architectures = settings.texts("architectures")
+    if len(architectures) != 1:
+        settings.fail("architectures", "one class name", architectures)
+    family = by_huggingface(kind, architectures[0], settings.where)
+    return family, family.from_huggingface(settings)
+
+
+def _match_names(
+    folder: Path, family: Family, config: ModelConfig, stored: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Stored tensors by canonical name; none missing, none left, every shape right."""
+    left = {name: tensor for name, tensor in stored.items() if not name.endswith(_DERIVED)}
+    _drop_repeated_head(folder, family, config, left)
+    found = {}
+    for name, shape in config.tensor_shapes().items():
+        stored_name = family.huggingface_name(name)
+        tensor = left.pop(stored_name, None)
+        if tensor is None:
+            raise FormatError(f"{folder}: tensor {stored_name}: expected, found none")
+        if tensor.shape != shape:
+            raise FormatError(
+                f"{folder}: tensor {stored_name}: expected shape {shape}, found {tensor.shape}"
+            )
+        found[name] = tensor
+    if left:
+        raise FormatError(f"{folder}: unexpected tensors {sorted(left)[:5]}")
+    return found
+
+
+def _drop_repeated_head(
+    folder: Path, family: Family, config: ModelConfig, left: dict[str, Tensor]
+) -> None:
+    """A tied head may be stored once more, but only with the embedding's own values."""
+    head_name = family.huggingface_name("head.weight")
+    embedding = left.get(family.huggingface_name("embedding.weight"))
+    if not config.tied_head or head_name not in left or embedding is None:
+        return
+    head = left.pop(head_name)
+    same = head.dtype == embedding.dtype and head.shape == embedding.shape
+    if not same or head.read().tobytes() != embedding.read().tobytes():
+        raise FormatError(
+            f"{folder}: tensor {head_name}: expected the values of the embedding, since "
+            "tie_word_embeddings is set"
+        )
+
+
+def require_family(folder: Path) -> None:
+    """Raise ``UnsupportedModelError`` when a downloaded folder's family does not run here."""
+    settings = Fields(f"{folder / CONFIG}:", read_json(folder / CONFIG))
+    if settings.text("model_type") != native.MODEL_TYPE:
+        architectures = settings.texts("architectures")
+        if not architectures:
+            raise UnsupportedModelError(f"{settings.where} architectures: found none")
+        by_huggingface(settings.text("model_type"), architectures[0], settings.where)

@@ -1,0 +1,223 @@
+"""The settings by which a ragged model is saved: what ``config.json`` says of each layer.
+
+The ``slimformer`` object in ``config.json`` carries a schema version. A uniform model that
+its family's class in ``transformers`` can express gets that class's settings and only the
+version from here, which marks the folder as written by Slimformer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slimformer.checkpoint.families import Family, by_name
+from slimformer.checkpoint.fields import Fields
+from slimformer.config import (
+    MAX_LAYERS,
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    LinearRopeScaling,
+    LinkConfig,
+    Llama3RopeScaling,
+    ModelConfig,
+    RopeConfig,
+)
+from slimformer.errors import FormatError, UnsupportedModelError
+
+SCHEMA = 1
+KEY = "slimformer"
+MODEL_TYPE = "slimformer"
+CLASS_NAME = "SlimformerForCausalLM"
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """The settings of ``config.json`` for any shape."""
+    family = by_name(config.family, "config")
+    plain = family.to_huggingface(config)
+    if plain is not None:
+        return {
+            "architectures": [family.huggingface_class],
+            "model_type": family.huggingface_type,
+            **plain,
+            KEY: {"schema": SCHEMA},
+        }
+    return {
+        "architectures": [CLASS_NAME],
+        "model_type": MODEL_TYPE,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_channels,
+        "num_hidden_layers": len(config.layers),
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tied_head,
+        KEY: {
+            "schema": SCHEMA,
+            "family": config.family,
+            "norm_divisor": config.norm_divisor,
+            "layers": [
+                {
+                    "attention": _describe_sub_block(layer.attention),
+                    "ffn": _describe_sub_block(layer.ffn),
+                }
+                for layer in config.layers
+            ],
+        },
+    }
+
+
+def _describe_sub_block(
+    sub_block: AttentionConfig | FfnConfig | LinkConfig | None,
+) -> dict[str, Any] | None:
+    if sub_block is None:
+        return None
+    if isinstance(sub_block, LinkConfig):
+        return {"link": sub_block.kind, "rank": sub_block.rank}
+    if isinstance(sub_block, FfnConfig):
+        return {"n_neurons": sub_block.n_neurons, "bias": sub_block.bias}
+    return {
+        "n_heads": sub_block.n_heads,
+        "n_kv_heads": sub_block.n_kv_heads,
+        "head_dim": sub_block.head_dim,
+        "value_dim": sub_block.value_dim,
+        "q_to_kv": list(sub_block.q_to_kv),
+        "scale": sub_block.scale,
+        "rope": _describe_rope(sub_block.rope),
+        "qkv_bias": sub_block.qkv_bias,
+        "output_bias": sub_block.output_bias,
+    }
+
+
+def _describe_rope(rope: RopeConfig | None) -> dict[str, Any] | None:
+    if rope is None:
+        return None
+    scaling = rope.scaling
+    described: dict[str, Any] | None = None
+    if isinstance(scaling, LinearRopeScaling):
+        described = {"type": "linear", "factor": scaling.factor}
+    elif isinstance(scaling, Llama3RopeScaling):
+        described = {
+            "type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_positions": scaling.original_max_positions,
+        }
+    return {"rotary_dim": rope.rotary_dim, "theta": rope.theta, "scaling": described}
+
+
+def parse(settings: Fields) -> tuple[Family, ModelConfig]:
+    """The family and shape that the settings of a ragged model describe."""
+    own = settings.child(KEY)
+    schema = own.integer("schema")
+    if schema != SCHEMA:
+        raise UnsupportedModelError(
+            f"{own.where}: schema: expected {SCHEMA}, found {schema}; this folder was written by "
+            "another version of Slimformer"
+        )
+    family = by_name(own.text("family"), own.where)
+    entries = own.raw("layers")
+    if not isinstance(entries, list) or len(entries) > MAX_LAYERS:
+        own.fail("layers", f"a list of at most {MAX_LAYERS} layers", entries)
+    if settings.integer("num_hidden_layers") != len(entries):
+        settings.fail("num_hidden_layers", str(len(entries)), settings.raw("num_hidden_layers"))
+    layers = []
+    for index, entry in enumerate(entries):
+        where = f"{own.where}: layer {index}:"
+        if not isinstance(entry, dict):
+            raise FormatError(f"{where} expected an object, found {entry!r:.60}")
+        layer = Fields(where, entry)
+        _only(layer, "attention", "ffn")
+        layers.append(LayerConfig(_parse_attention(layer), _parse_ffn(layer)))
+    config = ModelConfig(
+        family=family.name,
+        vocab_size=settings.dimension("vocab_size"),
+        n_channels=settings.dimension("hidden_size"),
+        norm_divisor=own.dimension("norm_divisor"),
+        norm_eps=settings.number("rms_norm_eps"),
+        tied_head=settings.boolean("tie_word_embeddings"),
+        max_positions=settings.dimension("max_position_embeddings"),
+        layers=tuple(layers),
+    )
+    return family, config
+
+
+def _parse_attention(layer: Fields) -> AttentionConfig | LinkConfig | None:
+    if "attention" not in layer:
+        return None
+    fields = layer.child("attention")
+    if "link" in fields:
+        return _parse_link(fields)
+    _only(
+        fields,
+        *("n_heads", "n_kv_heads", "head_dim", "value_dim", "q_to_kv", "scale", "rope"),
+        *("qkv_bias", "output_bias"),
+    )
+    q_to_kv = fields.raw("q_to_kv")
+    if not isinstance(q_to_kv, list) or not all(type(kv) is int for kv in q_to_kv):
+        fields.fail("q_to_kv", "a list of integers", q_to_kv)
+    return AttentionConfig(
+        n_heads=fields.dimension("n_heads"),
+        n_kv_heads=fields.dimension("n_kv_heads", limit=len(q_to_kv)),
+        head_dim=fields.dimension("head_dim"),
+        value_dim=fields.dimension("value_dim"),
+        q_to_kv=tuple(q_to_kv),
+        scale=fields.number("scale"),
+        rope=_parse_rope(fields),
+        qkv_bias=fields.boolean("qkv_bias"),
+        output_bias=fields.boolean("output_bias"),
+    )
+
+
+def _parse_ffn(layer: Fields) -> FfnConfig | LinkConfig | None:
+    if "ffn" not in layer:
+        return None
+    fields = layer.child("ffn")
+    if "link" in fields:
+        return _parse_link(fields)
+    _only(fields, "n_neurons", "bias")
+    return FfnConfig(fields.dimension("n_neurons"), fields.boolean("bias"))
+
+
+def _parse_link(fields: Fields) -> LinkConfig:
+    _only(fields, "link", "rank")
+    kind = fields.text("link")
+    if kind not in ("full", "low_rank", "diagonal"):
+        fields.fail("link", "full, low_rank or diagonal", kind)
+    rank = fields.dimension("rank") if "rank" in fields else None
+    return LinkConfig(kind, rank)  # type: ignore[arg-type]  # just checked
+
+
+def _parse_rope(attention: Fields) -> RopeConfig | None:
+    if "rope" not in attention:
+        return None
+    fields = attention.child("rope")
+    _only(fields, "rotary_dim", "theta", "scaling")
+    scaling: LinearRopeScaling | Llama3RopeScaling | None = None
+    if "scaling" in fields:
+        settings = fields.child("scaling")
+        kind = settings.text("type")
+        if kind == "linear":
+            _only(settings, "type", "factor")
+            scaling = LinearRopeScaling(settings.number("factor"))
+        elif kind == "llama3":
+            _only(
+                settings,
+                *("type", "factor", "low_freq_factor", "high_freq_factor"),
+                "original_max_positions",
+            )
+            scaling = Llama3RopeScaling(
+                factor=settings.number("factor"),
+                low_freq_factor=settings.number("low_freq_factor"),
+                high_freq_factor=settings.number("high_freq_factor"),
+                original_max_positions=settings.dimension("original_max_positions"),
+            )
+        else:
+            settings.fail("type", "linear or llama3", kind)
+    return RopeConfig(fields.dimension("rotary_dim"), fields.number("theta"), scaling)
+
+
+def _only(fields: Fields, *known: str) -> None:
+    """A key that this schema does not have could change the model: it is not passed over."""
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise FormatError(f"{fields.where}: unexpected {', '.join(map(repr, unknown[:5]))}")

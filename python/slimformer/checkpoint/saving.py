@@ -1,0 +1,106 @@
+"""``save``: a model as a Hugging Face style folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slimformer.checkpoint import folder_tokenizer, native
+from slimformer.checkpoint.cast import cast
+from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
+from slimformer.checkpoint.families import by_name
+from slimformer.checkpoint.fields import read_json
+from slimformer.checkpoint.folder import CONFIG, RECIPE
+from slimformer.checkpoint.replace_folder import replace_folder
+from slimformer.checkpoint.safetensors_files import SINGLE_FILE, write_file
+from slimformer.errors import SlimformerError, StorageError
+
+_WRITTEN = frozenset(
+    (
+        *(CONFIG, RECIPE, SINGLE_FILE),
+        *(folder_tokenizer.TOKENIZER, folder_tokenizer.SETTINGS, folder_tokenizer.GENERATION),
+    )
+)
+
+_TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def save(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], *, dtype: DtypeChoice = "auto"
+) -> None:
+    """Write a model so that ``load`` gives it back, tensor by tensor.
+
+    A uniform model is a plain checkpoint of its family that ``transformers`` opens; a ragged
+    one says so in its ``config.json``. The same model gives the same bytes. An interrupted
+    save leaves the old folder or the new one, never a broken one.
+
+    Parameters
+    ----------
+    checkpoint:
+        The model. It may have been loaded from ``path`` itself.
+    path:
+        The folder to write. One that Slimformer wrote is replaced; any other is refused.
+    dtype:
+        What tensors are rounded to; ``auto`` keeps each tensor's own type.
+
+    Raises
+    ------
+    StorageError
+        The folder cannot be written, or holds something else; nothing was changed.
+    ConfigError
+        ``dtype`` is not known or cannot hold the values.
+    """
+    checkpoint = cast(checkpoint, dtype)
+    family = by_name(checkpoint.config.family, checkpoint.name)
+    with replace_folder(Path(path), _check_ours) as folder:
+        for name, content in _texts(checkpoint).items():
+            text = content if isinstance(content, str) else _json(content)
+            (folder / name).write_text(text, encoding="utf-8", newline="")
+        tensors = {
+            family.huggingface_name(name): checkpoint.tensors[name]
+            for name in checkpoint.config.tensor_shapes()
+        }
+        write_file(folder / SINGLE_FILE, tensors)
+
+
+def _texts(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any] | str]:
+    """Every file but the weights: JSON objects or text, by name."""
+    config = native.describe(checkpoint.config)
+    config["torch_dtype"] = _common_type(checkpoint)
+    config["bos_token_id"] = None
+    config["eos_token_id"] = None
+    files: dict[str, Mapping[str, Any] | str] = {}
+    if checkpoint.tokenizer is not None:
+        files.update(folder_tokenizer.tokenizer_files(checkpoint.tokenizer))
+        config["eos_token_id"] = list(checkpoint.tokenizer.stop_ids) or None
+    files[CONFIG] = config
+    if checkpoint.recipe is not None:
+        files[RECIPE] = json.dumps(checkpoint.recipe, ensure_ascii=False) + "\n"
+    return files
+
+
+def _common_type(checkpoint: Checkpoint) -> str:
+    """The type in which ``transformers`` loses nothing."""
+    types = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    return _TORCH_NAMES[types.pop() if len(types) == 1 else "f32"]
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse to replace a folder unless every file in it is one that ``save`` writes."""
+    foreign = sorted({path.name for path in folder.iterdir()} - _WRITTEN)
+    try:
+        ours = not foreign and native.KEY in read_json(folder / CONFIG)
+    except SlimformerError:
+        ours = False
+    if not ours:
+        found = f" (it holds {foreign[0]})" if foreign else ""
+        raise StorageError(
+            f"{folder}: not a folder that Slimformer wrote{found}; choose another one or remove it"
+        )

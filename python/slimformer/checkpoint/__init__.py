@@ -5,6 +5,7 @@ from __future__ import annotations
 from slimformer.checkpoint.cast import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor, TokenizerAssets
 from slimformer.checkpoint.loading import load
+from slimformer.checkpoint.pulling import pull
 from slimformer.checkpoint.saving import save
 
-__all__ = ["Checkpoint", "Tensor", "TokenizerAssets", "cast", "load", "save"]
+__all__ = ["Checkpoint", "Tensor", "TokenizerAssets", "cast", "load", "pull", "save"]

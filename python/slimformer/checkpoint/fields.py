@@ -82,14 +82,14 @@ class Fields:
     def fail(self, key: str, expected: str, found: object) -> NoReturn:
         """Raise the ``FormatError`` of a value that does not fit."""
         shown = "an array" if isinstance(found, (list, np.ndarray)) else f"{found!r:.60}"
-        raise FormatError(f"{self.where} {key}: expected {expected}, found {shown}")
+        raise FormatError(f"{self.where}: {key}: expected {expected}, found {shown}")
 
     def _get(self, key: str, default: _T | None, kind: str, fits: Callable[[Any], bool]) -> _T:
         value = self._values.get(key)
         if value is None:
             value = default
         if value is None:
-            raise FormatError(f"{self.where} {key}: expected {kind}, found none")
+            raise FormatError(f"{self.where}: {key}: expected {kind}, found none")
         if not fits(value):
             self.fail(key, kind, value)
         return value

@@ -39,7 +39,7 @@ def read_folder(folder: Path) -> Checkpoint:
     UnsupportedModelError
         The model's family or one of its features does not run here.
     """
-    settings = Fields(f"{folder / CONFIG}:", read_json(folder / CONFIG))
+    settings = Fields(str(folder / CONFIG), read_json(folder / CONFIG))
     try:
         family, config = _shape(settings)
     except ConfigError as error:
@@ -110,9 +110,9 @@ def _drop_repeated_head(
 
 def require_family(folder: Path) -> None:
     """Raise ``UnsupportedModelError`` when a downloaded folder's family does not run here."""
-    settings = Fields(f"{folder / CONFIG}:", read_json(folder / CONFIG))
+    settings = Fields(str(folder / CONFIG), read_json(folder / CONFIG))
     if settings.text("model_type") != native.MODEL_TYPE:
         architectures = settings.texts("architectures")
         if not architectures:
-            raise UnsupportedModelError(f"{settings.where} architectures: found none")
+            raise UnsupportedModelError(f"{settings.where}: architectures: found none")
         by_huggingface(settings.text("model_type"), architectures[0], settings.where)

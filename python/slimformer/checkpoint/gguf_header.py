@@ -106,7 +106,7 @@ def open_gguf(path: Path) -> GgufFile:
         )
     n_tensors = cursor.count("tensor count", MAX_ENTRIES)
     n_values = cursor.count("metadata count", MAX_ENTRIES)
-    metadata = Fields(f"{path}: metadata", _read_metadata(cursor, n_values))
+    metadata = Fields(str(path), _read_metadata(cursor, n_values))
     described = [_read_tensor_info(cursor) for _ in range(n_tensors)]
     alignment = metadata.integer("general.alignment", DEFAULT_ALIGNMENT)
     if alignment < 1 or alignment & (alignment - 1) or alignment > len(data) + DEFAULT_ALIGNMENT:

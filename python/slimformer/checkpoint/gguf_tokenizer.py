@@ -103,7 +103,7 @@ def tokenizer_from_gguf(metadata: Fields, vocab_size: int) -> TokenizerAssets | 
         body, add_bos = _sentencepiece_bpe(metadata, tokens, vocab, kinds)
     else:
         raise UnsupportedModelError(
-            f"{metadata.where} tokenizer.ggml.model: {model!r} does not run here; known: "
+            f"{metadata.where}: tokenizer.ggml.model: {model!r} does not run here; known: "
             "gpt2, llama"
         )
     bos = _special_token(metadata, "bos_token_id", tokens)
@@ -132,17 +132,17 @@ def _vocabulary(metadata: Fields, tokens: list[str], vocab_size: int) -> dict[st
     key = "tokenizer.ggml.tokens"
     if len(tokens) != vocab_size:
         raise FormatError(
-            f"{metadata.where} {key}: expected {vocab_size} entries, one for each row of the "
+            f"{metadata.where}: {key}: expected {vocab_size} entries, one for each row of the "
             f"embedding, found {len(tokens)}"
         )
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         repeated = next(token for index, token in enumerate(tokens) if vocab[token] != index)
-        raise FormatError(f"{metadata.where} {key}: {repeated!r:.60} is found twice")
+        raise FormatError(f"{metadata.where}: {key}: {repeated!r:.60} is found twice")
     longest = max(tokens, key=len)
     if len(longest) > MAX_TOKEN_LENGTH:
         raise FormatError(
-            f"{metadata.where} {key}: expected entries of at most {MAX_TOKEN_LENGTH} "
+            f"{metadata.where}: {key}: expected entries of at most {MAX_TOKEN_LENGTH} "
             f"characters, found one of {len(longest)}"
         )
     return vocab
@@ -167,7 +167,7 @@ def _byte_level_bpe(metadata: Fields, vocab: dict[str, int]) -> tuple[dict[str, 
     pre = metadata.text("tokenizer.ggml.pre", "default")
     if pre not in _BYTE_LEVEL_KINDS:
         raise UnsupportedModelError(
-            f"{metadata.where} tokenizer.ggml.pre: pre-tokeniser {pre!r} does not run here; "
+            f"{metadata.where}: tokenizer.ggml.pre: pre-tokeniser {pre!r} does not run here; "
             f"known: {', '.join(sorted(_BYTE_LEVEL_KINDS))}"
         )
     kind = _BYTE_LEVEL_KINDS[pre]
@@ -198,7 +198,7 @@ def _ranked_merges(metadata: Fields, vocab: dict[str, int]) -> list[tuple[str, s
         left, _, right = line.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise FormatError(
-                f"{metadata.where} {key}: expected two tokens and a space that make a third, "
+                f"{metadata.where}: {key}: expected two tokens and a space that make a third, "
                 f"found {line!r:.60}"
             )
         merges.append((left, right))

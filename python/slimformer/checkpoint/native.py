@@ -122,9 +122,9 @@ def parse(settings: Fields) -> tuple[Family, ModelConfig]:
         settings.fail("num_hidden_layers", str(len(entries)), settings.raw("num_hidden_layers"))
     layers = []
     for index, entry in enumerate(entries):
-        where = f"{own.where}: layer {index}:"
+        where = f"{own.where}: layer {index}"
         if not isinstance(entry, dict):
-            raise FormatError(f"{where} expected an object, found {entry!r:.60}")
+            raise FormatError(f"{where}: expected an object, found {entry!r:.60}")
         layer = Fields(where, entry)
         _only(layer, "attention", "ffn")
         layers.append(LayerConfig(_parse_attention(layer), _parse_ffn(layer)))

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from slimformer.checkpoint.folder_lock import locked
 from slimformer.errors import StorageError
 
 _AT_FDCWD = -100
@@ -43,7 +44,7 @@ def replace_folder(target: Path, check: Callable[[Path], None]) -> Iterator[Path
     place = Path(os.path.realpath(target))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(place.parent):
+        with locked(place.parent):
             _recover(place)
             _remove_leftovers(place)
             _check_place(place, check)
@@ -54,7 +55,7 @@ def replace_folder(target: Path, check: Callable[[Path], None]) -> Iterator[Path
         try:
             yield staging
             _flush(staging)
-            with _locked(place.parent):
+            with locked(place.parent):
                 _check_place(place, check)
                 _swap(staging, place)
             _flush_folder(place.parent)
@@ -72,7 +73,7 @@ def recover(target: Path) -> None:
     place = Path(os.path.realpath(target))
     if _aside(place).is_dir():
         try:
-            with _locked(place.parent):
+            with locked(place.parent):
                 _recover(place)
         except OSError as error:
             raise StorageError(f"{target}: cannot restore {_aside(place)}: {error}") from error
@@ -84,17 +85,6 @@ def _staging_prefix(place: Path) -> str:
 
 def _aside(place: Path) -> Path:
     return place.with_name(f".{place.name}.slimformer-old")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder; it needs no file of its own and dies with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _recover(place: Path) -> None:

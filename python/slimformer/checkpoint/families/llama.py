@@ -80,7 +80,7 @@ def _from_huggingface(config: Fields) -> ModelConfig:
     for key, allowed in _NEUTRAL_HUGGINGFACE.items():
         if key in config and config.raw(key) not in allowed:
             raise UnsupportedModelError(
-                f"{config.where} {key}: {config.raw(key)!r:.60} does not run here"
+                f"{config.where}: {key}: {config.raw(key)!r:.60} does not run here"
             )
     channels = config.dimension("hidden_size")
     n_heads = config.dimension("num_attention_heads", limit=MAX_HEADS)
@@ -207,7 +207,7 @@ def _check_gguf_settings(metadata: Fields) -> None:
         allowed = _NEUTRAL_GGUF.get(setting, ())
         value = metadata.raw(key)
         if not isinstance(value, (int, float)) or value not in allowed:
-            raise UnsupportedModelError(f"{metadata.where} {key}: {value!r:.60} does not run here")
+            raise UnsupportedModelError(f"{metadata.where}: {key}: {value!r:.60} does not run here")
 
 
 def _per_layer(metadata: Fields, key: str, n_layers: int, limit: int) -> list[int]:

@@ -86,7 +86,7 @@ def rope_from_gguf(
     )
     if kind not in ("none", "linear"):
         raise UnsupportedModelError(
-            f"{metadata.where} {prefix}.rope.scaling.type: {kind!r} does not run here; known: "
+            f"{metadata.where}: {prefix}.rope.scaling.type: {kind!r} does not run here; known: "
             "none, linear"
         )
     linear = LinearRopeScaling(factor) if factor not in (0.0, 1.0) and kind == "linear" else None

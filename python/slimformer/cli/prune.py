@@ -1,0 +1,251 @@
+"""``slimformer prune``: make a smaller model of a model."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slimformer.cli.console import print_json, print_tables, progress_display
+from slimformer.cli.folders import check_model_output, check_space
+from slimformer.cli.models import load_checkpoint
+from slimformer.cli.options import (
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    ThreadsOption,
+    parse_indices,
+    parse_kept_heads,
+    parse_names,
+    parse_protected,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from slimformer.checkpoint import Checkpoint
+    from slimformer.prune import Recipe
+
+
+class Repair(str, enum.Enum):
+    """What is done to the weights that stay."""
+
+    REFIT = "refit"
+    MEAN = "mean"
+    NONE = "none"
+
+
+class Dtype(str, enum.Enum):
+    """Element types of a saved model."""
+
+    AUTO = "auto"
+    F32 = "f32"
+    BF16 = "bf16"
+    F16 = "f16"
+
+
+BUDGET = "Budget"
+LISTS = "By name"
+METHOD = "Method"
+
+
+def prune(
+    model: ModelArgument,
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder that the pruned model goes to.")
+    ],
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the parameters outside the embedding that stays.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Such as 180MB.", rich_help_panel=BUDGET),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Repeat what a recipe.json says.", rich_help_panel=BUDGET
+        ),
+    ] = None,
+    drop_layers: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Such as 20,21 or 4-7.", rich_help_panel=LISTS),
+    ] = None,
+    drop_attention: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Layers without attention.", rich_help_panel=LISTS),
+    ] = None,
+    drop_ffn: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Layers without feed-forward.", rich_help_panel=LISTS),
+    ] = None,
+    heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER=HEADS",
+            help="Query heads that a layer keeps, such as 4=0,1,2; may repeat.",
+            rich_help_panel=LISTS,
+        ),
+    ] = None,
+    neurons: Annotated[
+        int | None,
+        typer.Option(min=1, help="Neurons that every layer keeps.", rich_help_panel=LISTS),
+    ] = None,
+    structures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What may go: layers, attention, ffn, kv_groups, heads, neurons.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            help="magnitude, activation, obs, block_influence or greedy_loss.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="uniform (each layer the same share) or global.", rich_help_panel=METHOD),
+    ] = None,
+    protect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Layers that stay whole, from the end if negative, or none. [default: 0,-1]",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    repair: Annotated[
+        Repair, typer.Option(help="What is done to the weights that stay.", rich_help_panel=METHOD)
+    ] = Repair.REFIT,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Text to calibrate on (txt, jsonl, a folder); may repeat. Without any the "
+            "model writes some itself.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Element type of the result; auto: as the source has it.")
+    ] = Dtype.AUTO,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Remove structures of a model, repair what stays and save the result."""
+    lists = {
+        "drop_layers": parse_indices(drop_layers),
+        "drop_attention": parse_indices(drop_attention),
+        "drop_ffn": parse_indices(drop_ffn),
+        "heads": parse_kept_heads(heads or []),
+        "neurons": neurons,
+    }
+    size = parse_size(max_bytes)
+    choices = [keep is not None, size is not None, recipe is not None, any(lists.values())]
+    if sum(choices) != 1:
+        raise typer.BadParameter(
+            "expected one of --keep, --max-bytes and --recipe, or lists such as --drop-layers"
+        )
+    options = {
+        "keep": keep,
+        "max_bytes": size,
+        "structures": parse_names(structures),
+        "criterion": criterion,
+        "allocation": allocation,
+        "protect": parse_protected(protect),
+    }
+    check_model_output(output)
+    dense = load_checkpoint(model)
+    smallest = 2 * (keep or 0.0) * dense.config.non_embedding_parameters()
+    check_space(output, int(smallest))
+
+    from slimformer.prune import load_calibration
+    from slimformer.prune import prune as make
+
+    texts = load_calibration(calibration) if calibration else None
+    with progress_display() as progress:
+        common: dict[str, Any] = {
+            "calibration": texts,
+            "seed": seed,
+            "threads": threads,
+            "progress": progress,
+        }
+        chosen = _recipe(dense, recipe, lists, {**options, **common})
+        slim = make(dense, chosen, repair=repair.value, dtype=dtype.value, **common)
+        slim.save(output)
+    _save_outline(model, dense, output, chosen, _calibrated_on(calibration, seed))
+    _tell(slim, output, chosen, json=json)
+
+
+def _recipe(
+    dense: Checkpoint, file: Path | None, lists: dict[str, Any], options: dict[str, Any]
+) -> Recipe:
+    """The recipe in a file, that of the lists, or one that meets the budget."""
+    from slimformer.errors import StorageError
+    from slimformer.prune import Recipe, explicit, plan
+
+    if file is not None:
+        try:
+            return Recipe.from_json(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StorageError(f"{file}: {error.strerror}") from error
+    if any(lists.values()):
+        return explicit(dense, **lists)
+    return plan(dense, **{name: value for name, value in options.items() if value is not None})
+
+
+def _calibrated_on(paths: list[Path] | None, seed: int) -> str:
+    if paths:
+        return ", ".join(str(path) for path in paths)
+    return f"text that the dense model wrote itself (seed {seed})"
+
+
+def _save_outline(
+    model: str, dense: Checkpoint, output: Path, recipe: Recipe, calibrated_on: str
+) -> None:
+    """Leave beside the model what ``slimformer report`` shows of it."""
+    from slimformer.checkpoint import load
+    from slimformer.report.comparison import Candidate, outline
+
+    candidates = (
+        Candidate.dense(model, dense),
+        Candidate.pruned(output, load(output), recipe),
+    )
+    outline(*candidates, calibrated_on=calibrated_on).save(output)
+
+
+def _tell(slim: Checkpoint, output: Path, recipe: Recipe, *, json: bool) -> None:
+    from slimformer.report.summary import describe_layers, file_bytes
+    from slimformer.report.tables import layers_table, megabytes, millions
+
+    config = slim.config
+    stored = file_bytes(output)
+    if json:
+        print_json(
+            {
+                "output": str(output),
+                "parameters": config.parameters(),
+                "non_embedding_parameters": config.non_embedding_parameters(),
+                "bytes": stored,
+                "recipe": recipe.to_dict(),
+            }
+        )
+        return
+    print_tables(layers_table(describe_layers(config)))
+    typer.echo(
+        f"{output}: {millions(config.parameters())} parameters, "
+        f"{millions(config.non_embedding_parameters())} outside the embedding, "
+        f"{megabytes(stored)}"
+    )

@@ -1,0 +1,1 @@
+"""What was measured, for people: tables, plots and the HTML page."""

@@ -1,5 +1,5 @@
 # The words of the project; CI uses the same ones.
-#   make setup build test lint parity asan bench
+#   make setup build test lint peers parity asan bench
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +12,7 @@ CPP_FILES = $(wildcard cpp/*/*.h cpp/*/*/*.h cpp/*/*.cc cpp/*/*/*.cc)
 # llama.cpp is built from source, for this machine and without what a comparison does not need.
 PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF
 
-.PHONY: setup build test lint parity asan bench clean
+.PHONY: setup build test lint peers parity asan bench clean
 
 setup: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[test,lint]'
@@ -37,9 +37,12 @@ lint:
 	$(CMAKE) --build --preset debug
 	$(BIN)/pytest tests/test_codebase.py
 
-# Against transformers and llama.cpp, on the real model: the tests that `make test` leaves out.
-parity:
+# torch, transformers and llama.cpp, which `make parity` and `make bench` compare with.
+peers: $(BIN)/pip
 	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[test,parity]'
+
+# The tests that `make test` leaves out: the real model, here and in other engines.
+parity:
 	$(BIN)/pytest -m "parity or model or network"
 
 # AddressSanitizer and UBSan: a copy of the package with instrumented extension modules, put in
@@ -59,7 +62,6 @@ asan:
 	PYTHONPATH=$(ASAN_STAGE) $(BIN)/python -m pytest $(ASAN_TESTS)
 
 bench:
-	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[parity]'
 	PYTHONPATH=tests $(BIN)/python bench/run.py
 
 clean:

@@ -43,7 +43,7 @@ struct GemmKernel {
 
   // y[r, c] (+)= sum_k x[r, k] W[c, k] for r < rows and c < outputs <= panel_width.
   // x is float32 rows `x_stride` floats apart, or what prepare_input made (x_stride ignored).
-  // A row's result does not depend on the rows computed beside it as long as rows > 1.
+  // A row's result does not depend on the rows computed beside it.
   void (*multiply)(const void* x, std::size_t x_stride, std::size_t rows, const void* panel,
                    std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
                    bool accumulate) noexcept;
@@ -93,6 +93,12 @@ struct KernelTable {
   float (*log_sum_exp)(const float* x, std::size_t n) noexcept;                    // n >= 1
   void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* y) noexcept;       // nearest even
   void (*from_bf16)(const std::uint16_t* x, std::size_t n, float* y) noexcept;
+
+  // Probes of the machine's limits. sink [3] feeds and receives values, so that nothing can be
+  // optimised away. The first returns the float32 operations it did, a multiply-add being two; the
+  // second reads x [n] once, n a multiple of 128.
+  std::size_t (*probe_fma)(std::size_t iterations, float* sink) noexcept;
+  void (*probe_read)(const float* x, std::size_t n, float* sink) noexcept;
 };
 
 }  // namespace slimformer::kernels

@@ -1,0 +1,31 @@
+// The avx2 tier: eight float32 lanes, FMA. It replaces every kernel of the scalar tier.
+#include "kernels/avx2/vector-inl.h"
+// The bodies below are written in terms of Vector.
+#include "kernels/attend-inl.h"
+#include "kernels/elementwise-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/overlay.h"
+#include "kernels/probe-inl.h"
+
+namespace slimformer::kernels {
+
+template <>
+void Overlay<Tier::avx2>(KernelTable& table) noexcept {
+  table.gemm_f32 = MakeGemm<F32Panel>();
+  table.gemm_bf16 = MakeGemm<Bf16Panel>();
+  table.attend_f32 = &Attend<float>;
+  table.attend_bf16 = &Attend<std::uint16_t>;
+  table.rms_norm = &RmsNorm;
+  table.rope = &Rope;
+  table.silu_multiply = &SiluMultiply;
+  table.add = &Add;
+  table.multiply = &MultiplyElements;
+  table.scale = &Scale;
+  table.log_sum_exp = &LogSumExp;
+  table.to_bf16 = &ToBf16;
+  table.from_bf16 = &FromBf16;
+  table.probe_fma = &ProbeFma;
+  table.probe_read = &ProbeRead;
+}
+
+}  // namespace slimformer::kernels

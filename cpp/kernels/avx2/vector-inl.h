@@ -1,0 +1,109 @@
+// Eight float32 lanes: AVX2 and FMA. Partial loads and stores touch
+// nothing beyond the lanes they are asked for: masked lanes cannot fault.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace slimformer::kernels {
+namespace {
+
+struct Vector {
+  using F = __m256;
+  static constexpr std::size_t kLanes = 8;
+
+  static F Zero() noexcept { return _mm256_setzero_ps(); }
+  static F Set(float x) noexcept { return _mm256_set1_ps(x); }
+  static F Load(const float* p) noexcept { return _mm256_loadu_ps(p); }
+  static void Store(float* p, F x) noexcept { _mm256_storeu_ps(p, x); }
+
+  // The first n < kLanes lanes; the others read as 0.
+  static F Load(const float* p, std::size_t n) noexcept { return _mm256_maskload_ps(p, Mask(n)); }
+  static void Store(float* p, std::size_t n, F x) noexcept { _mm256_maskstore_ps(p, Mask(n), x); }
+
+  static F Add(F a, F b) noexcept { return _mm256_add_ps(a, b); }
+  static F Sub(F a, F b) noexcept { return _mm256_sub_ps(a, b); }
+  static F Mul(F a, F b) noexcept { return _mm256_mul_ps(a, b); }
+  static F Div(F a, F b) noexcept { return _mm256_div_ps(a, b); }
+  static F MulAdd(F a, F b, F c) noexcept { return _mm256_fmadd_ps(a, b, c); }
+  static F NegMulAdd(F a, F b, F c) noexcept { return _mm256_fnmadd_ps(a, b, c); }
+
+  // The second operand where either is a NaN.
+  static F Min(F a, F b) noexcept { return _mm256_min_ps(a, b); }
+  static F Max(F a, F b) noexcept { return _mm256_max_ps(a, b); }
+
+  static F Round(F x) noexcept {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+
+  // 2^n for whole -126 <= n <= 127.
+  static F PowerOfTwo(F n) noexcept {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+
+  // x where the lane's index is in [begin, end), `other` elsewhere.
+  static F Select(F x, F other, std::int32_t begin, std::int32_t end) noexcept {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i before = _mm256_cmpgt_epi32(_mm256_set1_epi32(begin), lane);
+    const __m256i inside =
+        _mm256_andnot_si256(before, _mm256_cmpgt_epi32(_mm256_set1_epi32(end), lane));
+    return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(inside));
+  }
+
+  static float FirstLane(F x) noexcept { return _mm256_cvtss_f32(x); }
+  static float SumLanes(F x) noexcept {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+  }
+  static float MaxLanes(F x) noexcept {
+    __m128 max = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    max = _mm_max_ps(max, _mm_movehl_ps(max, max));
+    return _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
+  }
+
+  static F LoadBf16(const std::uint16_t* p) noexcept {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
+
+  // Lane i of 32 bits holds column i in its low and column kLanes + i in its high half: widening
+  // both takes a shift and a mask, and no shuffle.
+  static void LoadBf16Pairs(const std::uint16_t* p, F& low, F& high) noexcept {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    low = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    high = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000)));
+  }
+
+  // Rounds to nearest, ties to even; a NaN is made quiet and stays one.
+  static void StoreBf16(std::uint16_t* p, F x) noexcept {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i upper = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i words = _mm256_blendv_epi8(rounded, quiet, nan);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words),
+                                            _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+
+  // Into the second-level cache. Any address is allowed.
+  static void Prefetch(const void* p) noexcept {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
+
+ private:
+  static __m256i Mask(std::size_t n) noexcept {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+  }
+};
+
+}  // namespace
+}  // namespace slimformer::kernels

@@ -1,0 +1,26 @@
+// The avx512 tier: sixteen float32 lanes.
+//
+// It replaces what is bound by arithmetic, the matrix products and attention. CPUs with two 512-bit
+// FMA pipes then issue twice the arithmetic; Zen 4, which runs a 512-bit operation as two 256-bit
+// ones, has the same peak as with AVX2 and half the instructions to decode. What is bound by
+// the caches (norms, activations, conversions) stays the avx2 tier's.
+#include "kernels/avx512/vector-inl.h"
+// The bodies below are written in terms of Vector.
+#include "kernels/attend-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/overlay.h"
+#include "kernels/probe-inl.h"
+
+namespace slimformer::kernels {
+
+template <>
+void Overlay<Tier::avx512>(KernelTable& table) noexcept {
+  table.gemm_f32 = MakeGemm<F32Panel>();
+  table.gemm_bf16 = MakeGemm<Bf16Panel>();
+  table.attend_f32 = &Attend<float>;
+  table.attend_bf16 = &Attend<std::uint16_t>;
+  table.probe_fma = &ProbeFma;
+  table.probe_read = &ProbeRead;
+}
+
+}  // namespace slimformer::kernels

@@ -1,0 +1,87 @@
+// Sixteen float32 lanes: AVX-512 F, BW, DQ and VL. Partial loads and stores are masked: they touch
+// nothing beyond the lanes they are asked for.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace slimformer::kernels {
+namespace {
+
+struct Vector {
+  using F = __m512;
+  static constexpr std::size_t kLanes = 16;
+
+  static F Zero() noexcept { return _mm512_setzero_ps(); }
+  static F Set(float x) noexcept { return _mm512_set1_ps(x); }
+  static F Load(const float* p) noexcept { return _mm512_loadu_ps(p); }
+  static void Store(float* p, F x) noexcept { _mm512_storeu_ps(p, x); }
+
+  // The first n < kLanes lanes; the others read as 0.
+  static F Load(const float* p, std::size_t n) noexcept {
+    return _mm512_maskz_loadu_ps(Below(static_cast<std::int32_t>(n)), p);
+  }
+  static void Store(float* p, std::size_t n, F x) noexcept {
+    _mm512_mask_storeu_ps(p, Below(static_cast<std::int32_t>(n)), x);
+  }
+
+  static F Add(F a, F b) noexcept { return _mm512_add_ps(a, b); }
+  static F Sub(F a, F b) noexcept { return _mm512_sub_ps(a, b); }
+  static F Mul(F a, F b) noexcept { return _mm512_mul_ps(a, b); }
+  static F MulAdd(F a, F b, F c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+  static F NegMulAdd(F a, F b, F c) noexcept { return _mm512_fnmadd_ps(a, b, c); }
+
+  // The second operand where either is a NaN.
+  static F Min(F a, F b) noexcept { return _mm512_min_ps(a, b); }
+  static F Max(F a, F b) noexcept { return _mm512_max_ps(a, b); }
+
+  static F Round(F x) noexcept {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+
+  // 2^n for whole -126 <= n <= 127.
+  static F PowerOfTwo(F n) noexcept {
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
+
+  // x where the lane's index is in [begin, end), `other` elsewhere.
+  static F Select(F x, F other, std::int32_t begin, std::int32_t end) noexcept {
+    const auto inside = static_cast<__mmask16>(Below(end) & ~Below(begin));
+    return _mm512_mask_blend_ps(inside, other, x);
+  }
+
+  static float FirstLane(F x) noexcept { return _mm512_cvtss_f32(x); }
+  static float SumLanes(F x) noexcept { return _mm512_reduce_add_ps(x); }
+  static float MaxLanes(F x) noexcept { return _mm512_reduce_max_ps(x); }
+
+  static F LoadBf16(const std::uint16_t* p) noexcept {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+
+  // Lane i of 32 bits holds column i in its low and column kLanes + i in its high half: widening
+  // both takes a shift and a mask, and no shuffle.
+  static void LoadBf16Pairs(const std::uint16_t* p, F& low, F& high) noexcept {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)));
+  }
+
+  // Into the second-level cache. Any address is allowed.
+  static void Prefetch(const void* p) noexcept {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
+
+ private:
+  // The lanes whose index is below n, for any n.
+  static __mmask16 Below(std::int32_t n) noexcept {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(n), lane);
+  }
+};
+
+}  // namespace
+}  // namespace slimformer::kernels

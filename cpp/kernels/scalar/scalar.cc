@@ -1,0 +1,258 @@
+// The scalar tier: plain loops for a CPU without vector extensions, and the oracle for the other
+// tiers. It shares no code with them, and rounds as written: no contraction, no reordering.
+//
+// Its panels are [k][16] too, so that the compiler may use the baseline's four-lane registers: a
+// tile of 2 rows by 16 outputs is 8 of their 16.
+#include <cstddef>
+#include <cstdint>
+
+#include "base/bf16.h"
+#include "kernels/overlay.h"
+
+namespace slimformer::kernels {
+namespace {
+
+constexpr std::size_t kPanelWidth = 16;
+constexpr std::size_t kTileRows = 2;
+constexpr float kInfinity = __builtin_inff();
+
+float Widen(float x) noexcept { return x; }
+float Widen(std::uint16_t x) noexcept { return FloatFromBf16(x); }
+void Narrow(float x, float& to) noexcept { to = x; }
+void Narrow(float x, std::uint16_t& to) noexcept { to = Bf16FromFloat(x); }
+
+// exp(x) = 2^n exp(r), |r| <= ln(2) / 2, by its power series in float64 to r^11 / 11!; exact to
+// a rounding of float32.
+float Exp(float x) noexcept {
+  if (x != x) return x;
+  if (x > 89.0F) return kInfinity;
+  if (x < -104.0F) return 0.0F;
+  const double scaled = static_cast<double>(x) * 1.44269504088896341;
+  const int n = static_cast<int>(scaled < 0.0 ? scaled - 0.5 : scaled + 0.5);
+  const double r = static_cast<double>(x) - n * 0.693147180559945309;
+  double series = 1.0;
+  for (int i = 11; i >= 1; --i) series = 1.0 + series * r / i;
+  const auto power = static_cast<std::uint64_t>(1023 + n) << 52;
+  return static_cast<float>(series * __builtin_bit_cast(double, power));
+}
+
+// log(x) for normal x > 0: 2^e m with m in [1, 2), log m by 2 atanh((m - 1) / (m + 1)).
+double Log(double x) noexcept {
+  const auto bits = __builtin_bit_cast(std::uint64_t, x);
+  const double exponent = static_cast<double>(bits >> 52) - 1023.0;
+  const double m =
+      __builtin_bit_cast(double, (bits & 0xfffffffffffffU) | (std::uint64_t{1023} << 52));
+  const double s = (m - 1.0) / (m + 1.0);
+  double series = 0.0;
+  for (int power = 31; power >= 1; power -= 2) series = series * s * s + 1.0 / power;
+  return exponent * 0.693147180559945309 + 2.0 * s * series;
+}
+
+template <class Weight>
+std::size_t PanelBytes(std::size_t k) noexcept {
+  return (k * kPanelWidth * sizeof(Weight) + 63) / 64 * 64;
+}
+
+template <class Weight>
+void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
+               void* panel) noexcept {
+  auto* to = static_cast<Weight*>(panel);
+  for (std::size_t i = 0; i < PanelBytes<Weight>(k) / sizeof(Weight); ++i) to[i] = Weight{0};
+  for (std::size_t i = 0; i < k; ++i) {
+    for (std::size_t c = 0; c < outputs; ++c) Narrow(w[c * stride + i], to[i * kPanelWidth + c]);
+  }
+}
+
+template <class Weight>
+void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) noexcept {
+  const auto* from = static_cast<const Weight*>(panel);
+  for (std::size_t i = 0; i < k; ++i) w[i] = Widen(from[i * kPanelWidth + output]);
+}
+
+std::size_t NoInputBytes(std::size_t, std::size_t) noexcept { return 0; }
+
+template <class Weight, std::size_t kRows>
+void MultiplyRows(const float* x, std::size_t x_stride, const Weight* panel, std::size_t k,
+                  float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
+  float sums[kRows][kPanelWidth] = {};
+  for (std::size_t i = 0; i < k; ++i) {
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const float value = x[r * x_stride + i];
+      for (std::size_t c = 0; c < kPanelWidth; ++c) {
+        sums[r][c] += value * Widen(panel[i * kPanelWidth + c]);
+      }
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t c = 0; c < outputs; ++c) {
+      float& to = y[r * y_stride + c];
+      to = accumulate ? to + sums[r][c] : sums[r][c];
+    }
+  }
+}
+
+template <class Weight>
+void Multiply(const void* x, std::size_t x_stride, std::size_t rows, const void* panel,
+              std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
+              bool accumulate) noexcept {
+  const auto* from = static_cast<const float*>(x);
+  const auto* weights = static_cast<const Weight*>(panel);
+  std::size_t r = 0;
+  for (; r + kTileRows <= rows; r += kTileRows) {
+    MultiplyRows<Weight, kTileRows>(from + r * x_stride, x_stride, weights, k, y + r * y_stride,
+                                    y_stride, outputs, accumulate);
+  }
+  if (r < rows) {
+    MultiplyRows<Weight, 1>(from + r * x_stride, x_stride, weights, k, y + r * y_stride, y_stride,
+                            outputs, accumulate);
+  }
+}
+
+template <class Weight>
+constexpr GemmKernel MakeGemm() noexcept {
+  return {.panel_width = kPanelWidth,
+          .tile_rows = kTileRows,
+          .panel_bytes = &PanelBytes<Weight>,
+          .pack_panel = &PackPanel<Weight>,
+          .unpack_row = &UnpackRow<Weight>,
+          .input_bytes = &NoInputBytes,
+          .prepare_input = nullptr,
+          .multiply = &Multiply<Weight>};
+}
+
+template <class Value>
+void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* keys,
+            const void* values, std::size_t head_dim, std::size_t value_dim,
+            const std::int32_t* begin, const std::int32_t* end, float* max, float* sum, float* out,
+            std::size_t out_stride, float* scratch) noexcept {
+  const auto* k = static_cast<const Value*>(keys);
+  const auto* v = static_cast<const Value*>(values);
+  for (std::size_t r = 0; r < rows; ++r) {
+    if (begin[r] >= end[r]) continue;
+    const auto first = static_cast<std::size_t>(begin[r]);
+    const auto last = static_cast<std::size_t>(end[r]);
+    float* scores = scratch + r * kPagePositions;
+    float highest = max[r];
+    for (std::size_t p = first; p < last; ++p) {
+      const Value* key = k + p / kKeyLanes * kKeyLanes * head_dim + p % kKeyLanes;
+      float score = 0.0F;
+      for (std::size_t d = 0; d < head_dim; ++d) {
+        score += q[r * q_stride + d] * Widen(key[d * kKeyLanes]);
+      }
+      scores[p] = score;
+      if (score > highest) highest = score;
+    }
+    float* to = out + r * out_stride;
+    const float factor = Exp(max[r] - highest);
+    for (std::size_t c = 0; c < value_dim; ++c) to[c] *= factor;
+    sum[r] *= factor;
+    max[r] = highest;
+    for (std::size_t p = first; p < last; ++p) {
+      const float weight = Exp(scores[p] - highest);
+      sum[r] += weight;
+      for (std::size_t c = 0; c < value_dim; ++c) to[c] += weight * Widen(v[p * value_dim + c]);
+    }
+  }
+}
+
+void RmsNorm(const float* x, const float* weight, float eps, std::size_t divisor, std::size_t n,
+             float* y) noexcept {
+  float squares = 0.0F;
+  for (std::size_t i = 0; i < n; ++i) squares += x[i] * x[i];
+  const float factor = 1.0F / __builtin_sqrtf(squares / static_cast<float>(divisor) + eps);
+  for (std::size_t i = 0; i < n; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+void Rope(float* x, const float* cosine, const float* sine, std::size_t pairs) noexcept {
+  for (std::size_t i = 0; i < pairs; ++i) {
+    const float a = x[i];
+    const float b = x[pairs + i];
+    x[i] = a * cosine[i] - b * sine[i];
+    x[pairs + i] = b * cosine[i] + a * sine[i];
+  }
+}
+
+void SiluMultiply(const float* gate, const float* up, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] = gate[i] / (1.0F + Exp(-gate[i])) * up[i];
+}
+
+void Add(const float* x, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+void MultiplyElements(const float* x, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] *= x[i];
+}
+
+void Scale(float factor, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] *= factor;
+}
+
+float LogSumExp(const float* x, std::size_t n) noexcept {
+  float max = -kInfinity;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (x[i] != x[i]) return x[i];
+    if (x[i] > max) max = x[i];
+  }
+  if (max == kInfinity || max == -kInfinity) return max;
+  double total = 0.0;
+  for (std::size_t i = 0; i < n; ++i) total += static_cast<double>(Exp(x[i] - max));
+  return static_cast<float>(static_cast<double>(max) + Log(total));
+}
+
+void ToBf16(const float* x, std::size_t n, std::uint16_t* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] = Bf16FromFloat(x[i]);
+}
+
+void FromBf16(const std::uint16_t* x, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] = FloatFromBf16(x[i]);
+}
+
+std::size_t ProbeFma(std::size_t iterations, float* sink) noexcept {
+  constexpr std::size_t kChains = 32;  // eight registers of four lanes
+  float sums[kChains];
+  for (float& sum : sums) sum = sink[0];
+  const float factor = sink[1];
+  const float term = sink[2];
+  for (std::size_t i = 0; i < iterations; ++i) {
+    for (float& sum : sums) sum = sum * factor + term;
+  }
+  float total = 0.0F;
+  for (const float sum : sums) total += sum;
+  sink[0] = total;
+  return iterations * kChains * 2;
+}
+
+void ProbeRead(const float* x, std::size_t n, float* sink) noexcept {
+  constexpr std::size_t kSums = 16;  // four registers of four lanes
+  float sums[kSums] = {};
+  for (std::size_t i = 0; i < n; i += kSums) {
+    for (std::size_t s = 0; s < kSums; ++s) sums[s] += x[i + s];
+  }
+  float total = 0.0F;
+  for (const float sum : sums) total += sum;
+  sink[0] = total;
+}
+
+}  // namespace
+
+template <>
+void Overlay<Tier::scalar>(KernelTable& table) noexcept {
+  table.gemm_f32 = MakeGemm<float>();
+  table.gemm_bf16 = MakeGemm<std::uint16_t>();
+  table.attend_f32 = &Attend<float>;
+  table.attend_bf16 = &Attend<std::uint16_t>;
+  table.rms_norm = &RmsNorm;
+  table.rope = &Rope;
+  table.silu_multiply = &SiluMultiply;
+  table.add = &Add;
+  table.multiply = &MultiplyElements;
+  table.scale = &Scale;
+  table.log_sum_exp = &LogSumExp;
+  table.to_bf16 = &ToBf16;
+  table.from_bf16 = &FromBf16;
+  table.probe_fma = &ProbeFma;
+  table.probe_read = &ProbeRead;
+}
+
+}  // namespace slimformer::kernels

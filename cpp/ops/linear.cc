@@ -1,0 +1,137 @@
+#include "ops/linear.h"
+
+#include <algorithm>
+
+#include "kernels/kernel_table.h"
+
+namespace slimformer::ops {
+namespace {
+
+using kernels::GemmKernel;
+using tensor::PackedMatrix;
+
+// A block of rows of x stays in the second-level cache (1 MiB or more) while all panels of the
+// weights pass over it.
+constexpr std::size_t kRowBlockBytes = std::size_t{384} << 10;
+constexpr std::size_t kMostBlockRows = 192;
+
+// A task is worth handing out from about 50 microseconds of arithmetic, or of reading weights, on.
+constexpr std::size_t kTaskFlops = std::size_t{4} << 20;
+constexpr std::size_t kTaskBytes = std::size_t{128} << 10;
+
+constexpr std::size_t DivideUp(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
+constexpr std::size_t RoundUp(std::size_t n, std::size_t unit) { return DivideUp(n, unit) * unit; }
+
+// Rows are cut into blocks of `height`, the last one lower.
+struct RowBlocks {
+  std::size_t rows;
+  std::size_t height;
+  std::size_t count;
+
+  std::size_t First(std::size_t block) const { return block * height; }
+  std::size_t Height(std::size_t block) const { return std::min(height, rows - First(block)); }
+};
+
+RowBlocks CutRows(std::size_t rows, std::size_t cols, const GemmKernel& kernel) {
+  const std::size_t fitting = kRowBlockBytes / (cols * sizeof(float));
+  const std::size_t most = std::clamp(fitting, 4 * kernel.tile_rows, kMostBlockRows);
+  const std::size_t height = RoundUp(DivideUp(rows, DivideUp(rows, most)), kernel.tile_rows);
+  return {rows, height, DivideUp(rows, height)};
+}
+
+// Panels that one task multiplies by one block of rows.
+std::size_t PanelsOfTask(const PackedMatrix& matrix, const RowBlocks& blocks) {
+  const GemmKernel& kernel = matrix.kernel();
+  const std::size_t height = std::min(blocks.rows, blocks.height);
+  const std::size_t flops = 2 * height * matrix.cols() * kernel.panel_width;
+  const std::size_t by_flops = DivideUp(kTaskFlops, flops);
+  const std::size_t by_bytes = DivideUp(kTaskBytes, kernel.panel_bytes(matrix.cols()));
+  return std::min({by_flops, by_bytes, matrix.panels()});
+}
+
+// x as the kernel reads it, block by block.
+struct Input {
+  const std::byte* data;
+  std::size_t stride;       // floats from row to row; 0 where the blocks were prepared
+  std::size_t block_bytes;  // from one block to the next
+
+  const void* Block(std::size_t block) const { return data + block * block_bytes; }
+};
+
+Input PrepareInput(ThreadPool& pool, tensor::Workspace& workspace, const GemmKernel& kernel,
+                   const float* x, std::size_t x_stride, const RowBlocks& blocks,
+                   std::size_t cols) {
+  if (kernel.prepare_input == nullptr) {
+    return {reinterpret_cast<const std::byte*>(x), x_stride,
+            blocks.height * x_stride * sizeof(float)};
+  }
+  const std::size_t block_bytes = RoundUp(kernel.input_bytes(blocks.height, cols), 64);
+  auto* prepared = workspace.Take<std::byte>(blocks.count * block_bytes);
+  pool.ParallelFor(blocks.count, [&](std::size_t block, int) {
+    kernel.prepare_input(x + blocks.First(block) * x_stride, x_stride, blocks.Height(block), cols,
+                         prepared + block * block_bytes);
+  });
+  return {prepared, 0, block_bytes};
+}
+
+void AddBias(const float* bias, std::size_t outputs, std::size_t rows, float* y,
+             std::size_t y_stride) {
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t c = 0; c < outputs; ++c) y[r * y_stride + c] += bias[c];
+  }
+}
+
+// Panels [first, last) of one layer for one block of rows.
+void RunTask(const LinearOutput& output, const Input& input, const RowBlocks& blocks,
+             std::size_t block, std::size_t first, std::size_t last) {
+  const PackedMatrix& matrix = output.matrix;
+  const GemmKernel& kernel = matrix.kernel();
+  const std::size_t rows = blocks.Height(block);
+  float* y = output.y + blocks.First(block) * output.y_stride;
+  for (std::size_t panel = first; panel < last; ++panel) {
+    const std::size_t column = panel * kernel.panel_width;
+    const std::size_t outputs = std::min(kernel.panel_width, matrix.rows() - column);
+    kernel.multiply(input.Block(block), input.stride, rows, matrix.panel(panel), matrix.cols(),
+                    y + column, output.y_stride, outputs, output.accumulate);
+    if (output.bias != nullptr) {
+      AddBias(output.bias + column, outputs, rows, y + column, output.y_stride);
+    }
+  }
+}
+
+}  // namespace
+
+void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std::size_t x_stride,
+            std::size_t rows, std::span<const LinearOutput> outputs) {
+  if (rows == 0 || outputs.empty()) return;
+  const GemmKernel& kernel = outputs.front().matrix.kernel();
+  const std::size_t cols = outputs.front().matrix.cols();
+  const RowBlocks blocks = CutRows(rows, cols, kernel);
+  const tensor::Workspace::Frame frame(workspace);
+  const Input input = PrepareInput(pool, workspace, kernel, x, x_stride, blocks, cols);
+
+  // Tasks are numbered layer by layer, in a layer block by block, in a block group of panels by
+  // group: neighbours share their rows.
+  const auto groups = [&](const LinearOutput& output) {
+    return DivideUp(output.matrix.panels(), PanelsOfTask(output.matrix, blocks));
+  };
+  std::size_t tasks = 0;
+  for (const LinearOutput& output : outputs) tasks += blocks.count * groups(output);
+  pool.ParallelFor(tasks, [&](std::size_t task, int) {
+    const LinearOutput* output = outputs.data();
+    for (; task >= blocks.count * groups(*output); ++output) task -= blocks.count * groups(*output);
+    const std::size_t panels = PanelsOfTask(output->matrix, blocks);
+    const std::size_t first = task % groups(*output) * panels;
+    const std::size_t last = std::min(first + panels, output->matrix.panels());
+    RunTask(*output, input, blocks, task / groups(*output), first, last);
+  });
+}
+
+void Linear(ThreadPool& pool, tensor::Workspace& workspace, const tensor::PackedMatrix& matrix,
+            const float* x, std::size_t x_stride, std::size_t rows, float* y, std::size_t y_stride,
+            const float* bias, bool accumulate) {
+  const LinearOutput output{matrix, y, y_stride, bias, accumulate};
+  Linear(pool, workspace, x, x_stride, rows, std::span(&output, 1));
+}
+
+}  // namespace slimformer::ops

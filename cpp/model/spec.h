@@ -16,8 +16,8 @@ struct RotarySpec {
 struct AttentionSpec {
   int n_heads;
   int n_kv_heads;
-  int head_dim;   // width of a query or key head
-  int value_dim;  // width of a value head
+  int head_dim;              // width of a query or key head
+  int value_dim;             // width of a value head
   std::vector<int> q_to_kv;  // [n_heads], the KV head each query head reads
   float scale;
   std::optional<RotarySpec> rotary;
@@ -55,5 +55,9 @@ struct ModelSpec {
   int max_positions;
   std::vector<LayerSpec> layers;
 };
+
+// Error(config) where a dimension is out of bounds or parts contradict each other: whatever
+// passes can be packed and run without further checks of shapes.
+void Validate(const ModelSpec& spec);
 
 }  // namespace slimformer::model

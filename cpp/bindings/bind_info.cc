@@ -1,0 +1,72 @@
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/cpu_features.h"
+#include "base/env.h"
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "bindings/bindings.h"
+#include "kernels/registry.h"
+#include "ops/roofline.h"
+
+namespace slimformer::bindings {
+namespace {
+
+namespace py = pybind11;
+
+constexpr double kMostProbeSeconds = 60;
+
+std::string Compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+py::dict BuildInfo() {
+  std::vector<std::string> tiers;
+  for (const kernels::Tier tier : kernels::AvailableTiers()) {
+    tiers.emplace_back(kernels::TierName(tier));
+  }
+  py::dict info;
+  info["version"] = SLIMFORMER_VERSION;
+  info["compiler"] = Compiler();
+  info["tier"] = std::string(kernels::TierName(kernels::SelectKernels().tier));
+  info["tiers"] = tiers;
+  info["cpu_features"] = CpuFeatureNames(DetectCpuFeatures());
+  info["isa_override"] = Env("SLIMFORMER_ISA");
+  info["weight_types"] = std::vector<std::string>{"f32", "bf16"};
+  info["cores"] = AvailableCores();
+  return info;
+}
+
+py::dict MeasureRoofline(int threads, double seconds) {
+  if (!std::isfinite(seconds) || seconds <= 0 || seconds > kMostProbeSeconds) {
+    throw Error(ErrorKind::config, "seconds: expected above 0 and at most 60");
+  }
+  ops::Roofline roofline{};
+  {
+    const py::gil_scoped_release release;
+    const std::shared_ptr<ThreadPool> pool = ThreadPool::Shared(threads);
+    roofline = ops::MeasureRoofline(*pool, kernels::SelectKernels(), seconds);
+  }
+  py::dict result;
+  result["gflops"] = roofline.gflops;
+  result["gbytes_per_s"] = roofline.gbytes_per_s;
+  return result;
+}
+
+}  // namespace
+
+void BindInfo(py::module_& module) {
+  module.def("build_info", &BuildInfo);
+  module.def("measure_roofline", &MeasureRoofline, py::kw_only(), py::arg("threads"),
+             py::arg("seconds") = 1.0);
+}
+
+}  // namespace slimformer::bindings

@@ -1,0 +1,45 @@
+// The keys and values of one sequence, in pages that forks share.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "model/plan.h"
+#include "ops/attention.h"
+
+namespace slimformer::model {
+
+// Grows page by page as a sequence does. A copy shares all pages; a page that is shared is
+// copied when one of its owners is about to write to it. What a plan skips has no pages.
+class KvCache {
+ public:
+  KvCache(const Plan& plan, ops::KvType type);
+
+  const ops::KvLayout& layout(std::size_t step) const { return steps_[step].layout; }
+
+  // Makes positions [position, position + rows) of one attention step writable, everything from
+  // `position` on being empty, and returns all its pages up to the last of these positions.
+  // Positions are written in order: `position` is what the cache holds.
+  std::vector<std::byte*> Prepare(std::size_t step, std::size_t position, std::size_t rows);
+
+  // Forgets all positions from `position` on.
+  void Truncate(std::size_t position) noexcept;
+
+  // Memory of all pages, those shared with other caches included.
+  std::size_t bytes() const noexcept;
+
+ private:
+  using Page = AlignedBuffer<std::byte>;
+
+  struct StepCache {
+    ops::KvLayout layout;
+    std::vector<std::shared_ptr<Page>> pages;
+    std::size_t written = 0;  // positions that the last page was written up to
+  };
+
+  std::vector<StepCache> steps_;
+};
+
+}  // namespace slimformer::model

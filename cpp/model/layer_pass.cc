@@ -1,0 +1,165 @@
+#include "model/layer_pass.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "ops/activation.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+
+namespace slimformer::model {
+
+using Frame = tensor::Workspace::Frame;
+
+LayerPass::LayerPass(const ops::Context& context, const Plan& plan, std::span<const Piece> pieces,
+                     const Taps& taps, std::size_t first_row)
+    : context_(context),
+      plan_(plan),
+      spec_(plan.weights().spec),
+      pieces_(pieces),
+      taps_(taps),
+      first_row_(first_row),
+      n_channels_(static_cast<std::size_t>(spec_.n_channels)) {
+  std::vector<std::int32_t> positions;  // [rows]
+  for (const Piece& piece : pieces) {
+    for (std::size_t r = 0; r < piece.rows; ++r) {
+      positions.push_back(static_cast<std::int32_t>(piece.position + r));
+    }
+  }
+  rows_ = positions.size();
+  for (const RotarySpec& rotary : plan.rotaries()) {
+    rotations_.push_back(ops::ComputeRotation(context_, rotary.inverse_frequencies, positions));
+  }
+}
+
+void LayerPass::Run(std::size_t first, std::size_t last, float* hidden, const Poll& poll) const {
+  const std::vector<Step>& steps = plan_.steps();
+  auto step = std::ranges::lower_bound(steps, first, {}, LayerOf);
+  const auto run_if = [&](std::size_t layer, Place place) {
+    if (step == steps.end() || LayerOf(*step) != layer || PlaceOf(*step) != place) return;
+    poll();
+    Run(*step++, hidden);
+  };
+  for (std::size_t layer = first; layer < std::min(last, plan_.end_layer()); ++layer) {
+    Observe(layer, Site::attention_input, hidden, n_channels_);
+    run_if(layer, Place::attention);
+    Observe(layer, Site::ffn_input, hidden, n_channels_);
+    run_if(layer, Place::ffn);
+    Observe(layer, Site::layer_output, hidden, n_channels_);
+  }
+}
+
+void LayerPass::Run(const Step& step, float* hidden) const {
+  const Frame frame(context_.workspace);
+  std::visit([&](const auto& s) { Run(s, hidden); }, step);
+}
+
+// hidden += o(attention(norm(hidden)))
+void LayerPass::Run(const AttentionStep& step, float* hidden) const {
+  const AttentionWeights& w = *step.weights;
+  tensor::Workspace& workspace = context_.workspace;
+  const float* x = Norm(hidden, w.norm);
+  Observe(step.layer, Site::attention_normed, x, n_channels_);
+
+  const std::size_t q_width = step.n_heads * step.head_dim;
+  const std::size_t k_width = step.n_kv_heads * step.head_dim;
+  const std::size_t v_width = step.n_kv_heads * step.value_dim;
+  auto* q = workspace.Take<float>(rows_ * q_width);  // [rows, n_heads, head_dim]
+  auto* k = workspace.Take<float>(rows_ * k_width);  // [rows, n_kv_heads, head_dim]
+  auto* v = workspace.Take<float>(rows_ * v_width);  // [rows, n_kv_heads, value_dim]
+  const ops::LinearOutput qkv[] = {
+      {*w.q.weight, q, q_width, w.q.BiasData()},
+      {*w.k.weight, k, k_width, w.k.BiasData()},
+      {*w.v.weight, v, v_width, w.v.BiasData()},
+  };
+  ops::Linear(context_.pool, workspace, x, n_channels_, rows_, qkv);
+  if (step.rotary) {
+    const ops::Rotation& rotation = rotations_[*step.rotary];
+    ops::Rotate(context_, rotation, rows_, step.n_heads, step.head_dim, q);
+    ops::Rotate(context_, rotation, rows_, step.n_kv_heads, step.head_dim, k);
+  }
+
+  const std::size_t heads_width = step.n_heads * step.value_dim;
+  auto* heads = workspace.Take<float>(rows_ * heads_width);  // [rows, n_heads, value_dim]
+  if (!step.all_heads) std::fill_n(heads, rows_ * heads_width, 0.0F);
+  Attend(step, q, k, v, heads);
+  Observe(step.layer, Site::attention_heads, heads, heads_width);
+  ops::Linear(context_.pool, workspace, *w.o.weight, heads, heads_width, rows_, hidden, n_channels_,
+              w.o.BiasData(), true);
+}
+
+void LayerPass::Attend(const AttentionStep& step, const float* q, const float* k, const float* v,
+                       float* heads) const {
+  std::vector<ops::AttentionSequence> sequences;
+  std::size_t first_row = 0;
+  for (const Piece& piece : pieces_) {
+    sequences.push_back({first_row, piece.rows, piece.position,
+                         piece.cache->Prepare(step.cache, piece.position, piece.rows)});
+    first_row += piece.rows;
+  }
+  const ops::KvLayout& layout = pieces_.front().cache->layout(step.cache);
+  ops::StoreKeysAndValues(context_, layout, step.groups, sequences, k,
+                          step.n_kv_heads * step.head_dim, v, step.n_kv_heads * step.value_dim);
+  ops::Attend(context_, layout, step.groups, step.scale, sequences, q, step.n_heads * step.head_dim,
+              heads, step.n_heads * step.value_dim);
+}
+
+// hidden += down(silu(gate(x)) * up(x)), x = norm(hidden)
+void LayerPass::Run(const FfnStep& step, float* hidden) const {
+  const FfnWeights& w = *step.weights;
+  tensor::Workspace& workspace = context_.workspace;
+  const float* x = Norm(hidden, w.norm);
+  Observe(step.layer, Site::ffn_normed, x, n_channels_);
+
+  const std::size_t n_neurons = step.n_neurons;
+  auto* gate = workspace.Take<float>(rows_ * n_neurons);  // [rows, n_neurons]
+  auto* up = workspace.Take<float>(rows_ * n_neurons);    // [rows, n_neurons]
+  const ops::LinearOutput gate_up[] = {
+      {*w.gate.weight, gate, n_neurons, w.gate.BiasData()},
+      {*w.up.weight, up, n_neurons, w.up.BiasData()},
+  };
+  ops::Linear(context_.pool, workspace, x, n_channels_, rows_, gate_up);
+  ops::SiluMultiply(context_, gate, up, rows_, n_neurons, gate);
+  if (!step.neuron_mask.empty()) {
+    ops::MultiplyRows(context_, step.neuron_mask.data(), rows_, n_neurons, gate);
+  }
+  Observe(step.layer, Site::ffn_neurons, gate, n_neurons);
+  ops::Linear(context_.pool, workspace, *w.down.weight, gate, n_neurons, rows_, hidden, n_channels_,
+              w.down.BiasData(), true);
+}
+
+// hidden += W norm(hidden)
+void LayerPass::Run(const LinkStep& step, float* hidden) const {
+  tensor::Workspace& workspace = context_.workspace;
+  float* x = Norm(hidden, step.weights->norm);
+  Observe(step.layer, step.place == Place::attention ? Site::attention_normed : Site::ffn_normed, x,
+          n_channels_);
+  if (const auto* full = std::get_if<FullLink>(&step.weights->map)) {
+    ops::Linear(context_.pool, workspace, *full->weight, x, n_channels_, rows_, hidden, n_channels_,
+                nullptr, true);
+  } else if (const auto* low_rank = std::get_if<LowRankLink>(&step.weights->map)) {
+    const std::size_t rank = low_rank->down->rows();
+    auto* narrow = workspace.Take<float>(rows_ * rank);  // [rows, rank]
+    ops::Linear(context_.pool, workspace, *low_rank->down, x, n_channels_, rows_, narrow, rank);
+    ops::Linear(context_.pool, workspace, *low_rank->up, narrow, rank, rows_, hidden, n_channels_,
+                nullptr, true);
+  } else {
+    const auto& diagonal = std::get<DiagonalLink>(step.weights->map);
+    ops::MultiplyRows(context_, diagonal.weight.data(), rows_, n_channels_, x);
+    ops::Add(context_, x, rows_, n_channels_, hidden);
+  }
+}
+
+float* LayerPass::Norm(const float* hidden, const Vector& weight) const {
+  auto* x = context_.workspace.Take<float>(rows_ * n_channels_);
+  ops::RmsNorm(context_, hidden, rows_, n_channels_, weight.data(), spec_.norm_eps,
+               static_cast<std::size_t>(spec_.norm_divisor), x);
+  return x;
+}
+
+void LayerPass::Observe(std::size_t layer, Site site, const float* x, std::size_t width) const {
+  taps_.Observe(layer, site, x, first_row_, rows_, width);
+}
+
+}  // namespace slimformer::model

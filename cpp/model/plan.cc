@@ -1,0 +1,180 @@
+#include "model/plan.h"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "base/error.h"
+
+namespace slimformer::model {
+namespace {
+
+template <class... F>
+struct Overloaded : F... {
+  using F::operator()...;
+};
+
+[[noreturn]] void Refuse(const std::string& message) {
+  throw Error(ErrorKind::config, "mask: " + message);
+}
+
+void CheckIndices(std::span<const int> indices, std::size_t count, const std::string& what) {
+  std::vector<bool> seen(count);
+  for (const int index : indices) {
+    if (index < 0 || static_cast<std::size_t>(index) >= count) {
+      Refuse(what + " " + std::to_string(index) + " does not exist: there are " +
+             std::to_string(count));
+    }
+    if (seen[static_cast<std::size_t>(index)]) {
+      Refuse(what + " " + std::to_string(index) + " is listed twice");
+    }
+    seen[static_cast<std::size_t>(index)] = true;
+  }
+}
+
+bool Contains(std::span<const int> values, std::size_t value) {
+  return std::ranges::find(values, static_cast<int>(value)) != values.end();
+}
+
+void CheckMask(const ModelSpec& spec, const Mask& mask) {
+  const std::size_t n_layers = spec.layers.size();
+  CheckIndices(mask.skip_attention, n_layers, "layer");
+  CheckIndices(mask.skip_ffn, n_layers, "layer");
+  if (mask.exit_after) CheckIndices({&*mask.exit_after, 1}, n_layers, "layer");
+  for (const auto& [layer, heads] : mask.heads) {
+    CheckIndices({&layer, 1}, n_layers, "layer");
+    const std::string where = "layer " + std::to_string(layer);
+    const auto& attention = spec.layers[static_cast<std::size_t>(layer)].attention;
+    if (!attention) Refuse(where + " has no attention whose heads could be kept");
+    if (heads.empty()) Refuse(where + " keeps no head; skip its attention instead");
+    CheckIndices(heads, static_cast<std::size_t>(attention->n_heads), where + ": head");
+  }
+  for (const auto& [layer, neurons] : mask.neurons) {
+    CheckIndices({&layer, 1}, n_layers, "layer");
+    const std::string where = "layer " + std::to_string(layer);
+    const auto& ffn = spec.layers[static_cast<std::size_t>(layer)].ffn;
+    if (!ffn) Refuse(where + " has no FFN whose neurons could be kept");
+    if (neurons.empty()) Refuse(where + " keeps no neuron; skip its FFN instead");
+    CheckIndices(neurons, static_cast<std::size_t>(ffn->n_neurons), where + ": neuron");
+  }
+}
+
+// The kept query heads, grouped by the KV head that they read.
+std::vector<ops::HeadGroup> GroupHeads(const AttentionSpec& spec, const std::vector<int>* kept) {
+  std::map<int, ops::HeadGroup> groups;
+  for (std::size_t head = 0; head < spec.q_to_kv.size(); ++head) {
+    if (kept != nullptr && !Contains(*kept, head)) continue;
+    const int kv_head = spec.q_to_kv[head];
+    ops::HeadGroup& group = groups[kv_head];
+    group.kv_head = static_cast<std::size_t>(kv_head);
+    group.heads.push_back(head);
+  }
+  std::vector<ops::HeadGroup> result;
+  for (auto& [kv_head, group] : groups) result.push_back(std::move(group));
+  return result;
+}
+
+template <class T>
+const std::vector<T>* Find(const std::map<int, std::vector<T>>& map, std::size_t layer) {
+  const auto found = map.find(static_cast<int>(layer));
+  return found == map.end() ? nullptr : &found->second;
+}
+
+}  // namespace
+
+std::size_t LayerOf(const Step& step) {
+  return std::visit([](const auto& s) { return s.layer; }, step);
+}
+
+Place PlaceOf(const Step& step) {
+  return std::visit(Overloaded{[](const AttentionStep&) { return Place::attention; },
+                               [](const FfnStep&) { return Place::ffn; },
+                               [](const LinkStep& link) { return link.place; }},
+                    step);
+}
+
+Plan::Plan(std::shared_ptr<const Weights> weights, const Mask& mask)
+    : weights_(std::move(weights)) {
+  CheckMask(weights_->spec, mask);
+  end_layer_ =
+      mask.exit_after ? static_cast<std::size_t>(*mask.exit_after) + 1 : weights_->layers.size();
+  for (std::size_t i = 0; i < end_layer_; ++i) {
+    const LayerWeights& layer = weights_->layers[i];
+    if (!Contains(mask.skip_attention, i)) {
+      std::visit(Overloaded{[](std::monostate) {},
+                            [&](const AttentionWeights& w) { AddAttention(i, w, mask); },
+                            [&](const LinkWeights& w) {
+                              steps_.emplace_back(LinkStep{i, Place::attention, &w});
+                            }},
+                 layer.attention);
+    }
+    if (!Contains(mask.skip_ffn, i)) {
+      std::visit(Overloaded{[](std::monostate) {}, [&](const FfnWeights& w) { AddFfn(i, w, mask); },
+                            [&](const LinkWeights& w) {
+                              steps_.emplace_back(LinkStep{i, Place::ffn, &w});
+                            }},
+                 layer.ffn);
+    }
+  }
+}
+
+void Plan::AddAttention(std::size_t layer, const AttentionWeights& weights, const Mask& mask) {
+  const AttentionSpec& spec = *weights_->spec.layers[layer].attention;
+  const std::vector<int>* kept = Find(mask.heads, layer);
+  const auto n_heads = static_cast<std::size_t>(spec.n_heads);
+  std::optional<std::size_t> rotary;
+  if (spec.rotary) rotary = RotaryIndex(*spec.rotary);
+  steps_.emplace_back(AttentionStep{
+      layer, &weights, n_heads, static_cast<std::size_t>(spec.n_kv_heads),
+      static_cast<std::size_t>(spec.head_dim), static_cast<std::size_t>(spec.value_dim), spec.scale,
+      rotary, GroupHeads(spec, kept), kept == nullptr || kept->size() == n_heads,
+      attention_steps_++});
+}
+
+void Plan::AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask) {
+  const auto n_neurons = static_cast<std::size_t>(weights_->spec.layers[layer].ffn->n_neurons);
+  std::vector<float> neuron_mask;
+  if (const std::vector<int>* kept = Find(mask.neurons, layer)) {
+    neuron_mask.resize(n_neurons);
+    for (const int neuron : *kept) neuron_mask[static_cast<std::size_t>(neuron)] = 1.0F;
+  }
+  steps_.emplace_back(FfnStep{layer, &weights, n_neurons, std::move(neuron_mask)});
+}
+
+std::size_t Plan::RotaryIndex(const RotarySpec& rotary) {
+  const auto found =
+      std::ranges::find(rotaries_, rotary.inverse_frequencies, &RotarySpec::inverse_frequencies);
+  const auto index = static_cast<std::size_t>(found - rotaries_.begin());
+  if (found == rotaries_.end()) rotaries_.push_back(rotary);
+  return index;
+}
+
+bool Plan::Equals(const Plan& other) const {
+  if (this == &other) return true;
+  if (weights_ != other.weights_ || steps_.size() != other.steps_.size()) return false;
+  return std::ranges::equal(steps_, other.steps_, [](const Step& a, const Step& b) {
+    if (a.index() != b.index() || LayerOf(a) != LayerOf(b) || PlaceOf(a) != PlaceOf(b)) {
+      return false;
+    }
+    if (const auto* attention = std::get_if<AttentionStep>(&a)) {
+      return attention->groups == std::get<AttentionStep>(b).groups;
+    }
+    if (const auto* ffn = std::get_if<FfnStep>(&a)) {
+      return ffn->neuron_mask == std::get<FfnStep>(b).neuron_mask;
+    }
+    return true;
+  });
+}
+
+std::vector<std::string> Plan::StepNames() const {
+  std::vector<std::string> names;
+  for (const Step& step : steps_) {
+    std::string name = "layers." + std::to_string(LayerOf(step)) +
+                       (PlaceOf(step) == Place::attention ? ".attention" : ".ffn");
+    if (std::holds_alternative<LinkStep>(step)) name += ".link";
+    names.push_back(std::move(name));
+  }
+  return names;
+}
+
+}  // namespace slimformer::model

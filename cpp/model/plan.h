@@ -1,0 +1,95 @@
+// What a session executes: the list of steps that a model and a mask come down to. Whatever is
+// skipped is a step that is not there.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "model/weights.h"
+#include "ops/attention.h"
+
+namespace slimformer::model {
+
+// Which structures run. Layers are counted from 0; skipping what a layer does not have is no
+// error, since that layer then does what was asked for.
+struct Mask {
+  std::vector<int> skip_attention;
+  std::vector<int> skip_ffn;
+  std::optional<int> exit_after;            // the last layer that runs
+  std::map<int, std::vector<int>> heads;    // query heads that are kept, by layer
+  std::map<int, std::vector<int>> neurons;  // neurons that are kept, by layer
+};
+
+// Dimensions of a step are those of its own layer.
+struct AttentionStep {
+  std::size_t layer;
+  const AttentionWeights* weights;
+  std::size_t n_heads;
+  std::size_t n_kv_heads;
+  std::size_t head_dim;
+  std::size_t value_dim;
+  float scale;
+  std::optional<std::size_t> rotary;   // index of Plan::rotaries()
+  std::vector<ops::HeadGroup> groups;  // the heads that are kept
+  bool all_heads;
+  std::size_t cache;  // index of the step's keys and values in a session's cache
+};
+
+struct FfnStep {
+  std::size_t layer;
+  const FfnWeights* weights;
+  std::size_t n_neurons;
+  std::vector<float> neuron_mask;  // [n_neurons] of 0 and 1, empty where all are kept
+};
+
+enum class Place { attention, ffn };
+
+// A linear map that stands in for a sub-block.
+struct LinkStep {
+  std::size_t layer;
+  Place place;
+  const LinkWeights* weights;
+};
+
+using Step = std::variant<AttentionStep, FfnStep, LinkStep>;
+
+std::size_t LayerOf(const Step& step);
+Place PlaceOf(const Step& step);
+
+class Plan {
+ public:
+  // Error(config) where the mask names what the model does not have, or nothing would be left
+  // of the heads or neurons of a layer.
+  Plan(std::shared_ptr<const Weights> weights, const Mask& mask);
+
+  const Weights& weights() const { return *weights_; }
+  const std::vector<Step>& steps() const { return steps_; }  // by layer, attention first
+  const std::vector<RotarySpec>& rotaries() const { return rotaries_; }  // all distinct
+
+  // One past the last layer that runs.
+  std::size_t end_layer() const { return end_layer_; }
+
+  // Whether both run the same steps of the same model.
+  bool Equals(const Plan& other) const;
+
+  // Names such as "layers.3.attention", in the order in which they run.
+  std::vector<std::string> StepNames() const;
+
+ private:
+  void AddAttention(std::size_t layer, const AttentionWeights& weights, const Mask& mask);
+  void AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask);
+  std::size_t RotaryIndex(const RotarySpec& rotary);
+
+  std::shared_ptr<const Weights> weights_;
+  std::vector<Step> steps_;
+  std::vector<RotarySpec> rotaries_;
+  std::size_t end_layer_ = 0;
+  std::size_t attention_steps_ = 0;
+};
+
+}  // namespace slimformer::model

@@ -1,0 +1,74 @@
+#include "model/spec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "base/error.h"
+
+namespace slimformer::model {
+namespace {
+
+constexpr int kMaxDimension = 1 << 24;
+constexpr std::size_t kMaxLayers = 4096;
+
+void Check(bool condition, const std::string& message) {
+  if (!condition) throw Error(ErrorKind::config, "model: " + message);
+}
+
+void CheckDimension(const std::string& name, int value) {
+  Check(value >= 1 && value <= kMaxDimension, name + ": expected 1 to " +
+                                                  std::to_string(kMaxDimension) + ", found " +
+                                                  std::to_string(value));
+}
+
+void CheckAttention(const std::string& where, const AttentionSpec& attention) {
+  CheckDimension(where + "n_heads", attention.n_heads);
+  CheckDimension(where + "n_kv_heads", attention.n_kv_heads);
+  CheckDimension(where + "head_dim", attention.head_dim);
+  CheckDimension(where + "value_dim", attention.value_dim);
+  Check(std::isfinite(attention.scale), where + "scale: expected a finite number");
+  Check(attention.q_to_kv.size() == static_cast<std::size_t>(attention.n_heads),
+        where + "q_to_kv: expected " + std::to_string(attention.n_heads) + " entries, found " +
+            std::to_string(attention.q_to_kv.size()));
+  for (const int kv_head : attention.q_to_kv) {
+    Check(kv_head >= 0 && kv_head < attention.n_kv_heads,
+          where + "q_to_kv: no KV head " + std::to_string(kv_head));
+  }
+  if (!attention.rotary) return;
+  const std::vector<float>& frequencies = attention.rotary->inverse_frequencies;
+  Check(frequencies.size() <= static_cast<std::size_t>(attention.head_dim) / 2,
+        where + "rope: more pairs than half of head_dim");
+  Check(std::ranges::all_of(frequencies, [](float f) { return std::isfinite(f); }),
+        where + "rope: expected finite frequencies");
+}
+
+void CheckLink(const std::string& where, const LinkSpec& link) {
+  Check((link.kind == LinkKind::low_rank) == link.rank.has_value(),
+        where + "link: a rank belongs to low_rank links and to no other");
+  if (link.rank) CheckDimension(where + "link rank", *link.rank);
+}
+
+}  // namespace
+
+void Validate(const ModelSpec& spec) {
+  CheckDimension("vocab_size", spec.vocab_size);
+  CheckDimension("n_channels", spec.n_channels);
+  CheckDimension("norm_divisor", spec.norm_divisor);
+  CheckDimension("max_positions", spec.max_positions);
+  Check(std::isfinite(spec.norm_eps) && spec.norm_eps > 0, "norm_eps: expected a number above 0");
+  Check(spec.layers.size() <= kMaxLayers,
+        "expected at most " + std::to_string(kMaxLayers) + " layers");
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const LayerSpec& layer = spec.layers[i];
+    const std::string where = "layer " + std::to_string(i) + ": ";
+    Check(!(layer.attention && layer.attention_link), where + "both attention and its link");
+    Check(!(layer.ffn && layer.ffn_link), where + "both FFN and its link");
+    if (layer.attention) CheckAttention(where, *layer.attention);
+    if (layer.attention_link) CheckLink(where, *layer.attention_link);
+    if (layer.ffn) CheckDimension(where + "n_neurons", layer.ffn->n_neurons);
+    if (layer.ffn_link) CheckLink(where, *layer.ffn_link);
+  }
+}
+
+}  // namespace slimformer::model

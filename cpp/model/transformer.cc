@@ -1,0 +1,257 @@
+#include "model/transformer.h"
+
+#include <algorithm>
+#include <deque>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "model/chunks.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+
+namespace slimformer::model {
+namespace {
+
+using Frame = tensor::Workspace::Frame;
+
+// Logits that are looked at and dropped again are made for some rows at a time: enough that
+// reading the head's weights is little work next to using them, in at most 32 MiB.
+constexpr std::size_t kMostHeadRows = 128;
+constexpr std::size_t kHeadValues = std::size_t{8} << 20;
+
+std::size_t HeadRows(std::size_t vocab_size) {
+  return std::clamp<std::size_t>(kHeadValues / vocab_size, 1, kMostHeadRows);
+}
+
+std::vector<std::size_t> Lengths(std::span<const SequenceTokens> batch) {
+  std::vector<std::size_t> lengths;
+  for (const SequenceTokens& sequence : batch) lengths.push_back(sequence.tokens.size());
+  return lengths;
+}
+
+void CheckCapacity(const Session& session, std::size_t tokens) {
+  const auto position = static_cast<std::size_t>(session.position());
+  const auto capacity = static_cast<std::size_t>(session.capacity());
+  if (tokens > capacity - position) {
+    throw Error(ErrorKind::context_length, "the session holds " + std::to_string(position) +
+                                               " of at most " + std::to_string(capacity) +
+                                               " positions: " + std::to_string(tokens) +
+                                               " more tokens do not fit");
+  }
+}
+
+}  // namespace
+
+Transformer::Transformer(std::shared_ptr<const Weights> weights, std::shared_ptr<ThreadPool> pool)
+    : weights_(std::move(weights)),
+      pool_(std::move(pool)),
+      whole_plan_(std::make_shared<Plan>(weights_, Mask{})),
+      n_channels_(static_cast<std::size_t>(weights_->spec.n_channels)),
+      vocab_size_(static_cast<std::size_t>(weights_->spec.vocab_size)) {}
+
+Transformer::WorkspaceLease::WorkspaceLease(const Transformer& owner) : owner_(owner) {
+  const std::lock_guard lock(owner_.workspaces_mutex_);
+  if (owner_.workspaces_.empty()) {
+    workspace_ = std::make_unique<tensor::Workspace>();
+  } else {
+    workspace_ = std::move(owner_.workspaces_.back());
+    owner_.workspaces_.pop_back();
+  }
+}
+
+Transformer::WorkspaceLease::~WorkspaceLease() {
+  const std::lock_guard lock(owner_.workspaces_mutex_);
+  owner_.workspaces_.push_back(std::move(workspace_));
+}
+
+void Transformer::CheckTokens(std::span<const std::int32_t> tokens) const {
+  for (const std::int32_t token : tokens) {
+    if (token < 0 || static_cast<std::size_t>(token) >= vocab_size_) {
+      throw Error(ErrorKind::token, "token id " + std::to_string(token) +
+                                        " is outside the vocabulary of " +
+                                        std::to_string(vocab_size_));
+    }
+  }
+}
+
+void Transformer::CheckBatch(std::span<const SequenceTokens> batch) const {
+  if (batch.empty()) throw Error(ErrorKind::data, "a batch needs at least one session");
+  std::set<const Session*> seen;
+  const Session& first = *batch.front().session;
+  for (const SequenceTokens& sequence : batch) {
+    const Session& session = *sequence.session;
+    if (&session.plan().weights() != weights_.get()) {
+      throw Error(ErrorKind::data, "a session belongs to another model");
+    }
+    if (!seen.insert(&session).second) {
+      throw Error(ErrorKind::data, "a session appears twice in one batch");
+    }
+    if (!session.plan().Equals(first.plan()) || session.kv_type() != first.kv_type()) {
+      throw Error(ErrorKind::data, "the sessions of a batch must have the same mask and KV type");
+    }
+    if (sequence.tokens.empty()) throw Error(ErrorKind::data, "a sequence has no tokens");
+    CheckTokens(sequence.tokens);
+  }
+}
+
+void Transformer::Feed(const ops::Context& context, std::span<const SequenceTokens> batch,
+                       const Sink& sink, const Poll& poll) const {
+  CheckBatch(batch);
+  std::deque<Session::Hold> holds;
+  for (const SequenceTokens& sequence : batch) holds.emplace_back(*sequence.session);
+  for (const SequenceTokens& sequence : batch) {
+    CheckCapacity(*sequence.session, sequence.tokens.size());
+  }
+  const Plan& plan = batch.front().session->plan();
+  try {
+    for (const Chunk& chunk : CutIntoChunks(Lengths(batch))) {
+      const Frame frame(context.workspace);
+      auto* hidden = context.workspace.Take<float>(chunk.rows * n_channels_);
+      std::vector<Piece> pieces;
+      float* next = hidden;
+      for (const ChunkPart& part : chunk.parts) {
+        const SequenceTokens& sequence = batch[part.sequence];
+        ops::Embed(context, *weights_->embedding, sequence.tokens.subspan(part.offset, part.rows),
+                   next);
+        next += part.rows * n_channels_;
+        const auto position = static_cast<std::size_t>(sequence.session->position());
+        pieces.push_back({&sequence.session->cache(), part.rows, position + part.offset});
+      }
+      LayerPass(context, plan, pieces, Taps{}, chunk.first_row)
+          .Run(0, plan.end_layer(), hidden, poll);
+      sink(context, hidden, chunk.first_row, chunk.rows);
+    }
+  } catch (...) {
+    for (const SequenceTokens& sequence : batch) {
+      Session& session = *sequence.session;
+      session.cache().Truncate(static_cast<std::size_t>(session.position()));
+    }
+    throw;
+  }
+  for (const SequenceTokens& sequence : batch) {
+    sequence.session->Advance(static_cast<int>(sequence.tokens.size()));
+  }
+}
+
+void Transformer::Forward(std::span<const SequenceTokens> batch, LogitsRows rows, float* logits,
+                          const Poll& poll) const {
+  const WorkspaceLease lease(*this);
+  const ops::Context context = lease.context();
+  if (rows == LogitsRows::none) {
+    Feed(context, batch, [](const ops::Context&, const float*, std::size_t, std::size_t) {}, poll);
+    return;
+  }
+  if (rows == LogitsRows::all) {
+    const auto head = [&](const ops::Context&, const float* hidden, std::size_t first_row,
+                          std::size_t n) {
+      Head(context, hidden, n, logits + first_row * vocab_size_, poll);
+    };
+    Feed(context, batch, head, poll);
+    return;
+  }
+  const Frame frame(context.workspace);
+  auto* last_hidden = context.workspace.Take<float>(batch.size() * n_channels_);
+  std::size_t sequence = 0;  // the next whose last row is waited for
+  std::size_t end = batch.empty() ? 0 : batch.front().tokens.size();
+  const auto keep_last = [&](const ops::Context&, const float* hidden, std::size_t first_row,
+                             std::size_t n) {
+    while (sequence < batch.size() && end <= first_row + n) {
+      std::copy_n(hidden + (end - 1 - first_row) * n_channels_, n_channels_,
+                  last_hidden + sequence * n_channels_);
+      if (++sequence < batch.size()) end += batch[sequence].tokens.size();
+    }
+    if (sequence == batch.size()) Head(context, last_hidden, batch.size(), logits, poll);
+  };
+  Feed(context, batch, keep_last, poll);
+}
+
+void Transformer::Score(std::span<const SequenceTokens> batch, float* scores,
+                        const Poll& poll) const {
+  const WorkspaceLease lease(*this);
+  std::vector<std::int32_t> targets;  // [all tokens]
+  for (const SequenceTokens& sequence : batch) {
+    if (sequence.tokens.empty()) continue;  // refused below
+    targets.insert(targets.end(), sequence.tokens.begin() + 1, sequence.tokens.end());
+    targets.push_back(-1);
+  }
+  const auto score = [&](const ops::Context& context, const float* hidden, std::size_t first_row,
+                         std::size_t n) {
+    ScoreRows(context, hidden, std::span(targets).subspan(first_row, n), scores + first_row, poll);
+  };
+  Feed(lease.context(), batch, score, poll);
+}
+
+void Transformer::Embed(std::span<const std::int32_t> tokens, float* hidden) const {
+  CheckTokens(tokens);
+  const WorkspaceLease lease(*this);
+  ops::Embed(lease.context(), *weights_->embedding, tokens, hidden);
+}
+
+void Transformer::RunLayers(const Plan& plan, std::span<const std::size_t> lengths,
+                            std::size_t first, std::size_t last, const Taps& taps, float* hidden,
+                            const Poll& poll) const {
+  const WorkspaceLease lease(*this);
+  const ops::Context context = lease.context();
+  std::map<std::size_t, KvCache> caches;  // of the sequences that the chunk at hand touches
+  for (const Chunk& chunk : CutIntoChunks(lengths)) {
+    const Frame frame(context.workspace);
+    caches.erase(caches.begin(), caches.lower_bound(chunk.parts.front().sequence));
+    std::vector<Piece> pieces;
+    for (const ChunkPart& part : chunk.parts) {
+      KvCache& cache = caches.try_emplace(part.sequence, plan, ops::KvType::f32).first->second;
+      pieces.push_back({&cache, part.rows, part.offset});
+    }
+    LayerPass(context, plan, pieces, taps, chunk.first_row)
+        .Run(first, last, hidden + chunk.first_row * n_channels_, poll);
+  }
+}
+
+void Transformer::Logits(const float* hidden, std::size_t rows, float* logits,
+                         const Poll& poll) const {
+  const WorkspaceLease lease(*this);
+  Head(lease.context(), hidden, rows, logits, poll);
+}
+
+void Transformer::ScoreHidden(const float* hidden, std::span<const std::int32_t> targets,
+                              float* scores, const Poll& poll) const {
+  const WorkspaceLease lease(*this);
+  ScoreRows(lease.context(), hidden, targets, scores, poll);
+}
+
+void Transformer::Head(const ops::Context& context, const float* hidden, std::size_t rows,
+                       float* logits, const Poll& poll) const {
+  const ModelSpec& spec = weights_->spec;
+  for (std::size_t first = 0; first < rows; first += kMostHeadRows) {
+    poll();
+    const Frame frame(context.workspace);
+    const std::size_t n = std::min(kMostHeadRows, rows - first);
+    auto* x = context.workspace.Take<float>(n * n_channels_);  // [n, n_channels]
+    ops::RmsNorm(context, hidden + first * n_channels_, n, n_channels_, weights_->final_norm.data(),
+                 spec.norm_eps, static_cast<std::size_t>(spec.norm_divisor), x);
+    ops::Linear(context.pool, context.workspace, weights_->head(), x, n_channels_, n,
+                logits + first * vocab_size_, vocab_size_);
+  }
+}
+
+void Transformer::ScoreRows(const ops::Context& context, const float* hidden,
+                            std::span<const std::int32_t> targets, float* scores,
+                            const Poll& poll) const {
+  const std::size_t head_rows = HeadRows(vocab_size_);
+  const Frame frame(context.workspace);
+  auto* logits = context.workspace.Take<float>(head_rows * vocab_size_);  // [head_rows, vocab_size]
+  for (std::size_t first = 0; first < targets.size(); first += head_rows) {
+    const std::size_t n = std::min(head_rows, targets.size() - first);
+    Head(context, hidden + first * n_channels_, n, logits, poll);
+    context.pool.ParallelFor(n, [&](std::size_t r, int) {
+      const std::int32_t target = targets[first + r];
+      const float* row = logits + r * vocab_size_;
+      scores[first + r] =
+          target < 0 ? 0.0F : row[target] - context.kernels.log_sum_exp(row, vocab_size_);
+    });
+  }
+}
+
+}  // namespace slimformer::model

@@ -1,0 +1,221 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "base/bf16.h"
+#include "base/error.h"
+#include "base/f16.h"
+
+namespace slimformer::model {
+namespace {
+
+std::string ShapeText(std::span<const std::size_t> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+std::string ShapeText(std::span<const std::int64_t> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+// The smallest magnitude, as bits of the source type, that has no finite value once packed: the
+// infinity of the source type, or what bfloat16 rounds up to its own.
+std::uint32_t FirstBadMagnitude(tensor::SourceType source, tensor::WeightType packed) {
+  switch (source) {
+    case tensor::SourceType::bf16:
+      return 0x7f80U;
+    case tensor::SourceType::f16:
+      return 0x7c00U;
+    case tensor::SourceType::f32:
+      break;
+  }
+  return packed == tensor::WeightType::bf16 ? 0x7f7f8000U : 0x7f800000U;
+}
+
+template <class Bits>
+bool AllBelow(const void* data, std::size_t begin, std::size_t end, std::uint32_t limit) {
+  constexpr Bits kMagnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(Bits) - 1)));
+  const Bits* values = static_cast<const Bits*>(data);
+  Bits largest = 0;
+  for (std::size_t i = begin; i < end; ++i) {
+    largest = std::max(largest, static_cast<Bits>(values[i] & kMagnitude));
+  }
+  return largest < limit;
+}
+
+bool AllFinite(const TensorSource& source, std::size_t size, tensor::WeightType packed,
+               ThreadPool& pool) {
+  constexpr std::size_t kTaskValues = std::size_t{1} << 18;
+  const std::uint32_t limit = FirstBadMagnitude(source.type, packed);
+  const auto below =
+      source.type == tensor::SourceType::f32 ? AllBelow<std::uint32_t> : AllBelow<std::uint16_t>;
+  std::atomic<bool> finite = true;
+  pool.ParallelFor((size + kTaskValues - 1) / kTaskValues, [&](std::size_t task, int) {
+    const std::size_t begin = task * kTaskValues;
+    if (!below(source.data, begin, std::min(size, begin + kTaskValues), limit)) finite = false;
+  });
+  return finite;
+}
+
+Vector Widen(const TensorSource& source, std::size_t size) {
+  Vector values(size);
+  if (source.type == tensor::SourceType::f32) {
+    std::memcpy(values.data(), source.data, size * sizeof(float));
+    return values;
+  }
+  const auto* bits = static_cast<const std::uint16_t*>(source.data);
+  const auto widen = source.type == tensor::SourceType::bf16 ? FloatFromBf16 : FloatFromF16;
+  std::transform(bits, bits + size, values.begin(), widen);
+  return values;
+}
+
+}  // namespace
+
+WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type,
+                               const kernels::KernelTable& kernels)
+    : weights_(
+          std::make_shared<Weights>(Weights{std::move(spec), kernels, type, 0, {}, {}, {}, {}})) {
+  Weights& w = *weights_;
+  const auto vocab_size = static_cast<std::size_t>(w.spec.vocab_size);
+  const auto n_channels = static_cast<std::size_t>(w.spec.n_channels);
+  AddMatrix("embedding.weight", w.embedding, vocab_size, n_channels);
+  w.layers.resize(w.spec.layers.size());  // slots point into it: it must not grow from here on
+  for (std::size_t i = 0; i < w.layers.size(); ++i) {
+    const LayerSpec& layer = w.spec.layers[i];
+    const std::string prefix = "layers." + std::to_string(i);
+    if (layer.attention)
+      AddAttention(prefix + ".attention", *layer.attention, w.layers[i].attention);
+    if (layer.attention_link) {
+      AddLink(prefix + ".attention", *layer.attention_link,
+              w.layers[i].attention.emplace<LinkWeights>());
+    }
+    if (layer.ffn) AddFfn(prefix + ".ffn", *layer.ffn, w.layers[i].ffn);
+    if (layer.ffn_link) {
+      AddLink(prefix + ".ffn", *layer.ffn_link, w.layers[i].ffn.emplace<LinkWeights>());
+    }
+  }
+  AddVector("final_norm.weight", w.final_norm, n_channels);
+  if (!w.spec.tied_head) AddMatrix("head.weight", w.untied_head, vocab_size, n_channels);
+}
+
+void WeightsBuilder::AddMatrix(const std::string& name, Matrix& target, std::size_t rows,
+                               std::size_t cols) {
+  slots_[name] = {{rows, cols}, &target};
+}
+
+void WeightsBuilder::AddVector(const std::string& name, Vector& target, std::size_t size) {
+  slots_[name] = {{size}, &target};
+}
+
+void WeightsBuilder::AddLinear(const std::string& name, LinearWeights& target, std::size_t rows,
+                               std::size_t cols, bool bias) {
+  AddMatrix(name + ".weight", target.weight, rows, cols);
+  if (bias) AddVector(name + ".bias", target.bias, rows);
+}
+
+void WeightsBuilder::AddAttention(const std::string& prefix, const AttentionSpec& spec,
+                                  SubBlock<AttentionWeights>& target) {
+  auto& attention = target.emplace<AttentionWeights>();
+  const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
+  const auto n_heads = static_cast<std::size_t>(spec.n_heads);
+  const auto n_kv_heads = static_cast<std::size_t>(spec.n_kv_heads);
+  const auto head_dim = static_cast<std::size_t>(spec.head_dim);
+  const auto value_dim = static_cast<std::size_t>(spec.value_dim);
+  AddVector(prefix + ".norm.weight", attention.norm, n_channels);
+  AddLinear(prefix + ".q", attention.q, n_heads * head_dim, n_channels, spec.qkv_bias);
+  AddLinear(prefix + ".k", attention.k, n_kv_heads * head_dim, n_channels, spec.qkv_bias);
+  AddLinear(prefix + ".v", attention.v, n_kv_heads * value_dim, n_channels, spec.qkv_bias);
+  AddLinear(prefix + ".o", attention.o, n_channels, n_heads * value_dim, spec.output_bias);
+}
+
+void WeightsBuilder::AddFfn(const std::string& prefix, const FfnSpec& spec,
+                            SubBlock<FfnWeights>& target) {
+  auto& ffn = target.emplace<FfnWeights>();
+  const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
+  const auto n_neurons = static_cast<std::size_t>(spec.n_neurons);
+  AddVector(prefix + ".norm.weight", ffn.norm, n_channels);
+  AddLinear(prefix + ".gate", ffn.gate, n_neurons, n_channels, spec.bias);
+  AddLinear(prefix + ".up", ffn.up, n_neurons, n_channels, spec.bias);
+  AddLinear(prefix + ".down", ffn.down, n_channels, n_neurons, spec.bias);
+}
+
+void WeightsBuilder::AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target) {
+  const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
+  AddVector(prefix + ".norm.weight", target.norm, n_channels);
+  switch (spec.kind) {
+    case LinkKind::full: {
+      auto& link = target.map.emplace<FullLink>();
+      AddMatrix(prefix + ".link.weight", link.weight, n_channels, n_channels);
+      break;
+    }
+    case LinkKind::low_rank: {
+      auto& link = target.map.emplace<LowRankLink>();
+      const auto rank = static_cast<std::size_t>(spec.rank.value());
+      AddMatrix(prefix + ".link.down", link.down, rank, n_channels);
+      AddMatrix(prefix + ".link.up", link.up, n_channels, rank);
+      break;
+    }
+    case LinkKind::diagonal: {
+      auto& link = target.map.emplace<DiagonalLink>();
+      AddVector(prefix + ".link.weight", link.weight, n_channels);
+      break;
+    }
+  }
+}
+
+void WeightsBuilder::Load(const std::string& name, const TensorSource& source, ThreadPool& pool) {
+  if (weights_ == nullptr) throw Error(ErrorKind::config, "the model has been finished");
+  const auto found = slots_.find(name);
+  if (found == slots_.end()) {
+    throw Error(ErrorKind::format, "tensor " + name + ": the model has no tensor of that name");
+  }
+  Slot& slot = found->second;
+  if (slot.loaded) throw Error(ErrorKind::format, "tensor " + name + ": loaded twice");
+  if (!std::ranges::equal(slot.shape, source.shape,
+                          [](std::size_t a, std::int64_t b) { return std::cmp_equal(a, b); })) {
+    throw Error(ErrorKind::format, "tensor " + name + ": expected shape " + ShapeText(slot.shape) +
+                                       ", found " + ShapeText(source.shape));
+  }
+  const bool is_vector = std::holds_alternative<Vector*>(slot.target);
+  const tensor::WeightType packed = is_vector ? tensor::WeightType::f32 : weights_->type;
+  std::size_t size = 1;
+  for (const std::size_t dimension : slot.shape) size *= dimension;
+  if (!AllFinite(source, size, packed, pool)) {
+    throw Error(ErrorKind::format, "tensor " + name + ": holds values that are not finite numbers" +
+                                       (packed == tensor::WeightType::bf16 ? " in bfloat16" : ""));
+  }
+  if (is_vector) {
+    *std::get<Vector*>(slot.target) = Widen(source, size);
+    weights_->bytes += size * sizeof(float);
+  } else {
+    const std::size_t rows = slot.shape[0];
+    const std::size_t cols = slot.shape[1];
+    const tensor::PackedMatrix& matrix =
+        std::get<Matrix*>(slot.target)
+            ->emplace(tensor::PackedMatrix::Pack(
+                weights_->kernels, packed, {source.type, source.data, cols}, rows, cols, pool));
+    weights_->bytes += matrix.bytes();
+  }
+  slot.loaded = true;
+}
+
+std::shared_ptr<const Weights> WeightsBuilder::Finish() {
+  if (weights_ == nullptr) throw Error(ErrorKind::config, "the model has been finished");
+  for (const auto& [name, slot] : slots_) {
+    if (!slot.loaded) throw Error(ErrorKind::format, "tensor " + name + ": missing");
+  }
+  slots_.clear();
+  return std::exchange(weights_, nullptr);
+}
+
+}  // namespace slimformer::model

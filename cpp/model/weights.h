@@ -1,0 +1,125 @@
+// The parameters of a model: packed once, immutable, shared by every session and thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "kernels/kernel_table.h"
+#include "model/spec.h"
+#include "tensor/packed_matrix.h"
+
+namespace slimformer::model {
+
+using Matrix = std::optional<tensor::PackedMatrix>;  // has a value once loading has finished
+using Vector = std::vector<float>;
+
+struct LinearWeights {
+  Matrix weight;  // [outputs, inputs]
+  Vector bias;    // [outputs], empty where the layer has none
+
+  const float* BiasData() const { return bias.empty() ? nullptr : bias.data(); }
+};
+
+struct AttentionWeights {
+  Vector norm;      // [n_channels]
+  LinearWeights q;  // [n_heads * head_dim, n_channels]
+  LinearWeights k;  // [n_kv_heads * head_dim, n_channels]
+  LinearWeights v;  // [n_kv_heads * value_dim, n_channels]
+  LinearWeights o;  // [n_channels, n_heads * value_dim]
+};
+
+struct FfnWeights {
+  Vector norm;         // [n_channels]
+  LinearWeights gate;  // [n_neurons, n_channels]
+  LinearWeights up;    // [n_neurons, n_channels]
+  LinearWeights down;  // [n_channels, n_neurons]
+};
+
+struct FullLink {
+  Matrix weight;  // [n_channels, n_channels]
+};
+struct LowRankLink {
+  Matrix down;  // [rank, n_channels]
+  Matrix up;    // [n_channels, rank]
+};
+struct DiagonalLink {
+  Vector weight;  // [n_channels]
+};
+
+struct LinkWeights {
+  Vector norm;  // [n_channels]
+  std::variant<FullLink, LowRankLink, DiagonalLink> map;
+};
+
+template <class Own>
+using SubBlock = std::variant<std::monostate, Own, LinkWeights>;
+
+struct LayerWeights {
+  SubBlock<AttentionWeights> attention;
+  SubBlock<FfnWeights> ffn;
+};
+
+struct Weights {
+  ModelSpec spec;
+  const kernels::KernelTable& kernels;
+  tensor::WeightType type;
+  std::size_t bytes = 0;
+
+  Matrix embedding;  // [vocab_size, n_channels]
+  std::vector<LayerWeights> layers;
+  Vector final_norm;   // [n_channels]
+  Matrix untied_head;  // [vocab_size, n_channels], absent where the head is tied
+
+  const tensor::PackedMatrix& head() const { return spec.tied_head ? *embedding : *untied_head; }
+};
+
+// A tensor as a checkpoint holds it, row-major and contiguous.
+struct TensorSource {
+  tensor::SourceType type;
+  const void* data;
+  std::span<const std::int64_t> shape;
+};
+
+// Takes a model's tensors in any order and packs each as it arrives, so that memory never holds
+// more than the packed model and the tensor that is being read. Names are those of
+// slimformer.config; they are resolved here and nowhere later.
+class WeightsBuilder {
+ public:
+  WeightsBuilder(ModelSpec spec, tensor::WeightType type, const kernels::KernelTable& kernels);
+
+  // Error(format) for a name the model does not have, a tensor that was loaded before, another
+  // shape than the spec's, or a value that is not finite (in the packed type).
+  void Load(const std::string& name, const TensorSource& source, ThreadPool& pool);
+
+  // Error(format) where a tensor is missing. The builder is spent afterwards.
+  std::shared_ptr<const Weights> Finish();
+
+ private:
+  struct Slot {
+    std::vector<std::size_t> shape;
+    std::variant<Matrix*, Vector*> target;
+    bool loaded = false;
+  };
+
+  void AddMatrix(const std::string& name, Matrix& target, std::size_t rows, std::size_t cols);
+  void AddVector(const std::string& name, Vector& target, std::size_t size);
+  void AddLinear(const std::string& name, LinearWeights& target, std::size_t rows, std::size_t cols,
+                 bool bias);
+  void AddAttention(const std::string& prefix, const AttentionSpec& spec,
+                    SubBlock<AttentionWeights>& target);
+  void AddFfn(const std::string& prefix, const FfnSpec& spec, SubBlock<FfnWeights>& target);
+  void AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target);
+
+  std::shared_ptr<Weights> weights_;
+  std::map<std::string, Slot> slots_;
+};
+
+}  // namespace slimformer::model

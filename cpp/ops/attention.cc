@@ -1,0 +1,270 @@
+#include "ops/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "base/bf16.h"
+#include "ops/rows.h"
+
+namespace slimformer::ops {
+namespace {
+
+using kernels::kKeyLanes;
+using kernels::kPagePositions;
+
+// Query rows that pass over a page together. With heads 64 wide a page of keys, one of values,
+// the queries, the outputs and the scores are 16 KiB each: together well inside a 512 KiB L2.
+constexpr std::size_t kBlockRows = 64;
+
+// A few rows on a long context leave too few blocks to share between threads: their pages are cut
+// into ranges of this many, whose results are merged. 512 positions: merging is then noise.
+constexpr std::size_t kPagesPerRange = 8;
+
+std::size_t CeilDiv(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+
+// The running softmax of a block's rows.
+struct Softmax {
+  float* max;  // [rows]
+  float* sum;  // [rows]
+  float* out;  // [rows, value_dim]
+};
+
+// Some rows of one sequence, all query heads of one group, one range of pages. Row p * heads + h is
+// the h-th head of the group at the p-th position.
+struct Block {
+  const AttentionSequence* sequence;
+  const HeadGroup* group;
+  std::size_t kv_slot;
+  std::size_t first;  // of the sequence's rows
+  std::size_t positions;
+  std::size_t page_begin;
+  std::size_t page_end;
+  std::size_t ranges;  // ranges that this block's pages were cut into
+  Softmax partial;     // where the result waits to be merged if ranges > 1
+
+  std::size_t rows() const { return positions * group->heads.size(); }
+};
+
+// Costly blocks, at the end of a sequence, come first, so that threads finish together.
+std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
+                                 std::span<const HeadGroup> groups,
+                                 std::span<const AttentionSequence> sequences) {
+  std::vector<Block> blocks;
+  for (const AttentionSequence& sequence : sequences) {
+    for (std::size_t slot = 0; slot < groups.size(); ++slot) {
+      const HeadGroup& group = groups[slot];
+      const std::size_t step = std::max<std::size_t>(1, kBlockRows / group.heads.size());
+      const std::size_t count = CeilDiv(sequence.rows, step);
+      for (std::size_t b = count; b-- > 0;) {
+        const std::size_t first = b * step;
+        const std::size_t positions = std::min(step, sequence.rows - first);
+        const std::size_t pages = CeilDiv(sequence.position + first + positions, kPagePositions);
+        const std::size_t ranges = count == 1 ? CeilDiv(pages, kPagesPerRange) : 1;
+        const std::size_t range_pages = ranges == 1 ? pages : kPagesPerRange;
+        for (std::size_t i = 0; i < ranges; ++i) {
+          Block block{&sequence,
+                      &group,
+                      slot,
+                      first,
+                      positions,
+                      i * range_pages,
+                      std::min(pages, (i + 1) * range_pages),
+                      ranges,
+                      {}};
+          if (ranges > 1) {
+            block.partial = {context.workspace.Take<float>(block.rows()),
+                             context.workspace.Take<float>(block.rows()),
+                             context.workspace.Take<float>(block.rows() * layout.value_dim)};
+          }
+          blocks.push_back(block);
+        }
+      }
+    }
+  }
+  return blocks;
+}
+
+// What one thread needs to work on a block.
+struct Scratch {
+  float* q;             // [rows, head_dim]
+  float* scores;        // [rows, kPagePositions]
+  std::int32_t* begin;  // [rows]
+  std::int32_t* end;    // [rows]
+  Softmax softmax;
+};
+
+Scratch TakeScratch(const Context& context, const KvLayout& layout, std::size_t rows) {
+  tensor::Workspace& workspace = context.workspace;
+  return {workspace.Take<float>(rows * layout.head_dim),
+          workspace.Take<float>(rows * kPagePositions),
+          workspace.Take<std::int32_t>(rows),
+          workspace.Take<std::int32_t>(rows),
+          {workspace.Take<float>(rows), workspace.Take<float>(rows),
+           workspace.Take<float>(rows * layout.value_dim)}};
+}
+
+void GatherQueries(const Context& context, const KvLayout& layout, const Block& block, float scale,
+                   const float* q, std::size_t q_stride, float* gathered) {
+  for (std::size_t p = 0; p < block.positions; ++p) {
+    const float* row = q + (block.sequence->first_row + block.first + p) * q_stride;
+    for (const std::size_t head : block.group->heads) {
+      std::copy_n(row + head * layout.head_dim, layout.head_dim, gathered);
+      gathered += layout.head_dim;
+    }
+  }
+  const std::size_t n = block.rows() * layout.head_dim;
+  context.kernels.scale(scale, n, gathered - n);
+}
+
+void AttendBlock(const Context& context, const KvLayout& layout, const Block& block,
+                 const Scratch& scratch, const Softmax& softmax) {
+  const auto attend =
+      layout.type == KvType::f32 ? context.kernels.attend_f32 : context.kernels.attend_bf16;
+  const std::size_t rows = block.rows();
+  const std::size_t heads = block.group->heads.size();
+  std::fill_n(softmax.max, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(softmax.sum, rows, 0.0F);
+  std::fill_n(softmax.out, rows * layout.value_dim, 0.0F);
+  std::fill_n(scratch.begin, rows, 0);
+  for (std::size_t page = block.page_begin; page < block.page_end; ++page) {
+    for (std::size_t r = 0; r < rows; ++r) {
+      const std::size_t seen = block.sequence->position + block.first + r / heads + 1;
+      const std::size_t before = std::min(seen, page * kPagePositions);
+      scratch.end[r] = static_cast<std::int32_t>(std::min(kPagePositions, seen - before));
+    }
+    const std::byte* data = block.sequence->pages[page];
+    attend(scratch.q, layout.head_dim, rows, data + layout.KeyOffset(block.kv_slot),
+           data + layout.ValueOffset(block.kv_slot), layout.head_dim, layout.value_dim,
+           scratch.begin, scratch.end, softmax.max, softmax.sum, softmax.out, layout.value_dim,
+           scratch.scores);
+  }
+}
+
+// Folds the partial results of blocks[1 ...] into that of blocks[0]. The first range is seen by
+// every row, so its maximum is finite.
+void MergeRanges(const KvLayout& layout, std::span<const Block> blocks) {
+  const Softmax& total = blocks[0].partial;
+  for (const Block& block : blocks.subspan(1)) {
+    for (std::size_t r = 0; r < block.rows(); ++r) {
+      const float max = std::max(total.max[r], block.partial.max[r]);
+      const float keep = std::exp(total.max[r] - max);
+      const float take = std::exp(block.partial.max[r] - max);
+      total.max[r] = max;
+      total.sum[r] = total.sum[r] * keep + block.partial.sum[r] * take;
+      float* out = total.out + r * layout.value_dim;
+      const float* partial = block.partial.out + r * layout.value_dim;
+      for (std::size_t j = 0; j < layout.value_dim; ++j) out[j] = out[j] * keep + partial[j] * take;
+    }
+  }
+}
+
+void ScatterOutputs(const KvLayout& layout, const Block& block, const Softmax& softmax, float* out,
+                    std::size_t out_stride) {
+  std::size_t r = 0;
+  for (std::size_t p = 0; p < block.positions; ++p) {
+    float* row = out + (block.sequence->first_row + block.first + p) * out_stride;
+    for (const std::size_t head : block.group->heads) {
+      const float factor = 1.0F / softmax.sum[r];
+      const float* source = softmax.out + r * layout.value_dim;
+      float* target = row + head * layout.value_dim;
+      for (std::size_t j = 0; j < layout.value_dim; ++j) target[j] = source[j] * factor;
+      ++r;
+    }
+  }
+}
+
+template <class T>
+T Convert(float value) {
+  if constexpr (std::is_same_v<T, float>) {
+    return value;
+  } else {
+    return Bf16FromFloat(value);
+  }
+}
+
+template <class T>
+void StoreRow(const KvLayout& layout, std::span<const HeadGroup> groups, std::byte* page,
+              std::size_t slot, const float* keys, const float* values) {
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const float* key = keys + groups[i].kv_head * layout.head_dim;
+    T* key_page = reinterpret_cast<T*>(page + layout.KeyOffset(i)) +
+                  slot / kKeyLanes * layout.head_dim * kKeyLanes + slot % kKeyLanes;
+    for (std::size_t d = 0; d < layout.head_dim; ++d) key_page[d * kKeyLanes] = Convert<T>(key[d]);
+    const float* value = values + groups[i].kv_head * layout.value_dim;
+    T* value_page = reinterpret_cast<T*>(page + layout.ValueOffset(i)) + slot * layout.value_dim;
+    for (std::size_t d = 0; d < layout.value_dim; ++d) value_page[d] = Convert<T>(value[d]);
+  }
+}
+
+}  // namespace
+
+void StoreKeysAndValues(const Context& context, const KvLayout& layout,
+                        std::span<const HeadGroup> groups,
+                        std::span<const AttentionSequence> sequences, const float* keys,
+                        std::size_t key_stride, const float* values, std::size_t value_stride) {
+  const auto store = layout.type == KvType::f32 ? StoreRow<float> : StoreRow<std::uint16_t>;
+  const std::size_t row_values = groups.size() * (layout.head_dim + layout.value_dim);
+  for (const AttentionSequence& sequence : sequences) {
+    ForRows(context.pool, sequence.rows, row_values, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t r = begin; r < end; ++r) {
+        const std::size_t row = sequence.first_row + r;
+        const std::size_t position = sequence.position + r;
+        store(layout, groups, sequence.pages[position / kPagePositions], position % kPagePositions,
+              keys + row * key_stride, values + row * value_stride);
+      }
+    });
+  }
+}
+
+void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page) {
+  const std::size_t element = layout.ElementBytes();
+  for (std::size_t head = 0; head < layout.heads; ++head) {
+    std::byte* keys = page + layout.KeyOffset(head);
+    for (std::size_t s = slot; s < kPagePositions; ++s) {
+      const std::size_t first = s / kKeyLanes * layout.head_dim * kKeyLanes + s % kKeyLanes;
+      for (std::size_t d = 0; d < layout.head_dim; ++d) {
+        std::memset(keys + (first + d * kKeyLanes) * element, 0, element);
+      }
+    }
+    const std::size_t row_bytes = layout.value_dim * element;
+    std::memset(page + layout.ValueOffset(head) + slot * row_bytes, 0,
+                (kPagePositions - slot) * row_bytes);
+  }
+}
+
+void Attend(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
+            float scale, std::span<const AttentionSequence> sequences, const float* q,
+            std::size_t q_stride, float* out, std::size_t out_stride) {
+  const tensor::Workspace::Frame frame(context.workspace);
+  const std::vector<Block> blocks = CutIntoBlocks(context, layout, groups, sequences);
+  std::size_t most_rows = 0;
+  for (const Block& block : blocks) most_rows = std::max(most_rows, block.rows());
+  std::vector<Scratch> scratch;
+  for (int worker = 0; worker < context.pool.size(); ++worker) {
+    scratch.push_back(TakeScratch(context, layout, most_rows));
+  }
+
+  context.pool.ParallelFor(blocks.size(), [&](std::size_t i, int worker) {
+    const Block& block = blocks[i];
+    const Scratch& mine = scratch[static_cast<std::size_t>(worker)];
+    GatherQueries(context, layout, block, scale, q, q_stride, mine.q);
+    if (block.ranges == 1) {
+      AttendBlock(context, layout, block, mine, mine.softmax);
+      ScatterOutputs(layout, block, mine.softmax, out, out_stride);
+    } else {
+      AttendBlock(context, layout, block, mine, block.partial);
+    }
+  });
+  for (std::size_t i = 0; i < blocks.size(); i += blocks[i].ranges) {
+    if (blocks[i].ranges > 1) {
+      MergeRanges(layout, std::span(blocks).subspan(i, blocks[i].ranges));
+      ScatterOutputs(layout, blocks[i], blocks[i].partial, out, out_stride);
+    }
+  }
+}
+
+}  // namespace slimformer::ops

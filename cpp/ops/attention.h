@@ -1,0 +1,66 @@
+// Causal attention over paged keys and values.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "ops/context.h"
+
+namespace slimformer::ops {
+
+enum class KvType { f32, bf16 };
+
+// A page holds kPagePositions positions of every KV head that one attention step uses: first
+// all keys, [heads][kPagePositions / kKeyLanes][head_dim][kKeyLanes], then all values,
+// [heads][kPagePositions][value_dim].
+struct KvLayout {
+  KvType type;
+  std::size_t heads;
+  std::size_t head_dim;
+  std::size_t value_dim;
+
+  std::size_t ElementBytes() const noexcept { return type == KvType::f32 ? 4 : 2; }
+  std::size_t KeyOffset(std::size_t head) const noexcept {
+    return head * kernels::kPagePositions * head_dim * ElementBytes();
+  }
+  std::size_t ValueOffset(std::size_t head) const noexcept {
+    return KeyOffset(heads) + head * kernels::kPagePositions * value_dim * ElementBytes();
+  }
+  std::size_t PageBytes() const noexcept { return ValueOffset(heads); }
+};
+
+// A KV head and the query heads that read it. The i-th group is the i-th head of a page.
+struct HeadGroup {
+  std::size_t kv_head;
+  std::vector<std::size_t> heads;
+
+  bool operator==(const HeadGroup&) const = default;
+};
+
+// Consecutive tokens of one sequence within the rows of a batch.
+struct AttentionSequence {
+  std::size_t first_row;
+  std::size_t rows;
+  std::size_t position;           // of the first row
+  std::vector<std::byte*> pages;  // at least up to the last row's position
+};
+
+// Writes the keys [rows, *, head_dim] and values [rows, *, value_dim] of the groups' KV heads into
+// the pages. Strides are in floats.
+void StoreKeysAndValues(const Context& context, const KvLayout& layout,
+                        std::span<const HeadGroup> groups,
+                        std::span<const AttentionSequence> sequences, const float* keys,
+                        std::size_t key_stride, const float* values, std::size_t value_stride);
+
+// Zeroes all slots of a page from `slot` on.
+void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page);
+
+// out[r, h] = softmax(scale * q[r, h] K') V over the positions up to the row's own, for the query
+// heads of all groups. q is [rows, *, head_dim], out [rows, *, value_dim]; strides are in floats,
+// and other heads of out are left as they are. Memory does not grow with the square of the length.
+void Attend(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
+            float scale, std::span<const AttentionSequence> sequences, const float* q,
+            std::size_t q_stride, float* out, std::size_t out_stride);
+
+}  // namespace slimformer::ops

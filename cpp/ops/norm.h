@@ -1,0 +1,15 @@
+// Root mean square layer normalisation (Zhang and Sennrich 2019).
+#pragma once
+
+#include <cstddef>
+
+#include "ops/context.h"
+
+namespace slimformer::ops {
+
+// y[r] = x[r] / sqrt(sum(x[r]^2) / divisor + eps) * weight. The divisor is the width that the
+// model was trained with, which is more than n after channels have been removed.
+void RmsNorm(const Context& context, const float* x, std::size_t rows, std::size_t n,
+             const float* weight, float eps, std::size_t divisor, float* y);
+
+}  // namespace slimformer::ops

@@ -1,0 +1,28 @@
+// Rotary position embedding (Su et al. 2021).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "ops/context.h"
+
+namespace slimformer::ops {
+
+// The angles of a batch of rows.
+struct Rotation {
+  std::size_t pairs;
+  const float* cosine;  // [rows, pairs]
+  const float* sine;    // [rows, pairs]
+};
+
+// The rotation of rows at `positions` [rows], in memory of the context's workspace. An angle is
+// the float32 product of position and inverse frequency, as the models were trained with.
+Rotation ComputeRotation(const Context& context, std::span<const float> inverse_frequencies,
+                         std::span<const std::int32_t> positions);
+
+// Rotates x [rows, heads, head_dim] in place, in each head the pairs (j, j + pairs).
+void Rotate(const Context& context, const Rotation& rotation, std::size_t rows, std::size_t heads,
+            std::size_t head_dim, float* x);
+
+}  // namespace slimformer::ops

@@ -30,6 +30,7 @@ PYTHON_LEVELS = {
     "checkpoint": 2,
     "tokenizer": 2,
     "chat_template": 2,
+    "token_bytes": 2,
     "engine": 3,
     "prune": 4,
     "evaluate": 5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 from collections.abc import Sequence
 
@@ -10,9 +11,10 @@ import tokenizers
 from slimformer.chat_template import ChatTemplate
 from slimformer.checkpoint.checkpoint import TokenizerAssets
 from slimformer.errors import DataError, FormatError, TokenError
+from slimformer.token_bytes import token_bytes
 
-REPLACEMENT = "\ufffd"
-"""What a decoder shows in place of bytes that are not (yet) a character."""
+_LONGEST_CHARACTER = 4
+"""Bytes of the longest UTF-8 character, and so the most tokens that one can be split into."""
 
 
 class Tokenizer:
@@ -36,6 +38,12 @@ class Tokenizer:
         self.vocab_size: int = self._plain.get_vocab_size(with_added_tokens=True)
         self.bos_id = self._special_id(assets.bos)
         self.eos_id = self._special_id(assets.eos)
+        self._bytes = token_bytes(self._plain)
+        self._special_ids = frozenset(
+            index
+            for index, token in self._plain.get_added_tokens_decoder().items()
+            if token.special
+        )
         self.stop_ids: frozenset[int] = frozenset(assets.stop_ids)
 
     @functools.cached_property
@@ -93,8 +101,31 @@ class Tokenizer:
         for value in values:
             if not 0 <= value < 1 << 31:
                 raise TokenError(f"token id: expected 0 to {self.vocab_size - 1}, found {value}")
-        text: str = self._plain.decode(values, skip_special_tokens=skip_special)
-        return text
+        if self._bytes is None:
+            text: str = self._plain.decode(values, skip_special_tokens=skip_special)
+            return text
+        pieces = [
+            self._bytes.of(value)
+            for value in values
+            if not (skip_special and value in self._special_ids)
+        ]
+        text = b"".join(pieces).decode("utf-8", "replace")
+        spaces = len(text) - len(text.lstrip(" "))
+        return text[min(spaces, self.leading_spaces) :]
+
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """The bytes that one token adds to a text, none if it is special.
+
+        ``None`` when this tokenizer's text is not simply the bytes of its tokens.
+        """
+        if self._bytes is None:
+            return None
+        return b"" if token_id in self._special_ids else self._bytes.of(token_id)
+
+    @property
+    def leading_spaces(self) -> int:
+        """How many spaces that begin a decoded text are dropped."""
+        return self._bytes.leading_spaces if self._bytes is not None else 0
 
     def apply_chat_template(
         self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
@@ -131,56 +162,51 @@ class Tokenizer:
 class TextStreamer:
     """Text of token ids that arrive one by one; characters are never split.
 
+    What has been pushed and flushed is together what ``decode`` gives.
+
     Parameters
     ----------
     tokenizer:
         Decodes the ids.
     context:
-        Ids before the first one that is pushed. With them a first word keeps its space where
-        the tokenizer drops the space that begins a text.
+        Ids before the first one that is pushed. With them the first word keeps its space
+        where the tokenizer drops the space that begins a text.
     """
-
-    _CONTEXT_IDS = 4
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(context[-self._CONTEXT_IDS :])
-        self._shown = len(tokenizer.decode(self._ids))
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._spaces_to_drop = 0 if context else tokenizer.leading_spaces
+        self._ids: list[int] = []  # only where the tokenizer has no bytes to give
+        self._shown = 0
+        for token_id in context[-_LONGEST_CHARACTER:]:
+            self.push(token_id)
 
     def push(self, token_id: int) -> str:
         """The text that has become certain with this id; often empty within a character."""
+        data = self._tokenizer.bytes_of(token_id)
+        if data is not None:
+            return self._without_leading_spaces(self._utf8.decode(data))
+        # Such tokenizers (WordPiece) join words by rules of their own: only the whole decoded
+        # text says what a token adds. They do not generate, so its cost does not matter.
         self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids)
-        whole = _without_incomplete(text)
-        new = text[self._shown : whole]
-        self._shown = max(self._shown, whole)
-        if new and whole == len(text):
-            self._forget()
-        return new
-
-    def flush(self) -> str:
-        """What is left at the end, an unfinished character as U+FFFD."""
         text = self._tokenizer.decode(self._ids)
         new = text[self._shown :]
         self._shown = len(text)
         return new
 
-    def _forget(self) -> None:
-        """Keep just enough ids to decode the next one as a continuation."""
-        self._ids = self._ids[-1:]
-        self._shown = len(self._tokenizer.decode(self._ids))
+    def flush(self) -> str:
+        """What is left at the end: an unfinished character as U+FFFD."""
+        return self._utf8.decode(b"", final=True)
 
-
-def _without_incomplete(text: str) -> int:
-    """Length of ``text`` without a character whose last bytes may still come.
-
-    Up to three bytes of a character can be there without its last one; decoders show them as
-    one replacement character or as one for each byte.
-    """
-    length = len(text)
-    while length > 0 and len(text) - length < 3 and text[length - 1] == REPLACEMENT:
-        length -= 1
-    return length
+    def _without_leading_spaces(self, text: str) -> str:
+        while self._spaces_to_drop and text:
+            if text[0] != " ":
+                self._spaces_to_drop = 0
+            else:
+                self._spaces_to_drop -= 1
+                text = text[1:]
+        return text
 
 
 def _build(assets: TokenizerAssets) -> tokenizers.Tokenizer:

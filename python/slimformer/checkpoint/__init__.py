@@ -6,6 +6,15 @@ from slimformer.checkpoint.cast import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor, TokenizerAssets
 from slimformer.checkpoint.loading import load
 from slimformer.checkpoint.pulling import pull
-from slimformer.checkpoint.saving import save
+from slimformer.checkpoint.saving import check_output, save
 
-__all__ = ["Checkpoint", "Tensor", "TokenizerAssets", "cast", "load", "pull", "save"]
+__all__ = [
+    "Checkpoint",
+    "Tensor",
+    "TokenizerAssets",
+    "cast",
+    "check_output",
+    "load",
+    "pull",
+    "save",
+]

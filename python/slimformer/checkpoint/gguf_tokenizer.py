@@ -46,11 +46,14 @@ _GPT2_WORDS = {**_BYTE_LEVEL, "use_regex": True}
 
 def _words(digits: str) -> dict[str, Any]:
     """Splits as Llama 3 does: contractions, words with one leading mark, digit groups, marks."""
-    pattern = (
+    return _split(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + digits
         + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
+
+
+def _split(pattern: str) -> dict[str, Any]:
     return {
         "type": "Split",
         "pattern": {"Regex": pattern},
@@ -59,10 +62,17 @@ def _words(digits: str) -> dict[str, Any]:
     }
 
 
-_GPT2: dict[str, Any] = {"steps": [_GPT2_WORDS]}
 _BYTE_LEVEL_KINDS: dict[str, dict[str, Any]] = {
-    "gpt-2": _GPT2,
-    "default": _GPT2,
+    "gpt-2": {"steps": [_GPT2_WORDS]},
+    "default": {
+        "steps": [
+            _split(r"[\p{P}\$\+<=>\^~\|]+"),
+            _split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"),
+            _split(r"\p{N}+"),
+            _split("[0-9][0-9][0-9]"),
+            _BYTE_LEVEL,
+        ]
+    },
     "smollm": {"steps": [{"type": "Digits", "individual_digits": True}, _GPT2_WORDS]},
     "llama-bpe": {
         "steps": [_words(r"\p{N}{1,3}"), _BYTE_LEVEL],
@@ -71,7 +81,9 @@ _BYTE_LEVEL_KINDS: dict[str, dict[str, Any]] = {
     },
     "qwen2": {"steps": [_words(r"\p{N}"), _BYTE_LEVEL], "normalizer": {"type": "NFC"}},
 }
-"""``tokenizer.ggml.pre`` to the pre-tokenising steps, and what else the name implies."""
+"""``tokenizer.ggml.pre`` to the pre-tokenising steps, and what else the name implies.
+
+``default`` is what llama.cpp does with files that do not say."""
 
 
 def tokenizer_from_gguf(metadata: Fields, vocab_size: int) -> TokenizerAssets | None:

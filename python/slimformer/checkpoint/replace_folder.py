@@ -47,7 +47,7 @@ def replace_folder(target: Path, check: Callable[[Path], None]) -> Iterator[Path
         with locked(place.parent):
             _recover(place)
             _remove_leftovers(place)
-            _check_place(place, check)
+            check_place(place, check)
             staging = place.with_name(_staging_prefix(place) + secrets.token_hex(8))
             staging.mkdir()
             mark = os.open(staging, os.O_RDONLY)
@@ -56,7 +56,7 @@ def replace_folder(target: Path, check: Callable[[Path], None]) -> Iterator[Path
             yield staging
             _flush(staging)
             with locked(place.parent):
-                _check_place(place, check)
+                check_place(place, check)
                 _swap(staging, place)
             _flush_folder(place.parent)
         finally:
@@ -116,7 +116,8 @@ def _remove_leftovers(place: Path) -> None:
             os.close(descriptor)
 
 
-def _check_place(place: Path, check: Callable[[Path], None]) -> None:
+def check_place(place: Path, check: Callable[[Path], None]) -> None:
+    """Refuse a file, and a folder that ``check`` refuses unless it is empty."""
     if not place.exists():
         return
     if not place.is_dir():

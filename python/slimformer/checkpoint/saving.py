@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
 from slimformer.checkpoint.families import by_name
 from slimformer.checkpoint.fields import read_json
 from slimformer.checkpoint.folder import CONFIG, RECIPE
-from slimformer.checkpoint.replace_folder import replace_folder
+from slimformer.checkpoint.replace_folder import check_place, replace_folder
 from slimformer.checkpoint.safetensors_files import SINGLE_FILE, write_file
 from slimformer.errors import SlimformerError, StorageError
 
@@ -24,6 +25,9 @@ _WRITTEN = frozenset(
         *(folder_tokenizer.TOKENIZER, folder_tokenizer.SETTINGS, folder_tokenizer.GENERATION),
     )
 )
+
+_REPORTS = frozenset(("results.json", "report.html"))
+"""What ``slimformer report`` puts beside a model; it describes that model and goes with it."""
 
 _TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -66,6 +70,39 @@ def save(
         write_file(folder / SINGLE_FILE, tensors)
 
 
+def check_output(path: str | os.PathLike[str], *, needed_bytes: int = 0) -> None:
+    """Refuse at once a folder that ``save`` would refuse in the end.
+
+    Parameters
+    ----------
+    path:
+        The folder that a model is to be saved to.
+    needed_bytes:
+        What the model takes at least.
+
+    Raises
+    ------
+    StorageError
+        The folder is a file, holds something else, cannot be made or written, or its disk has
+        less room.
+    """
+    place = Path(os.path.realpath(path))
+    check_place(place, _check_ours)
+    parent = place.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise StorageError(f"{parent}: expected a folder, found a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StorageError(f"{parent}: no permission to write")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise StorageError(
+            f"{parent}: {needed_bytes / 1e6:,.0f} MB are needed at least, "
+            f"{free / 1e6:,.0f} MB are free"
+        )
+
+
 def _texts(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any] | str]:
     """Every file but the weights: JSON objects or text, by name."""
     config = native.describe(checkpoint.config)
@@ -94,7 +131,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 def _check_ours(folder: Path) -> None:
     """Refuse to replace a folder unless every file in it is one that ``save`` writes."""
-    foreign = sorted({path.name for path in folder.iterdir()} - _WRITTEN)
+    foreign = sorted({path.name for path in folder.iterdir()} - _WRITTEN - _REPORTS)
     try:
         ours = not foreign and native.KEY in read_json(folder / CONFIG)
     except SlimformerError:

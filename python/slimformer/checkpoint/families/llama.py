@@ -122,9 +122,11 @@ def _grouped(n_heads: int, n_kv_heads: int, where: str) -> tuple[int, ...]:
 
 
 def _to_huggingface(config: ModelConfig) -> Mapping[str, Any] | None:
-    if not config.layers or len(set(config.layers)) != 1:
+    shapes = set(config.layers)
+    if len(shapes) != 1:
         return None
-    attention, ffn = config.layers[0].attention, config.layers[0].ffn
+    (layer,) = shapes
+    attention, ffn = layer.attention, layer.ffn
     if not isinstance(attention, AttentionConfig) or not isinstance(ffn, FfnConfig):
         return None
     head_dim = attention.head_dim

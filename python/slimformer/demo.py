@@ -52,7 +52,7 @@ def run_demo(
         The saved model, loaded in another process, is not the one that was made.
     """
     start = time.perf_counter()
-    dense = load(model)
+    dense = load(model, progress=progress)
     texts = sample_calibration(dense, seed=seed, threads=threads, progress=progress)
     importance = profile(dense, calibration=texts, seed=seed, threads=threads, progress=progress)
     recipe = plan(

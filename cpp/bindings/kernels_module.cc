@@ -73,8 +73,8 @@ class Matrix {
   Matrix(const std::string& tier, const std::string& weights, const py::array& w,
          const std::string& source, int threads)
       : pool_(ThreadPool::Shared(threads)),
-        matrix_(tensor::PackedMatrix::Pack(Table(tier), WeightTypeNamed(weights),
-                                           Source(w, source), Dim(w, 0), Dim(w, 1), *pool_)) {}
+        matrix_(tensor::PackedMatrix::Pack(Table(tier), WeightTypeNamed(weights), Source(w, source),
+                                           Dim(w, 0), Dim(w, 1), *pool_)) {}
 
   std::size_t bytes() const { return matrix_.bytes(); }
 
@@ -102,8 +102,7 @@ class Matrix {
     }
   }
 
-  void Linear(const F32Array& x, F32Array y, const std::optional<F32Array>& bias,
-              bool accumulate) {
+  void Linear(const F32Array& x, F32Array y, const std::optional<F32Array>& bias, bool accumulate) {
     CheckShapes(x, y);
     Require(!bias || Size(*bias) == matrix_.rows(), "bias must have one value an output");
     const float* added = bias ? bias->data() : nullptr;

@@ -69,8 +69,8 @@ inline void Scores(const float* q, std::size_t q_stride, const Value* keys, std:
 // With kPart only the first `part` < kLanes columns exist and kVectors is 1.
 template <class Value, std::size_t kRows, std::size_t kVectors, bool kPart>
 inline void WeightedValues(const float* weights, const Value* values, std::size_t positions,
-                           std::size_t value_dim, std::size_t part, const float* factor,
-                           float* out, std::size_t out_stride) noexcept {
+                           std::size_t value_dim, std::size_t part, const float* factor, float* out,
+                           std::size_t out_stride) noexcept {
   Vector::F sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (std::size_t r = 0; r < kRows; ++r) {
@@ -183,9 +183,8 @@ inline void AttendRows(const Page<Value>& page, const float* q, std::size_t q_st
   const Value* values = page.values + skip * page.value_dim;
   std::size_t column = 0;
   for (; column + kColumns <= page.value_dim; column += kColumns) {
-    WeightedValues<Value, kRows, kVectors, false>(weights, values + column, positions,
-                                                  page.value_dim, 0, factor, out + column,
-                                                  out_stride);
+    WeightedValues<Value, kRows, kVectors, false>(
+        weights, values + column, positions, page.value_dim, 0, factor, out + column, out_stride);
   }
   for (; column + Vector::kLanes <= page.value_dim; column += Vector::kLanes) {
     WeightedValues<Value, kRows, 1, false>(weights, values + column, positions, page.value_dim, 0,

@@ -22,8 +22,7 @@ inline Vector::F Exp(Vector::F x) noexcept {
   p = Vector::MulAdd(p, r, Vector::Set(4.16683927e-2F));
   p = Vector::MulAdd(p, r, Vector::Set(1.66665196e-1F));
   p = Vector::MulAdd(p, r, Vector::Set(4.99999940e-1F));
-  const Vector::F exp_r =
-      Vector::Add(Vector::MulAdd(p, Vector::Mul(r, r), r), Vector::Set(1.0F));
+  const Vector::F exp_r = Vector::Add(Vector::MulAdd(p, Vector::Mul(r, r), r), Vector::Set(1.0F));
   const Vector::F half = Vector::Round(Vector::Mul(n, Vector::Set(0.5F)));
   return Vector::Mul(Vector::Mul(exp_r, Vector::PowerOfTwo(half)),
                      Vector::PowerOfTwo(Vector::Sub(n, half)));

@@ -87,11 +87,11 @@ struct KernelTable {
   // y = silu(gate) * up, [n]; y may be gate or up.
   void (*silu_multiply)(const float* gate, const float* up, std::size_t n, float* y) noexcept;
 
-  void (*add)(const float* x, std::size_t n, float* y) noexcept;                   // y += x
-  void (*multiply)(const float* x, std::size_t n, float* y) noexcept;              // y *= x
-  void (*scale)(float factor, std::size_t n, float* y) noexcept;                   // y *= factor
-  float (*log_sum_exp)(const float* x, std::size_t n) noexcept;                    // n >= 1
-  void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* y) noexcept;       // nearest even
+  void (*add)(const float* x, std::size_t n, float* y) noexcept;              // y += x
+  void (*multiply)(const float* x, std::size_t n, float* y) noexcept;         // y *= x
+  void (*scale)(float factor, std::size_t n, float* y) noexcept;              // y *= factor
+  float (*log_sum_exp)(const float* x, std::size_t n) noexcept;               // n >= 1
+  void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* y) noexcept;  // nearest even
   void (*from_bf16)(const std::uint16_t* x, std::size_t n, float* y) noexcept;
 
   // Probes of the machine's limits. sink [3] feeds and receives values, so that nothing can be

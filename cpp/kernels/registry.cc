@@ -116,9 +116,9 @@ const KernelTable& SelectKernels() {
   for (const AvailableTier& available : Tables()) {
     if (TierName(available.tier) == *name) return available.table;
   }
-  throw Error(ErrorKind::config, std::string(kTierVariable) + " is '" + *name +
-                                     "', which is unknown or cannot run here; available: " +
-                                     AvailableNames());
+  throw Error(ErrorKind::config,
+              std::string(kTierVariable) + " is '" + *name +
+                  "', which is unknown or cannot run here; available: " + AvailableNames());
 }
 
 }  // namespace slimformer::kernels

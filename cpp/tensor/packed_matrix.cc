@@ -54,8 +54,8 @@ PackedMatrix PackedMatrix::Pack(const kernels::KernelTable& kernels, WeightType 
   const std::size_t width = kernel.panel_width;
   const bool widen = w.type != SourceType::f32;
   // One panel a thread: [size, panel_width, cols].
-  AlignedBuffer<float> widened(
-      widen ? static_cast<std::size_t>(pool.size()) * width * cols : std::size_t{0});
+  AlignedBuffer<float> widened(widen ? static_cast<std::size_t>(pool.size()) * width * cols
+                                     : std::size_t{0});
   pool.ParallelFor(matrix.panels_, [&](std::size_t panel, int worker) {
     const std::size_t first = panel * width;
     const std::size_t outputs = std::min(width, rows - first);

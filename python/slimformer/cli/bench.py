@@ -81,7 +81,7 @@ def _row(
         "decode_range": [speed.decode.minimum, speed.decode.maximum],
         "decode_ratio": speed.decode_ratio,
         "decode_gb_per_s": speed.decode_gb_per_s,
-        "decode_share_of_peak": speed.decode_gb_per_s / roofline["gb_per_s"],
+        "decode_share_of_peak": speed.decode_gb_per_s / roofline["gbytes_per_s"],
         "load_s": footprint.load_s,
         "first_token_s": footprint.first_token_s,
         "peak_memory_bytes": footprint.peak_memory_bytes,

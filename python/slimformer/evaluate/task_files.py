@@ -101,36 +101,36 @@ def load_task(path: str | os.PathLike[str]) -> Task:
     return Task(Path(path).stem, tuple(items))
 
 
-def last_words(text: str, *, count: int, name: str, context_words: int = 60) -> Task:
-    """Make a last-word task of prose: sentences that the model has to finish as the author did.
+def recurring_words(text: str, *, count: int, name: str, context_words: int = 60) -> Task:
+    """Make a last-word task of prose: words that the model has to write as the author did.
 
-    As in LAMBADA (Paperno et al. 2016) the word can be known from its context: only sentences
-    are taken whose last word, four letters or longer, occurs among the ``context_words`` words
-    before it. They are spread evenly over the text.
+    As in LAMBADA (Paperno et al. 2016) the word can be known from its context: only words of
+    four letters or more are asked that occur among the ``context_words`` words before them.
+    They are spread evenly over the text.
 
     Raises
     ------
     DataError
-        The text has no such sentence.
+        The text has no such word.
     """
-    words = [(match.group(), match.end()) for match in re.finditer(r"\S+", text)]
+    words = list(re.finditer(r"\S+", text))
     found: list[Item] = []
     for index in range(context_words, len(words)):
-        word, end = words[index]
-        match = re.fullmatch(r"([a-z]{4,})[.!?]", word)
-        if match is None:
+        match = re.fullmatch(r"([a-z]{4,})[.,;:!?]?", words[index].group())
+        before = words[index - context_words : index]
+        if match is None or match.group(1) not in {_bare(word.group()) for word in before}:
             continue
-        before = [seen.strip(".,;:!?()\"'") for seen, _ in words[index - context_words : index]]
-        if match.group(1) not in before:
-            continue
-        start = words[index - context_words][1] - len(words[index - context_words][0])
-        context = text[start : end - len(word)].rstrip()
+        context = text[before[0].start() : before[-1].end()]
         found.append(Item(((context, " " + match.group(1)),), None))
     if not found:
-        raise DataError(f"{name}: found no sentence whose last word follows from its context")
+        raise DataError(f"{name}: found no word that its context gives away")
     step = max(1.0, len(found) / count)
     chosen = [found[int(index * step)] for index in range(min(count, len(found)))]
     return Task(name, tuple(chosen))
+
+
+def _bare(word: str) -> str:
+    return word.strip(".,;:!?()\"'")
 
 
 def _parse_item(line: str) -> Item:

@@ -18,9 +18,9 @@ from slimformer.evaluate import (
     evaluate_task,
     evaluate_text,
     find_collapses,
-    last_words,
     measure_footprint,
     measure_speed,
+    recurring_words,
 )
 from slimformer.progress import Progress, silent
 from slimformer.prune import Recipe
@@ -30,11 +30,11 @@ from slimformer.report.summary import describe_layers
 TEXTS = ("prose", "drama")
 EVALUATED_ON = (
     "texts that come with the package: prose (Darwin, On the Origin of Species) and drama "
-    "(Shakespeare); last words are those of sentences of the prose"
+    "(Shakespeare); recurring words are words of the prose that occurred shortly before"
 )
 CONTEXT = 1024
-MAX_WINDOWS = 6
-LAST_WORDS = 80
+MAX_WINDOWS = 4
+WORDS = 80
 PROMPT = "The lighthouse keeper climbed the stairs every evening. One night"
 SAMPLE_TOKENS = 64
 
@@ -167,7 +167,7 @@ def _timing(engine: Engine, speed: Speed, footprint: Footprint) -> Timing:
 
 
 def _measure_quality(contender: Contender, progress: Progress) -> list[Quality]:
-    """Perplexity on both texts, and last words of the prose."""
+    """Perplexity on both texts, and words of the prose."""
 
     def tell(what: str, done: int, total: int) -> None:
         progress(f"{contender.name}: {what}", done, total)
@@ -180,7 +180,7 @@ def _measure_quality(contender: Contender, progress: Progress) -> list[Quality]:
         found.append(
             Quality(name, _finite(result.perplexity), result.bits_per_byte, tokens=result.tokens)
         )
-    task = last_words(_text("prose"), count=LAST_WORDS, name="last words")
+    task = recurring_words(_text("prose"), count=WORDS, name="recurring words")
     answers = evaluate_task(contender.engine, task, progress=tell)
     found.append(
         Quality(

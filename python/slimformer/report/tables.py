@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -84,8 +85,8 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            str(row["model"]),
-            str(row.get("text") or row.get("task")),
+            _short(row["model"]),
+            _short(row.get("text") or row["task"]),
             number(row["perplexity"]) if "perplexity" in row else "",
             number(row.get("bits_per_byte")) if "bits_per_byte" in row else "",
             share(row.get("accuracy"), row.get("standard_error")),
@@ -99,7 +100,7 @@ def bench_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table()
     table.add_column("", overflow="fold")
     for row in rows:
-        table.add_column(str(row["model"]), justify="right", overflow="fold")
+        table.add_column(_short(row["model"]), justify="right", overflow="fold")
     figures: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
         ("prefill tokens/s", lambda row: _spread(row, "prefill")),
         ("  x the first", lambda row: f"{row['prefill_ratio']:.2f}"),
@@ -152,6 +153,11 @@ def share(value: float | None, error: float | None) -> str:
 
 def _table(title: str | None = None) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+
+
+def _short(path: str) -> str:
+    """The last part of a path: a table has no room for more."""
+    return Path(path).name or path
 
 
 def _compared(

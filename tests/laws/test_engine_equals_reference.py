@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from reference.engines import (
     TIERS,
     TOLERANCE,
@@ -17,7 +18,6 @@ from reference.engines import (
 )
 from reference.forward import forward
 from reference.models import random_checkpoint
-
 from slimformer.config import (
     AttentionConfig,
     FfnConfig,

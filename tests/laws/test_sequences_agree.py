@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference.engines import TIERS, TOLERANCE, difference, random_case, seeds
 
+from reference.engines import TIERS, TOLERANCE, difference, random_case, seeds
 from slimformer.engine import Engine, Mask
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
+
 from reference.forward import Read, ReferenceMask, forward
 from reference.models import random_checkpoint, random_config
-
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint
 from slimformer.engine import Engine, Mask, build_info
 

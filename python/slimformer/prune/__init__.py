@@ -1,0 +1,23 @@
+"""Pruning: measure what matters, remove the rest, repair what is left."""
+
+from __future__ import annotations
+
+from slimformer.prune.calibrate import load_calibration
+from slimformer.prune.masks import to_mask
+from slimformer.prune.pipeline import Profile, explicit, plan, profile, prune
+from slimformer.prune.recipe import Recipe
+from slimformer.prune.sample import sample_calibration
+from slimformer.prune.surgery import apply
+
+__all__ = [
+    "Profile",
+    "Recipe",
+    "apply",
+    "explicit",
+    "load_calibration",
+    "plan",
+    "profile",
+    "prune",
+    "sample_calibration",
+    "to_mask",
+]

@@ -1,0 +1,142 @@
+"""Calibration text: from files or from the model itself, cut into windows of tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.errors import DataError
+from slimformer.prune.stream import Windows
+from slimformer.tokenizer import Tokenizer
+
+WINDOW = 512
+"""Tokens in a calibration window."""
+
+SUFFIXES = (".txt", ".jsonl")
+
+CHARACTERS_PER_TOKEN = 16
+"""Characters of a text that are tokenised for each token wanted; most text has 3 to 5."""
+
+
+def load_calibration(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Read calibration text, one string for each file.
+
+    Parameters
+    ----------
+    paths
+        Text files (``.txt``), files of one JSON object a line with a ``text`` (``.jsonl``), or
+        folders of them (searched in depth, in the order of their names).
+
+    Raises
+    ------
+    DataError
+        A path that does not exist, holds no such file, cannot be decoded or has no text.
+    """
+    texts = [_read(file) for path in paths for file in _files(Path(path))]
+    if not texts:
+        raise DataError("calibration: no paths given")
+    return texts
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        if not files:
+            raise DataError(f"calibration: {path} holds no {' or '.join(SUFFIXES)} file")
+        return files
+    if not path.is_file():
+        raise DataError(f"calibration: no file or folder {path}")
+    return [path]
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"calibration: cannot read {path}: {error}") from error
+    if path.suffix == ".jsonl":
+        text = "\n\n".join(
+            _document(path, number, line)
+            for number, line in enumerate(text.splitlines(), start=1)
+            if line.strip()
+        )
+    if not text.strip():
+        raise DataError(f"calibration: {path} has no text")
+    return text
+
+
+def _document(path: Path, number: int, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"calibration: {path}, line {number}: not JSON: {error}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise DataError(
+            f"calibration: {path}, line {number}: expected an object with a text 'text'"
+        )
+    return str(value["text"])
+
+
+def make_windows(
+    checkpoint: Checkpoint, texts: Sequence[str], *, tokens: int, seed: int, window: int = WINDOW
+) -> Windows:
+    """Cut texts into windows, [windows, window], of about ``tokens`` tokens in all.
+
+    The windows are drawn evenly from all texts, from random places without overlap; texts that
+    are shorter than a window are first joined with their neighbours. Fewer come back where the
+    texts have no more, and one shorter window where they do not fill a single one. A window
+    begins with the beginning-of-sequence token where the model asks for it.
+
+    Raises
+    ------
+    DataError
+        The model has no tokenizer, or the texts hold fewer than two tokens.
+    """
+    assets = checkpoint.tokenizer
+    if assets is None:
+        raise DataError(f"{checkpoint.name} has no tokenizer, so it cannot read calibration text")
+    tokenizer = Tokenizer(assets)
+    rng = np.random.default_rng(seed)
+    start = [tokenizer.bos_id] if assets.add_bos and tokenizer.bos_id is not None else []
+    body = window - len(start)
+    wanted = max(1, tokens // window)
+    streams = _streams(tokenizer, texts, body, tokens * CHARACTERS_PER_TOKEN, rng)
+    queues = [_cut(stream, body, rng) for stream in streams]
+    rng.shuffle(queues)
+    chosen: list[list[int]] = []
+    while len(chosen) < wanted and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < wanted:
+                chosen.append(start + queue.pop())
+    return np.asarray(chosen, dtype=np.int32)
+
+
+def _streams(
+    tokenizer: Tokenizer, texts: Sequence[str], body: int, characters: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Token streams of at least ``body`` tokens, or a single shorter one."""
+    streams: list[list[int]] = []
+    pending: list[int] = []
+    for text in texts:
+        begin = int(rng.integers(0, max(1, len(text) - characters + 1)))
+        pending += tokenizer.encode(text[begin : begin + characters], add_bos=False)
+        if len(pending) >= body:
+            streams.append(pending)
+            pending = []
+    if not streams:
+        if len(pending) < 2:
+            raise DataError("calibration: the text has fewer than two tokens; give more text")
+        return [pending]
+    streams[-1] += pending
+    return streams
+
+
+def _cut(stream: list[int], body: int, rng: np.random.Generator) -> list[list[int]]:
+    """Stretches of ``body`` tokens in random order."""
+    places = rng.permutation(max(1, len(stream) // body))
+    return [stream[int(place) * body : (int(place) + 1) * body] for place in places]

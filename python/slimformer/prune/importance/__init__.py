@@ -1,0 +1,93 @@
+"""Criteria: what removing a unit costs. One criterion a file, one table of them all."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.errors import ConfigError
+from slimformer.progress import Progress, silent
+from slimformer.prune.budget import Budget
+from slimformer.prune.importance import (
+    activation,
+    block_influence,
+    greedy_loss,
+    magnitude,
+    obs,
+)
+from slimformer.prune.importance.scores import Scores, check_scores
+from slimformer.prune.importance.statistics import layer_statistics
+from slimformer.prune.stream import Windows
+from slimformer.prune.structures import STRUCTURES, Structure
+
+Criterion = Literal["magnitude", "activation", "block_influence", "greedy_loss", "obs"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+BLOCKS: tuple[Structure, ...] = ("layers", "attention", "ffn")
+
+RATES: dict[Criterion, tuple[Structure, ...]] = {
+    "magnitude": STRUCTURES,
+    "activation": STRUCTURES,
+    "block_influence": BLOCKS,
+    "greedy_loss": BLOCKS,
+    "obs": STRUCTURES,
+}
+"""The structures that each criterion rates."""
+
+_STREAMED = {
+    "activation": (activation.score, False),
+    "block_influence": (block_influence.score, False),
+    "obs": (obs.score, True),
+}
+"""Criteria that rate a layer by its statistics, and whether they need Gram matrices."""
+
+
+def check_criterion(criterion: str, structures: tuple[Structure, ...]) -> None:
+    """Raise ConfigError unless the criterion exists and rates all these structures."""
+    if criterion not in RATES:
+        raise ConfigError(f"criterion: expected one of {', '.join(CRITERIA)}, found {criterion!r}")
+    if not set(structures) <= set(RATES[criterion]):
+        able = [name for name, rated in RATES.items() if set(structures) <= set(rated)]
+        raise ConfigError(
+            f"criterion {criterion} rates {', '.join(RATES[criterion])}; for "
+            f"{', '.join(structures)} use {' or '.join(able)}"
+        )
+
+
+def score_model(
+    checkpoint: Checkpoint,
+    windows: Windows | None,
+    budget: Budget,
+    *,
+    criterion: Criterion,
+    structures: tuple[Structure, ...],
+    protect: frozenset[int],
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Scores:
+    """Rate all layers of a model; ``windows`` may be ``None`` for magnitude only."""
+    layers = checkpoint.config.layers
+    if criterion == "magnitude":
+        scores = tuple(magnitude.score(checkpoint, index) for index in range(len(layers)))
+    else:
+        assert windows is not None
+        if criterion == "greedy_loss":
+            scores = greedy_loss.score_model(
+                checkpoint,
+                windows,
+                budget,
+                structures=structures,
+                protect=protect,
+                threads=threads,
+                progress=progress,
+            )
+        else:
+            score, gram = _STREAMED[criterion]
+            flow = layer_statistics(
+                checkpoint, windows, gram=gram, threads=threads, progress=progress
+            )
+            scores = tuple(
+                score(checkpoint, index, statistics) for index, statistics in enumerate(flow)
+            )
+    check_scores(scores, layers)
+    return scores

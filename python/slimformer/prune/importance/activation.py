@@ -1,0 +1,55 @@
+"""Activation norm: a unit costs the energy that it adds to the residual stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.prune.importance.scores import LayerScores, sum_groups
+from slimformer.prune.importance.statistics import LayerStatistics
+
+Array = npt.NDArray[np.float64]
+
+
+def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> LayerScores:
+    """Rate every structure of one layer by its share of the residual stream's energy.
+
+    Column j of a projection W adds ``E[x_j^2] |W_j|^2`` (Wanda's product of activation and
+    weight norm, Sun et al. 2023, arXiv 2306.11695, summed over a structure); a head adds that
+    of its columns, a sub-block what it adds in fact. All are relative to the energy of the
+    stream that they are added to, so that layers compare.
+    """
+    layer = checkpoint.config.layers[index]
+    heads = groups = neurons = None
+    if isinstance(layer.attention, AttentionConfig):
+        assert statistics.heads is not None
+        columns = _columns(
+            checkpoint.read_f32(f"layers.{index}.attention.o.weight"),
+            statistics.heads.mean_square,
+            statistics.attention_energy,
+        )
+        heads = columns.reshape(layer.attention.n_heads, -1).sum(axis=1)
+        groups = sum_groups(layer.attention, heads)
+    if isinstance(layer.ffn, FfnConfig):
+        assert statistics.neurons is not None
+        neurons = _columns(
+            checkpoint.read_f32(f"layers.{index}.ffn.down.weight"),
+            statistics.neurons.mean_square,
+            statistics.ffn_energy,
+        )
+    return LayerScores(
+        statistics.layer.relative,
+        statistics.attention.relative,
+        statistics.ffn.relative,
+        groups,
+        heads,
+        neurons,
+    )
+
+
+def _columns(weight: npt.NDArray[np.float32], mean_square: Array, energy: float) -> Array:
+    """Relative energy that each column adds, [inputs]."""
+    norms = np.einsum("oi,oi->i", weight, weight, dtype=np.float64)
+    return np.asarray(mean_square * norms / max(energy, np.finfo(np.float64).tiny))

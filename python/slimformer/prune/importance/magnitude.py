@@ -1,0 +1,50 @@
+"""Magnitude: a unit costs the squared norm of all weights that go with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.prune.importance.scores import LayerScores, sum_groups
+from slimformer.prune.structures import Axis, attention_axes, ffn_axes
+
+Array = npt.NDArray[np.float64]
+
+
+def score(checkpoint: Checkpoint, index: int) -> LayerScores:
+    """Rate every structure of one layer; reads weights only.
+
+    A query head counts its own rows and columns, a KV group those of its heads and of its keys
+    and values.
+    """
+    layer = checkpoint.config.layers[index]
+    heads = groups = neurons = None
+    attention = ffn = None
+    if isinstance(layer.attention, AttentionConfig):
+        axes = attention_axes(layer.attention)
+        prefix = f"layers.{index}.attention."
+        heads = _norms(checkpoint, prefix, axes, "heads", layer.attention.n_heads)
+        groups = sum_groups(layer.attention, heads)
+        groups += _norms(checkpoint, prefix, axes, "kv_heads", layer.attention.n_kv_heads)
+        attention = float(groups.sum())
+    if isinstance(layer.ffn, FfnConfig):
+        prefix = f"layers.{index}.ffn."
+        neurons = _norms(checkpoint, prefix, ffn_axes(layer.ffn), "neurons", layer.ffn.n_neurons)
+        ffn = float(neurons.sum())
+    whole = None if attention is None and ffn is None else (attention or 0.0) + (ffn or 0.0)
+    return LayerScores(whole, attention, ffn, groups, heads, neurons)
+
+
+def _norms(
+    checkpoint: Checkpoint, prefix: str, axes: tuple[Axis, ...], unit: str, count: int
+) -> Array:
+    """Squared norm of what each unit owns, [count]."""
+    total = np.zeros(count)
+    for axis in axes:
+        if axis.unit == unit:
+            values = checkpoint.read_f32(prefix + axis.part)
+            rows = np.moveaxis(values, axis.axis, 0).reshape(count, -1)
+            total += np.einsum("ui,ui->u", rows, rows, dtype=np.float64)
+    return total

@@ -1,0 +1,127 @@
+"""Optimal brain surgeon: a unit costs the error that stays after the others have made up for it.
+
+Hassibi and Stork 1993, for structures: Kwon et al. 2022 (arXiv 2204.09656), Kurtic et al. 2023
+(ZipLM, arXiv 2302.04089).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.prune.importance.scores import LayerScores
+from slimformer.prune.importance.statistics import Inputs, LayerStatistics
+
+Array = npt.NDArray[np.float64]
+
+DAMPING = 0.01
+"""Ridge on the Gram matrix, relative to its mean diagonal; more makes the scores blunt."""
+
+TINY = 1e-150
+"""Stands for a scale that is zero; its square is still above the smallest double."""
+
+ROUNDS = 48
+"""Neurons go in that many rounds; within one their mutual compensation is neglected."""
+
+
+def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> LayerScores:
+    """Rate every structure of one layer by the error that its removal leaves.
+
+    Units are removed one by one (neurons in rounds), cheapest first, each time compensated by
+    least squares on what stays; a unit's score is the error it adds when its turn comes, as a
+    share of the energy of the residual stream. Sub-blocks, which nothing compensates, are
+    rated by what they add to the stream.
+    """
+    layer = checkpoint.config.layers[index]
+    heads = groups = neurons = None
+    if isinstance(layer.attention, AttentionConfig):
+        weight = checkpoint.read_f32(f"layers.{index}.attention.o.weight")
+        columns = np.arange(weight.shape[1]).reshape(layer.attention.n_heads, -1)
+        reads = np.asarray(layer.attention.q_to_kv)
+        members = [columns[reads == kv].reshape(-1) for kv in range(layer.attention.n_kv_heads)]
+        energy = statistics.attention_energy
+        heads = _eliminate(statistics.heads, weight, list(columns), 1, energy)
+        groups = _eliminate(statistics.heads, weight, members, 1, energy)
+    if isinstance(layer.ffn, FfnConfig):
+        weight = checkpoint.read_f32(f"layers.{index}.ffn.down.weight")
+        per_round = max(1, layer.ffn.n_neurons // ROUNDS)
+        units = list(np.arange(layer.ffn.n_neurons)[:, None])
+        neurons = _eliminate(statistics.neurons, weight, units, per_round, statistics.ffn_energy)
+    return LayerScores(
+        statistics.layer.relative,
+        statistics.attention.relative,
+        statistics.ffn.relative,
+        groups,
+        heads,
+        neurons,
+    )
+
+
+def _eliminate(
+    inputs: Inputs | None,
+    weight: npt.NDArray[np.float32],
+    units: list[npt.NDArray[np.intp]],
+    per_round: int,
+    energy: float,
+) -> Array:
+    """Error that each unit adds when it goes, cheapest first, [units]; never falling.
+
+    Parameters
+    ----------
+    inputs
+        Moments of the columns of the projection, with their Gram matrix.
+    weight
+        The projection, [outputs, columns].
+    units
+        The columns of each unit.
+    per_round
+        Units that go between two updates of the inverse.
+    energy
+        What errors are relative to.
+    """
+    assert inputs is not None
+    assert inputs.gram is not None
+    ridge = DAMPING * float(np.trace(inputs.gram)) / len(inputs.gram)
+    ridge = max(ridge, TINY)
+    inverse = np.asarray(np.linalg.inv(inputs.gram + ridge * np.eye(len(inputs.gram))), np.float64)
+    columns = weight.T.astype(np.float64)  # [columns, outputs]
+    scores = np.zeros(len(units))
+    alive = np.arange(len(units))
+    reached = 0.0
+    while len(alive):
+        costs = _costs(inverse, columns, [units[unit] for unit in alive])
+        order = np.argsort(costs, kind="stable")[:per_round]
+        scores[alive[order]] = np.maximum(costs[order], reached)
+        reached = float(scores[alive[order]].max())
+        gone = np.concatenate([units[unit] for unit in alive[order]])
+        alive = np.delete(alive, order)
+        _remove(inverse, columns, gone)
+    return scores / max(energy, TINY)
+
+
+def _costs(inverse: Array, columns: Array, units: list[npt.NDArray[np.intp]]) -> Array:
+    """``tr(B_g' [(H^-1)_gg]^-1 B_g)`` of each unit g, [units]."""
+    if all(len(unit) == 1 for unit in units):
+        single = np.concatenate(units)
+        squares = np.einsum("co,co->c", columns[single], columns[single])
+        return np.asarray(squares / np.diagonal(inverse)[single])
+    costs = []
+    for unit in units:
+        solved = np.linalg.solve(inverse[np.ix_(unit, unit)], columns[unit])
+        costs.append(float(np.vdot(columns[unit], solved)))
+    return np.asarray(costs)
+
+
+def _remove(inverse: Array, columns: Array, gone: npt.NDArray[np.intp]) -> None:
+    """Take columns away: the others make up for them, the inverse forgets them. In place."""
+    pivot = inverse[np.ix_(gone, gone)]
+    coupling = inverse[:, gone]
+    solved = np.linalg.solve(pivot, np.concatenate([columns[gone], coupling.T], axis=1))
+    outputs = columns.shape[1]
+    columns -= coupling @ solved[:, :outputs]
+    inverse -= coupling @ solved[:, outputs:]
+    columns[gone] = 0
+    inverse[gone] = 0
+    inverse[:, gone] = 0

@@ -1,0 +1,62 @@
+"""What a criterion says of a model: the cost of removing each unit of each layer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
+from slimformer.errors import DataError
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerScores:
+    """Cost of removing each unit of one layer, in a currency that the criterion states.
+
+    Higher is dearer; costs of one criterion may be compared and added across units, layers
+    and structures. ``None`` where the layer has no such unit or the criterion does not rate
+    that structure.
+    """
+
+    layers: float | None = None
+    attention: float | None = None
+    ffn: float | None = None
+    kv_groups: Array | None = None  # [n_kv_heads]
+    heads: Array | None = None  # [n_heads]
+    neurons: Array | None = None  # [n_neurons]
+
+
+Scores = tuple[LayerScores, ...]
+"""One entry for each layer of the model."""
+
+
+def sum_groups(attention: AttentionConfig, heads: Array) -> Array:
+    """Cost of each KV group, [n_kv_heads], as the sum over the query heads that read it."""
+    groups = np.zeros(attention.n_kv_heads)
+    np.add.at(groups, list(attention.q_to_kv), heads)
+    return groups
+
+
+def check_scores(scores: Scores, layers: tuple[LayerConfig, ...]) -> None:
+    """Raise DataError where a score is not finite; assert the shapes of the contract."""
+    for index, (rated, layer) in enumerate(zip(scores, layers, strict=True)):
+        for field in dataclasses.fields(rated):
+            value = getattr(rated, field.name)
+            if value is not None and not np.all(np.isfinite(value)):
+                raise DataError(
+                    f"layer {index}: scores of {field.name} are not finite; the weights or the "
+                    f"activations on the calibration text overflow"
+                )
+        if rated.heads is not None:
+            assert isinstance(layer.attention, AttentionConfig)
+            assert rated.heads.shape == (layer.attention.n_heads,)
+        if rated.kv_groups is not None:
+            assert isinstance(layer.attention, AttentionConfig)
+            assert rated.kv_groups.shape == (layer.attention.n_kv_heads,)
+        if rated.neurons is not None:
+            assert isinstance(layer.ffn, FfnConfig)
+            assert rated.neurons.shape == (layer.ffn.n_neurons,)

@@ -1,0 +1,36 @@
+"""A recipe as a mask: the same model as after surgery, at run time, on untouched weights."""
+
+from __future__ import annotations
+
+from slimformer.config import ModelConfig
+from slimformer.engine import Mask
+from slimformer.prune.recipe import KeptAttention, KeptFfn, Recipe, keep_all
+
+
+def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
+    """The mask that makes a model of that shape run as if ``recipe`` had been applied to it.
+
+    Raises
+    ------
+    RecipeError
+        The recipe keeps something that such a model does not have.
+    """
+    recipe.check_shape(config)
+    kept = {layer.source: layer for layer in recipe.layers}
+    skip_attention, skip_ffn = [], []
+    heads: dict[int, tuple[int, ...]] = {}
+    neurons: dict[int, tuple[int, ...]] = {}
+    for index, layer in enumerate(config.layers):
+        stays = kept.get(index)
+        attention = None if stays is None else stays.attention
+        ffn = None if stays is None else stays.ffn
+        if attention is None and layer.attention is not None:
+            skip_attention.append(index)
+        if ffn is None and layer.ffn is not None:
+            skip_ffn.append(index)
+        whole = keep_all(index, layer)
+        if isinstance(attention, KeptAttention) and attention != whole.attention:
+            heads[index] = attention.heads
+        if isinstance(ffn, KeptFfn) and ffn != whole.ffn:
+            neurons[index] = ffn.neurons
+    return Mask(tuple(skip_attention), tuple(skip_ffn), None, heads, neurons)

@@ -1,0 +1,318 @@
+"""The way from a model to a smaller one: plan, prune, and what explains them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from slimformer.checkpoint import cast
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.errors import ConfigError, RecipeError
+from slimformer.progress import Progress, silent
+from slimformer.prune.allocate import Allocation, allocate
+from slimformer.prune.budget import bytes_budget, keep_budget
+from slimformer.prune.calibrate import make_windows
+from slimformer.prune.importance import Criterion, check_criterion, magnitude, score_model
+from slimformer.prune.importance.statistics import layer_statistics
+from slimformer.prune.recipe import KeptFfn, KeptLayer, KeptLink, Recipe, keep_all, keep_heads
+from slimformer.prune.remainder import dearest_neurons
+from slimformer.prune.repair import REPAIRS, Repair
+from slimformer.prune.repair import repair as repair_weights
+from slimformer.prune.sample import sample_calibration
+from slimformer.prune.stream import Windows
+from slimformer.prune.structures import check_structures
+from slimformer.prune.surgery import apply
+
+PLAN_TOKENS = 8192
+"""Choosing what goes needs few tokens; a greedy search runs all of them again and again."""
+
+REPAIR_TOKENS = 32768
+"""The refit over-fits few tokens; more of them help more than anything else."""
+
+PROTECT = (0, -1)
+"""The first layer carries the analysis of the text, the last one the choice of the token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Importance of each layer, attention and FFN by block influence, 0 where absent.
+
+    Block influence is ``1 - cos`` between the residual stream before and after.
+    """
+
+    layers: tuple[float, ...]
+    attention: tuple[float, ...]
+    ffn: tuple[float, ...]
+
+
+def plan(
+    checkpoint: Checkpoint,
+    *,
+    keep: float | None = None,
+    max_bytes: int | None = None,
+    structures: Sequence[str] = ("neurons",),
+    criterion: Criterion = "obs",
+    allocation: Allocation = "uniform",
+    calibration: Sequence[str] | None = None,
+    tokens: int = PLAN_TOKENS,
+    protect: Sequence[int] = PROTECT,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Recipe:
+    """Choose what to keep so that a budget is met.
+
+    Parameters
+    ----------
+    keep
+        Share of the parameters outside embedding and head that may stay, above 0, at most 1.
+    max_bytes
+        Instead of ``keep``: bytes of all tensors, as ``prune`` stores them by default.
+    structures
+        What may go: some of layers, attention, ffn, kv_groups, heads, neurons.
+    criterion
+        What a unit costs: magnitude, activation, obs; for layers, attention and ffn also
+        block_influence and greedy_loss.
+    allocation
+        ``global``: wherever in the model it costs least. ``uniform``: the same share of every
+        layer that is not protected.
+    calibration
+        Texts; without any the model writes some itself.
+    tokens
+        About how many tokens of them to use.
+    protect
+        Layers that stay whole; negative ones count from the end.
+    seed
+        Of the choice of text. The same seed gives the same recipe.
+
+    Raises
+    ------
+    BudgetError
+        No choice of these structures meets the budget; the message says what is possible.
+    ConfigError
+        Unknown or contradictory settings.
+    DataError
+        Calibration text that cannot be used.
+    """
+    if (keep is None) == (max_bytes is None):
+        raise ConfigError("plan: give either keep or max_bytes")
+    wanted = check_structures(tuple(structures))
+    check_criterion(criterion, wanted)
+    if allocation not in ("global", "uniform"):
+        raise ConfigError(f"allocation: expected global or uniform, found {allocation!r}")
+    budget = (
+        keep_budget(checkpoint, keep)
+        if keep is not None
+        else bytes_budget(checkpoint, max_bytes or 0)
+    )
+    protected = _layer_indices(checkpoint, protect)
+    windows = None
+    if criterion != "magnitude":
+        windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)
+    scores = score_model(
+        checkpoint,
+        windows,
+        budget,
+        criterion=criterion,
+        structures=wanted,
+        protect=protected,
+        threads=threads,
+        progress=progress,
+    )
+    kept = allocate(
+        checkpoint.config,
+        scores,
+        budget,
+        structures=wanted,
+        allocation=allocation,
+        protect=protected,
+    )
+    return Recipe(checkpoint.name, checkpoint.fingerprint, kept)
+
+
+def prune(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    repair: Repair = "refit",
+    calibration: Sequence[str] | None = None,
+    tokens: int = REPAIR_TOKENS,
+    dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """Remove what the recipe does not keep and repair what stays.
+
+    Parameters
+    ----------
+    recipe
+        Made for exactly this model.
+    repair
+        ``refit``: least squares towards the dense model's residual stream. ``mean``: only the
+        mean output of what went is made up for. ``none``: surgery alone.
+    calibration, tokens, seed
+        As for ``plan``.
+    dtype
+        Element type of the result. ``auto``: as the source has it, bf16 if it is quantised.
+
+    Returns
+    -------
+    The pruned model; what it is in memory is what saving it writes.
+
+    Raises
+    ------
+    RecipeError
+        The recipe belongs to another model.
+    ConfigError
+        Unknown repair.
+    DataError
+        Calibration text that cannot be used.
+    """
+    if repair not in REPAIRS:
+        raise ConfigError(f"repair: expected one of {', '.join(REPAIRS)}, found {repair!r}")
+    slim = apply(checkpoint, recipe)
+    if dtype != "auto":
+        slim = cast(slim, dtype)
+    elif checkpoint.quantised:
+        slim = cast(slim, "bf16")
+    if repair == "none":
+        return slim
+    windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)
+    return repair_weights(
+        checkpoint, slim, recipe, windows, method=repair, threads=threads, progress=progress
+    )
+
+
+def explicit(
+    checkpoint: Checkpoint,
+    *,
+    drop_layers: Sequence[int] = (),
+    drop_attention: Sequence[int] = (),
+    drop_ffn: Sequence[int] = (),
+    heads: Mapping[int, Sequence[int]] | None = None,
+    neurons: int | Mapping[int, Sequence[int]] | None = None,
+) -> Recipe:
+    """A recipe from lists.
+
+    Parameters
+    ----------
+    drop_layers, drop_attention, drop_ffn
+        Layers that lose everything, their attention or their FFN.
+    heads
+        For some layers, the query heads that stay.
+    neurons
+        For some layers, the neurons that stay; or for all layers how many stay, those with the
+        largest weights.
+
+    Raises
+    ------
+    RecipeError
+        A layer, head or neuron that the model does not have.
+    """
+    config = checkpoint.config
+    gone = _existing(checkpoint, "drop_layers", drop_layers)
+    without_attention = _existing(checkpoint, "drop_attention", drop_attention) | gone
+    without_ffn = _existing(checkpoint, "drop_ffn", drop_ffn) | gone
+    kept_heads = dict(heads or {})
+    _existing(checkpoint, "heads", kept_heads)
+    if isinstance(neurons, Mapping):
+        _existing(checkpoint, "neurons", neurons)
+    layers = []
+    for index, layer in enumerate(config.layers):
+        kept = keep_all(index, layer)
+        if index in kept_heads:
+            if not isinstance(layer.attention, AttentionConfig):
+                raise RecipeError(f"heads: layer {index} has no attention heads")
+            count = layer.attention.n_heads
+            units = _units(f"heads: layer {index}", kept_heads[index], count)
+            kept = dataclasses.replace(kept, attention=keep_heads(layer.attention, units))
+        if neurons is not None:
+            kept = dataclasses.replace(kept, ffn=_kept_neurons(checkpoint, kept, neurons))
+        if index in without_attention:
+            kept = dataclasses.replace(kept, attention=None)
+        if index in without_ffn:
+            kept = dataclasses.replace(kept, ffn=None)
+        if kept.attention is not None or kept.ffn is not None or kept == keep_all(index, layer):
+            layers.append(kept)
+    return Recipe(checkpoint.name, checkpoint.fingerprint, tuple(layers))
+
+
+def profile(
+    checkpoint: Checkpoint,
+    *,
+    calibration: Sequence[str] | None = None,
+    tokens: int = PLAN_TOKENS,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Profile:
+    """Measure how much each layer and sub-block does, on calibration text."""
+    windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)
+    flow = list(
+        layer_statistics(checkpoint, windows, gram=False, threads=threads, progress=progress)
+    )
+    return Profile(
+        tuple(one.layer.influence for one in flow),
+        tuple(one.attention.influence for one in flow),
+        tuple(one.ffn.influence for one in flow),
+    )
+
+
+def _windows(
+    checkpoint: Checkpoint,
+    calibration: Sequence[str] | None,
+    tokens: int,
+    seed: int,
+    threads: int,
+    progress: Progress,
+) -> Windows:
+    texts = calibration
+    if texts is None:
+        texts = sample_calibration(checkpoint, seed=seed, threads=threads, progress=progress)
+    return make_windows(checkpoint, texts, tokens=tokens, seed=seed)
+
+
+def _layer_indices(checkpoint: Checkpoint, layers: Sequence[int]) -> frozenset[int]:
+    """Layers by index, negative ones from the end; those a short model lacks are ignored."""
+    count = len(checkpoint.config.layers)
+    return frozenset(index % count for index in layers if -count <= index < count)
+
+
+def _existing(checkpoint: Checkpoint, what: str, layers: Iterable[int]) -> frozenset[int]:
+    count = len(checkpoint.config.layers)
+    found = frozenset(layers)
+    for index in found:
+        if not 0 <= index < count:
+            raise RecipeError(f"{what}: the model has layers 0 to {count - 1}, found {index}")
+    return found
+
+
+def _units(where: str, units: Sequence[int], count: int) -> tuple[int, ...]:
+    """Units in ascending order, each once."""
+    for unit in units:
+        if not 0 <= unit < count:
+            raise RecipeError(f"{where}: the model has 0 to {count - 1}, found {unit}")
+    return tuple(sorted(set(units)))
+
+
+def _kept_neurons(
+    checkpoint: Checkpoint, kept: KeptLayer, neurons: int | Mapping[int, Sequence[int]]
+) -> KeptFfn | KeptLink | None:
+    """What stays of the FFN of one layer."""
+    ffn = checkpoint.config.layers[kept.source].ffn
+    if isinstance(neurons, Mapping):
+        if kept.source not in neurons:
+            return kept.ffn
+        if not isinstance(ffn, FfnConfig):
+            raise RecipeError(f"neurons: layer {kept.source} has no neurons")
+        where = f"neurons: layer {kept.source}"
+        units = _units(where, neurons[kept.source], ffn.n_neurons)
+        return KeptFfn(units) if units else None
+    if neurons < 1:
+        raise RecipeError(f"neurons: expected at least 1, found {neurons}; use drop_ffn for none")
+    if not isinstance(ffn, FfnConfig) or neurons >= ffn.n_neurons:
+        return kept.ffn
+    return KeptFfn(dearest_neurons(magnitude.score(checkpoint, kept.source), neurons))

@@ -1,0 +1,384 @@
+"""The recipe: what a pruned model keeps of its source, as pure data.
+
+A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
+KV heads and neurons that stay. It removes nothing itself: ``surgery.apply`` does, and a mask
+made of it does so at run time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import (
+    MAX_LAYERS,
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    LinkConfig,
+    ModelConfig,
+)
+from slimformer.errors import RecipeError
+from slimformer.prune.indices import check_ascending, from_runs, to_runs
+
+SCHEMA_VERSION = 1
+
+MAX_INDICES = 1 << 23
+"""Most units a recipe may list in all; a hostile file must not fill the memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptAttention:
+    """Query heads that stay, and exactly the KV heads that they read; ascending."""
+
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptFfn:
+    """Neurons that stay; ascending."""
+
+    neurons: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptLink:
+    """A link of the source, which has no units and stays as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptLayer:
+    """What stays of the source's layer ``source``; ``None``: the sub-block goes.
+
+    A layer of which nothing stays is left out of the recipe. Only a layer that is empty in
+    the source already is listed with both sub-blocks ``None``.
+    """
+
+    source: int
+    attention: KeptAttention | KeptLink | None
+    ffn: KeptFfn | KeptLink | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is kept of one particular model.
+
+    Parameters
+    ----------
+    source_name
+        Name of the source model, for people.
+    source_fingerprint
+        ``Checkpoint.fingerprint`` of the source model.
+    layers
+        The layers that stay, in ascending order of ``source``.
+
+    Raises
+    ------
+    RecipeError
+        Indices that are negative, unsorted or repeated, or an empty list of them.
+    """
+
+    source_name: str
+    source_fingerprint: str
+    layers: tuple[KeptLayer, ...]
+
+    def __post_init__(self) -> None:
+        previous = -1
+        for position, layer in enumerate(self.layers):
+            where = f"recipe: layers[{position}]"
+            if layer.source <= previous or layer.source >= MAX_LAYERS:
+                raise RecipeError(
+                    f"{where}.source: expected ascending layers from 0 to {MAX_LAYERS - 1}, "
+                    f"found {layer.source} after {previous}"
+                )
+            previous = layer.source
+            if isinstance(layer.attention, KeptAttention):
+                check_ascending(layer.attention.heads, f"{where}.attention.heads")
+                check_ascending(layer.attention.kv_heads, f"{where}.attention.kv_heads")
+            if isinstance(layer.ffn, KeptFfn):
+                check_ascending(layer.ffn.neurons, f"{where}.ffn.neurons")
+
+    @staticmethod
+    def identity(checkpoint: Checkpoint) -> Recipe:
+        """The recipe that keeps everything."""
+        layers = tuple(keep_all(i, layer) for i, layer in enumerate(checkpoint.config.layers))
+        return Recipe(checkpoint.name, checkpoint.fingerprint, layers)
+
+    def then(self, other: Recipe) -> Recipe:
+        """The recipe that does what this one and then ``other`` does, on this one's source.
+
+        Raises
+        ------
+        RecipeError
+            ``other`` keeps something that this recipe has removed.
+        """
+        layers = []
+        for position, second in enumerate(other.layers):
+            where = f"recipe: layers[{position}]"
+            if second.source >= len(self.layers):
+                raise RecipeError(
+                    f"{where}.source: expected at most {len(self.layers) - 1}, the last layer "
+                    f"that the first recipe keeps, found {second.source}"
+                )
+            first = self.layers[second.source]
+            layers.append(
+                KeptLayer(
+                    first.source,
+                    _compose(first.attention, second.attention, f"{where}.attention"),
+                    _compose(first.ffn, second.ffn, f"{where}.ffn"),
+                )
+            )
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise RecipeError unless this recipe was made for exactly this model."""
+        if self.source_fingerprint != checkpoint.fingerprint:
+            raise RecipeError(
+                f"recipe: made for {self.source_name!r} with fingerprint "
+                f"{self.source_fingerprint[:16]}..., but {checkpoint.name!r} has "
+                f"{checkpoint.fingerprint[:16]}...; make a new recipe for this model"
+            )
+        self.check_shape(checkpoint.config)
+
+    def check_shape(self, config: ModelConfig) -> None:
+        """Raise RecipeError unless everything that is kept exists in such a model."""
+        for position, kept in enumerate(self.layers):
+            where = f"recipe: layers[{position}]"
+            if kept.source >= len(config.layers):
+                raise RecipeError(
+                    f"{where}.source: the model has {len(config.layers)} layers, "
+                    f"found {kept.source}"
+                )
+            layer = config.layers[kept.source]
+            _check_attention(kept.attention, layer.attention, f"{where}.attention")
+            _check_ffn(kept.ffn, layer.ffn, f"{where}.ffn")
+            nothing_kept = kept.attention is None and kept.ffn is None
+            if nothing_kept and layer != LayerConfig(None, None):
+                raise RecipeError(f"{where}: keeps nothing; leave the layer out instead")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "version": SCHEMA_VERSION,
+            "source": {"name": self.source_name, "fingerprint": self.source_fingerprint},
+            "layers": [_layer_to_dict(layer) for layer in self.layers],
+        }
+
+    def to_json(self) -> str:
+        """JSON text, the same for the same recipe."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Recipe:
+        """Read the JSON form.
+
+        Raises
+        ------
+        RecipeError
+            Another schema version, unknown or missing keys, wrong types, bad indices; the
+            message says where.
+        """
+        fields = _fields(value, "recipe", ("version", "source", "layers"))
+        version = _integer(fields["version"], "recipe: version")
+        if version != SCHEMA_VERSION:
+            raise RecipeError(f"recipe: version: expected {SCHEMA_VERSION}, found {version}")
+        source = _fields(fields["source"], "recipe: source", ("name", "fingerprint"))
+        layers = fields["layers"]
+        if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
+            raise RecipeError(f"recipe: layers: expected a list of at most {MAX_LAYERS} layers")
+        parsed: list[KeptLayer] = []
+        total = 0
+        for i, layer in enumerate(layers):
+            parsed.append(_layer_from_dict(layer, f"recipe: layers[{i}]"))
+            total += _index_count(parsed[-1])
+            if total > MAX_INDICES:
+                raise RecipeError(f"recipe: layers[{i}]: more than {MAX_INDICES} indices in all")
+        return Recipe(
+            _string(source["name"], "recipe: source.name"),
+            _string(source["fingerprint"], "recipe: source.fingerprint"),
+            tuple(parsed),
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        """Read JSON text; see ``from_dict``."""
+        try:
+            value = json.loads(text, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"recipe: not valid JSON: {error}") from error
+        return Recipe.from_dict(value)
+
+
+def keep_all(index: int, layer: LayerConfig) -> KeptLayer:
+    """The layer ``index``, whole."""
+    attention: KeptAttention | KeptLink | None = None
+    if isinstance(layer.attention, AttentionConfig):
+        attention = KeptAttention(
+            tuple(range(layer.attention.n_heads)), tuple(range(layer.attention.n_kv_heads))
+        )
+    elif layer.attention is not None:
+        attention = KeptLink()
+    ffn: KeptFfn | KeptLink | None = None
+    if isinstance(layer.ffn, FfnConfig):
+        ffn = KeptFfn(tuple(range(layer.ffn.n_neurons)))
+    elif layer.ffn is not None:
+        ffn = KeptLink()
+    return KeptLayer(index, attention, ffn)
+
+
+def keep_heads(attention: AttentionConfig, heads: tuple[int, ...]) -> KeptAttention | None:
+    """Those query heads with the KV heads that they read; ``None`` where no head stays."""
+    if not heads:
+        return None
+    return KeptAttention(heads, tuple(sorted({attention.q_to_kv[head] for head in heads})))
+
+
+def _compose(first: Any, second: Any, where: str) -> Any:
+    """What stays of a sub-block after two recipes."""
+    if second is None:
+        return None
+    if type(first) is not type(second):
+        raise RecipeError(
+            f"{where}: keeps {_describe(second)}, but the first recipe keeps {_describe(first)}"
+        )
+    if isinstance(first, KeptLink):
+        return first
+    if isinstance(first, KeptAttention):
+        return KeptAttention(
+            _pick(first.heads, second.heads, f"{where}.heads"),
+            _pick(first.kv_heads, second.kv_heads, f"{where}.kv_heads"),
+        )
+    return KeptFfn(_pick(first.neurons, second.neurons, f"{where}.neurons"))
+
+
+def _pick(first: tuple[int, ...], second: tuple[int, ...], where: str) -> tuple[int, ...]:
+    _check_below(second, len(first), where)
+    return tuple(first[index] for index in second)
+
+
+def _describe(kept: object) -> str:
+    if kept is None:
+        return "nothing"
+    return "a link" if isinstance(kept, KeptLink) else "units"
+
+
+def _check_below(indices: tuple[int, ...], count: int, where: str) -> None:
+    if indices[-1] >= count:
+        raise RecipeError(f"{where}: expected indices below {count}, found {indices[-1]}")
+
+
+def _check_kind(kept: object, present: object, where: str) -> None:
+    found = "nothing" if present is None else "units"
+    if isinstance(present, LinkConfig):
+        found = "a link"
+    if kept is not None and _describe(kept) != found:
+        raise RecipeError(f"{where}: keeps {_describe(kept)} where the model has {found}")
+
+
+def _check_attention(
+    kept: KeptAttention | KeptLink | None,
+    attention: AttentionConfig | LinkConfig | None,
+    where: str,
+) -> None:
+    _check_kind(kept, attention, where)
+    if not isinstance(kept, KeptAttention):
+        return
+    assert isinstance(attention, AttentionConfig)
+    _check_below(kept.heads, attention.n_heads, f"{where}.heads")
+    _check_below(kept.kv_heads, attention.n_kv_heads, f"{where}.kv_heads")
+    if keep_heads(attention, kept.heads) != kept:
+        read = to_runs(sorted({attention.q_to_kv[head] for head in kept.heads}))
+        raise RecipeError(
+            f"{where}.kv_heads: expected {read!r}, the KV heads that the kept heads read, "
+            f"found {to_runs(kept.kv_heads)!r}"
+        )
+
+
+def _check_ffn(
+    kept: KeptFfn | KeptLink | None, ffn: FfnConfig | LinkConfig | None, where: str
+) -> None:
+    _check_kind(kept, ffn, where)
+    if isinstance(kept, KeptFfn):
+        assert isinstance(ffn, FfnConfig)
+        _check_below(kept.neurons, ffn.n_neurons, f"{where}.neurons")
+
+
+def _layer_to_dict(layer: KeptLayer) -> dict[str, Any]:
+    attention: Any = None
+    if isinstance(layer.attention, KeptAttention):
+        attention = {
+            "heads": to_runs(layer.attention.heads),
+            "kv_heads": to_runs(layer.attention.kv_heads),
+        }
+    elif layer.attention is not None:
+        attention = "link"
+    ffn: Any = None
+    if isinstance(layer.ffn, KeptFfn):
+        ffn = {"neurons": to_runs(layer.ffn.neurons)}
+    elif layer.ffn is not None:
+        ffn = "link"
+    return {"source": layer.source, "attention": attention, "ffn": ffn}
+
+
+def _layer_from_dict(value: Any, where: str) -> KeptLayer:
+    fields = _fields(value, where, ("source", "attention", "ffn"))
+    attention: KeptAttention | KeptLink | None = None
+    if fields["attention"] == "link":
+        attention = KeptLink()
+    elif fields["attention"] is not None:
+        at = f"{where}.attention"
+        kept = _fields(fields["attention"], at, ("heads", "kv_heads"))
+        attention = KeptAttention(
+            from_runs(_string(kept["heads"], f"{at}.heads"), f"{at}.heads"),
+            from_runs(_string(kept["kv_heads"], f"{at}.kv_heads"), f"{at}.kv_heads"),
+        )
+    ffn: KeptFfn | KeptLink | None = None
+    if fields["ffn"] == "link":
+        ffn = KeptLink()
+    elif fields["ffn"] is not None:
+        at = f"{where}.ffn"
+        kept = _fields(fields["ffn"], at, ("neurons",))
+        ffn = KeptFfn(from_runs(_string(kept["neurons"], f"{at}.neurons"), f"{at}.neurons"))
+    return KeptLayer(_integer(fields["source"], f"{where}.source"), attention, ffn)
+
+
+def _index_count(layer: KeptLayer) -> int:
+    count = 0
+    if isinstance(layer.attention, KeptAttention):
+        count += len(layer.attention.heads) + len(layer.attention.kv_heads)
+    if isinstance(layer.ffn, KeptFfn):
+        count += len(layer.ffn.neurons)
+    return count
+
+
+def _fields(value: Any, where: str, names: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{where}: expected an object, found {type(value).__name__}")
+    unknown = sorted(str(key) for key in value.keys() - set(names))
+    missing = sorted(set(names) - value.keys())
+    if unknown or missing:
+        raise RecipeError(f"{where}: unknown keys {unknown[:5]}, missing keys {missing}")
+    return value
+
+
+def _integer(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise RecipeError(f"{where}: expected an integer from 0, found {value!r:.40}")
+    return value
+
+
+def _string(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(f"{where}: expected text, found {type(value).__name__}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise RecipeError(f"recipe: repeated keys among {sorted(name for name, _ in pairs)[:5]}")
+    return fields

@@ -1,0 +1,136 @@
+"""Closed-form repair of the map that reads what was pruned.
+
+The output- and the down-projection read the units that go. From second moments of their
+inputs x (kept columns) and of the output y that is wanted, both functions here give new weights
+for the kept columns: ``mean_compensation`` restores the mean output, ``Refit`` the output itself
+in the least-squares sense.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Multiples of the mean diagonal of the Gram matrix that ``choose`` tries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Second moments of the inputs of a linear map and of its wanted outputs.
+
+    gram: sum of x x', [inputs, inputs]. cross: sum of x y', [inputs, outputs]. energy: sum of
+    |y|^2. count: tokens.
+    """
+
+    gram: Array
+    cross: Array
+    energy: float
+    count: int
+
+    def __add__(self, other: Evidence) -> Evidence:
+        return Evidence(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.energy + other.energy,
+            self.count + other.count,
+        )
+
+    def error(self, weight: Array) -> float:
+        """Mean over the tokens of ``|weight x - y|^2``; weight is [outputs, inputs]."""
+        linear = float(np.vdot(weight.T, self.cross))
+        quadratic = float(np.vdot(weight.T, self.gram @ weight.T))
+        return (quadratic - 2 * linear + self.energy) / max(1, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refit:
+    """Outcome of ``choose``: ``damping`` is ``None`` where the old weight is the better one.
+
+    ``before`` and ``after`` are errors on held-out text; see ``Evidence.error``.
+    """
+
+    weight: Array
+    damping: float | None
+    before: float
+    after: float
+
+
+def least_squares(evidence: Evidence, weight: Array, damping: float) -> Array:
+    """Weights that reproduce the wanted outputs, drawn towards ``weight``.
+
+    Minimises ``sum |B x - y|^2 + damping * mean(diag(gram)) * |B - weight|^2``: with much
+    evidence the least-squares solution, with none the weight as it was.
+
+    Parameters
+    ----------
+    evidence
+        Moments over the kept columns.
+    weight
+        Old weights of the kept columns, [outputs, inputs].
+    damping
+        Relative to the mean diagonal of the Gram matrix.
+
+    Returns
+    -------
+    New weights, [outputs, inputs].
+    """
+    ridge = damping * float(np.trace(evidence.gram)) / len(evidence.gram)
+    if ridge == 0.0:
+        solution, *_ = np.linalg.lstsq(evidence.gram, evidence.cross, rcond=None)
+        return np.ascontiguousarray(solution.T)
+    system = evidence.gram + ridge * np.eye(len(evidence.gram))
+    solution = np.linalg.solve(system, evidence.cross + ridge * weight.T)
+    return np.ascontiguousarray(solution.T)
+
+
+def choose(
+    fit: Evidence, held_out: Evidence, weight: Array, dampings: Sequence[float] = DAMPINGS
+) -> Refit:
+    """Refit with the damping that does best on held-out text, if it does better than nothing.
+
+    The damping is chosen by fitting on ``fit`` and measuring on ``held_out``; the final
+    solution then uses both.
+    """
+    before = held_out.error(weight)
+    errors = [held_out.error(least_squares(fit, weight, damping)) for damping in dampings]
+    best = int(np.argmin(errors))
+    if not errors[best] < before:
+        return Refit(weight, None, before, before)
+    new = least_squares(fit + held_out, weight, dampings[best])
+    return Refit(new, dampings[best], before, errors[best])
+
+
+def mean_compensation(weight: Array, kept: npt.NDArray[np.intp], mean: Array, gram: Array) -> Array:
+    """Weights of the kept columns with which the mean output stays what it was.
+
+    Of all corrections that do so, the one that changes the outputs least (in the metric of the
+    kept inputs' Gram matrix). Needs no bias, which most models lack; the idea of replacing what
+    went by its mean is FLAP's (An et al. 2023, arXiv 2312.11983).
+
+    Parameters
+    ----------
+    weight
+        Weights of all columns, [outputs, inputs].
+    kept
+        Columns that stay.
+    mean, gram
+        Mean input, [inputs], and sum (or mean) of x x', [inputs, inputs], of all columns.
+
+    Returns
+    -------
+    New weights, [outputs, len(kept)].
+    """
+    stays = weight[:, kept]
+    lost = weight @ mean - stays @ mean[kept]  # [outputs]
+    inner = gram[np.ix_(kept, kept)]
+    ridge = 1e-6 * float(np.trace(inner)) / len(inner)
+    if ridge == 0.0 or not mean[kept].any():
+        return np.ascontiguousarray(stays)
+    direction = np.linalg.solve(inner + ridge * np.eye(len(inner)), mean[kept])
+    return stays + np.outer(lost, direction / float(mean[kept] @ direction))

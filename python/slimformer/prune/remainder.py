@@ -1,0 +1,193 @@
+"""What is left of a model while units are removed, and what that weighs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
+from slimformer.prune.budget import Budget
+from slimformer.prune.importance.scores import LayerScores, Scores
+from slimformer.prune.recipe import KeptFfn, KeptLayer, keep_all, keep_heads
+from slimformer.prune.structures import LayerPrice, Structure, layer_price
+
+
+@dataclasses.dataclass(frozen=True)
+class Left:
+    """What is left of one layer.
+
+    ``heads`` and ``neurons`` (how many; the cheapest go first) are ``None`` where the
+    sub-block is absent or a link.
+    """
+
+    attention: bool
+    ffn: bool
+    heads: frozenset[int] | None
+    neurons: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One removal in one layer.
+
+    ``apply`` gives what is left after it, ``None`` where it changes nothing or would leave a
+    sub-block without units. ``ratio`` is its cost for each unit of weight that it saves.
+    """
+
+    layer: int
+    ratio: float
+    apply: Callable[[Left], Left | None]
+
+
+class Remainder:
+    """The model while units go: what is left of each layer, and the weight of it all."""
+
+    def __init__(self, config: ModelConfig, scores: Scores, budget: Budget) -> None:
+        self.config = config
+        self.scores = scores
+        indices = range(len(config.layers))
+        self.prices = tuple(layer_price(config, index, budget.rate) for index in indices)
+        self.layers = [whole(config, index) for index in indices]
+        self.weight = budget.fixed + sum(
+            self.layer_weight(index, left) for index, left in enumerate(self.layers)
+        )
+
+    def layer_weight(self, index: int, left: Left) -> int:
+        """Weight of one layer if that is left of it."""
+        attention = self.config.layers[index].attention
+        kv_heads = 0
+        if left.heads is not None and isinstance(attention, AttentionConfig):
+            kv_heads = len({attention.q_to_kv[head] for head in left.heads})
+        return self.prices[index].of(
+            len(left.heads or ()),
+            kv_heads,
+            left.neurons or 0,
+            attention=left.attention,
+            ffn=left.ffn,
+        )
+
+    def saving(self, index: int, left: Left) -> int:
+        """Weight that goes when one layer becomes ``left``."""
+        return self.layer_weight(index, self.layers[index]) - self.layer_weight(index, left)
+
+    def replace(self, index: int, left: Left) -> None:
+        """Let one layer become ``left``."""
+        self.weight -= self.saving(index, left)
+        self.layers[index] = left
+
+    def kept(self) -> tuple[KeptLayer, ...]:
+        """What is left, as the layers of a recipe."""
+        layers = []
+        for index, left in enumerate(self.layers):
+            layer = self.config.layers[index]
+            all_of_it = keep_all(index, layer)
+            attention = all_of_it.attention if left.attention else None
+            if left.heads is not None and isinstance(layer.attention, AttentionConfig):
+                attention = keep_heads(layer.attention, tuple(sorted(left.heads)))
+            ffn = all_of_it.ffn if left.ffn else None
+            start = whole(self.config, index).neurons
+            if left.neurons is not None and left.neurons != start:
+                ffn = KeptFfn(dearest_neurons(self.scores[index], left.neurons))
+            kept = KeptLayer(index, attention, ffn)
+            if kept == all_of_it or attention is not None or ffn is not None:
+                layers.append(kept)
+        return tuple(layers)
+
+
+def whole(config: ModelConfig, index: int) -> Left:
+    """All of one layer."""
+    layer = config.layers[index]
+    attention, ffn = layer.attention, layer.ffn
+    return Left(
+        attention is not None,
+        ffn is not None,
+        frozenset(range(attention.n_heads)) if isinstance(attention, AttentionConfig) else None,
+        ffn.n_neurons if isinstance(ffn, FfnConfig) else None,
+    )
+
+
+def dearest_neurons(scores: LayerScores, count: int) -> tuple[int, ...]:
+    """The ``count`` neurons of highest score, ascending; ties keep the later index."""
+    assert scores.neurons is not None
+    order = np.argsort(scores.neurons, kind="stable")
+    return tuple(sorted(int(neuron) for neuron in order[len(order) - count :]))
+
+
+def layer_moves(
+    remainder: Remainder, index: int, structures: tuple[Structure, ...], granule: int
+) -> list[Move]:
+    """Every single removal that the structures allow in one layer."""
+    rated, price = remainder.scores[index], remainder.prices[index]
+    start = whole(remainder.config, index)
+    moves: list[Move] = []
+
+    def add(cost: float, apply: Callable[[Left], Left | None]) -> None:
+        left = apply(start)
+        if left is not None:
+            saving = remainder.layer_weight(index, start) - remainder.layer_weight(index, left)
+            moves.append(Move(index, cost / max(1, saving), apply))
+
+    if "layers" in structures and rated.layers is not None:
+        add(rated.layers, _drop_layer)
+    if "attention" in structures and rated.attention is not None:
+        add(rated.attention, _drop_attention)
+    if "ffn" in structures and rated.ffn is not None:
+        add(rated.ffn, _drop_ffn)
+    attention = remainder.config.layers[index].attention
+    if "kv_groups" in structures and rated.kv_groups is not None:
+        assert isinstance(attention, AttentionConfig)
+        for group, cost in enumerate(rated.kv_groups):
+            members = {head for head, kv in enumerate(attention.q_to_kv) if kv == group}
+            add(float(cost), _drop_heads(frozenset(members)))
+    if "heads" in structures and rated.heads is not None:
+        for head, cost in enumerate(rated.heads):
+            add(float(cost), _drop_heads(frozenset((head,))))
+    if "neurons" in structures and rated.neurons is not None:
+        moves.extend(_neuron_moves(index, rated, price, granule))
+    return moves
+
+
+def _neuron_moves(index: int, rated: LayerScores, price: LayerPrice, granule: int) -> list[Move]:
+    """Neurons in ascending order of cost, in granules that leave multiples of ``granule``."""
+    assert rated.neurons is not None
+    ascending = np.sort(rated.neurons)
+    moves = []
+    start = 0
+    while start < len(ascending):
+        end = start + ((len(ascending) - start) % granule or granule)
+        ratio = float(ascending[start:end].mean()) / max(1, price.neuron)
+        moves.append(Move(index, ratio, _drop_neurons(end - start)))
+        start = end
+    return moves
+
+
+def _drop_layer(left: Left) -> Left | None:
+    return Left(False, False, None, None) if left.attention or left.ffn else None
+
+
+def _drop_attention(left: Left) -> Left | None:
+    return dataclasses.replace(left, attention=False, heads=None) if left.attention else None
+
+
+def _drop_ffn(left: Left) -> Left | None:
+    return dataclasses.replace(left, ffn=False, neurons=None) if left.ffn else None
+
+
+def _drop_heads(heads: frozenset[int]) -> Callable[[Left], Left | None]:
+    def apply(left: Left) -> Left | None:
+        if left.heads is None or not left.heads & heads or not left.heads - heads:
+            return None
+        return dataclasses.replace(left, heads=left.heads - heads)
+
+    return apply
+
+
+def _drop_neurons(count: int) -> Callable[[Left], Left | None]:
+    def apply(left: Left) -> Left | None:
+        if left.neurons is None or left.neurons <= count:
+            return None
+        return dataclasses.replace(left, neurons=left.neurons - count)
+
+    return apply

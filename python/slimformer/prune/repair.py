@@ -1,0 +1,202 @@
+"""Repair of a whole pruned model, layer by layer, on the already repaired model before it.
+
+The calibration text flows through the dense and through the pruned model side by side. Each
+output- and down-projection of the pruned model is refitted so that the pruned residual stream
+meets the dense one, whatever drift the layers before have left: its inputs are those of the
+pruned stream, its target is the dense stream after the sub-block minus the pruned stream before
+it. Calibrating on the dense model's inputs instead is far worse (Li et al. 2025,
+Týr-the-Pruner, arXiv 2503.09657).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint
+from slimformer.config import LinkConfig
+from slimformer.engine import Engine, Moments
+from slimformer.errors import DataError
+from slimformer.progress import Progress, silent
+from slimformer.prune.recipe import Recipe
+from slimformer.prune.refit import Evidence, choose, mean_compensation
+from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine
+from slimformer.prune.surgery import kept_columns
+
+Array = npt.NDArray[np.float64]
+SubBlock = Literal["attention", "ffn"]
+SUB_BLOCKS: tuple[SubBlock, ...] = get_args(SubBlock)
+
+Repair = Literal["refit", "mean", "none"]
+REPAIRS: tuple[Repair, ...] = get_args(Repair)
+
+HELD_OUT = 8
+"""One calibration window in this many is held out to choose the damping."""
+
+_TAP = {"attention": "attention_heads", "ffn": "ffn_neurons"}
+_PROJECTION = {"attention": "attention.o", "ffn": "ffn.down"}
+
+
+def repair(
+    dense: Checkpoint,
+    pruned: Checkpoint,
+    recipe: Recipe,
+    windows: Windows,
+    *,
+    method: Literal["refit", "mean"],
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """New weights for every output- and down-projection of ``pruned``.
+
+    ``refit`` solves for the dense model's residual stream, see above. ``mean`` folds the mean
+    output of the removed units into the kept columns and looks at no target.
+
+    Parameters
+    ----------
+    dense, pruned
+        The model before and after surgery with ``recipe``.
+    windows
+        Calibration tokens, [windows, tokens].
+
+    Raises
+    ------
+    DataError
+        Too little text, or activations on it that are not finite.
+    """
+    run = _Repair(dense, pruned, recipe, _at_least_two(windows), threads)
+    position = {kept.source: index for index, kept in enumerate(recipe.layers)}
+    n_layers = len(dense.config.layers)
+    for source in range(n_layers):
+        progress("repair layers", source, n_layers)
+        run.layer(source, position.get(source), method)
+    progress("repair layers", n_layers, n_layers)
+    return pruned.with_tensors(run.weights)
+
+
+class _Repair:
+    """The two streams on their way through the layers, and the weights found so far."""
+
+    def __init__(
+        self,
+        dense: Checkpoint,
+        pruned: Checkpoint,
+        recipe: Recipe,
+        windows: Windows,
+        threads: int,
+    ) -> None:
+        self.dense = dense
+        self.pruned = pruned
+        self.recipe = recipe
+        self.threads = threads
+        self.held_out = np.arange(len(windows)) % HELD_OUT == min(HELD_OUT, len(windows)) - 1
+        self.target = embed(dense, windows)  # the dense stream
+        self.stream = self.target.copy()  # the pruned stream
+        self.weights: dict[str, npt.NDArray[Any]] = {}
+
+    def layer(self, source: int, index: int | None, method: Literal["refit", "mean"]) -> None:
+        """Take both streams through the dense layer ``source``, ``index`` in the pruned model."""
+        between = np.empty_like(self.target)
+        if method == "refit":
+            engine = layer_engine(self.dense, source, threads=self.threads)
+            for rows, after, captured in chunks(engine, self.target, capture=["ffn_input"]):
+                between[rows] = captured["ffn_input"]
+                self.target[rows] = after
+        if index is None:
+            return
+        layer = self.pruned.config.layers[index]
+        for sub_block in SUB_BLOCKS:
+            part = getattr(layer, sub_block)
+            if isinstance(part, LinkConfig):
+                self._pass_link(index, sub_block)
+            elif part is not None and method == "refit":
+                self._refit(index, sub_block, between if sub_block == "attention" else self.target)
+            elif part is not None:
+                self._compensate(source, index, sub_block)
+
+    def _pass_link(self, index: int, sub_block: SubBlock) -> None:
+        engine = self._engine(self.pruned, index, sub_block)
+        for rows, after, _ in chunks(engine, self.stream):
+            self.stream[rows] = after
+
+    def _refit(self, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
+        """Solve for the projection whose output takes the pruned stream to ``wanted``."""
+        name = f"layers.{index}.{_PROJECTION[sub_block]}"
+        inputs = self._inputs(self.pruned, index, sub_block)
+        bias = self._bias(name)
+        outputs = wanted - self.stream - bias
+        evidence = [
+            self._evidence(inputs[rows], outputs[rows], name)
+            for rows in (~self.held_out, self.held_out)
+        ]
+        weight = self.pruned.read_f32(f"{name}.weight").astype(np.float64)
+        found = choose(evidence[0], evidence[1], weight)
+        self._finish(name, found.weight, inputs, bias)
+
+    def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
+        """Fold the mean output of what went from a sub-block into what stays."""
+        name = f"layers.{index}.{_PROJECTION[sub_block]}"
+        whole = self._inputs(self.dense, source, sub_block)
+        moments = Moments(whole.shape[-1], gram=True, threads=self.threads)
+        moments.update(whole.reshape(-1, whole.shape[-1]))
+        columns = kept_columns(self.dense.config.layers[source], self.recipe.layers[index])
+        weight = self.dense.read_f32(f"layers.{source}.{_PROJECTION[sub_block]}.weight")
+        new = mean_compensation(
+            weight.astype(np.float64),
+            columns[sub_block],
+            moments.sum / moments.count,
+            moments.gram / moments.count,
+        )
+        inputs = np.ascontiguousarray(whole[..., columns[sub_block]])
+        self._finish(name, new, inputs, self._bias(name))
+
+    def _finish(self, name: str, weight: Array, inputs: Hidden, bias: Hidden) -> None:
+        """Keep the weight as the checkpoint will store it and move the pruned stream on."""
+        stored = weight.astype(DTYPES[self.pruned.tensors[f"{name}.weight"].dtype])
+        self.weights[f"{name}.weight"] = stored
+        self.stream += inputs @ stored.astype(np.float32).T + bias
+
+    def _evidence(self, inputs: Hidden, outputs: Hidden, name: str) -> Evidence:
+        x = inputs.reshape(-1, inputs.shape[-1])
+        y = outputs.reshape(-1, outputs.shape[-1])
+        moments = Moments(x.shape[-1], gram=True, target_width=y.shape[-1], threads=self.threads)
+        moments.update(x, y)
+        energy = float(np.einsum("to,to->", y, y, dtype=np.float64))
+        evidence = Evidence(moments.gram, moments.cross, energy, moments.count)
+        if not np.isfinite(energy) or not np.all(np.isfinite(np.diagonal(evidence.gram))):
+            raise DataError(f"{name}: activations on the calibration text are not finite")
+        return evidence
+
+    def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
+        """What a projection reads on the pruned stream, [windows, tokens, columns]."""
+        engine = self._engine(checkpoint, index, sub_block)
+        tap = _TAP[sub_block]
+        parts = [captured[tap] for _, _, captured in chunks(engine, self.stream, capture=[tap])]
+        return np.concatenate(parts)
+
+    def _engine(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Engine:
+        return layer_engine(
+            checkpoint,
+            index,
+            attention=sub_block == "attention",
+            ffn=sub_block == "ffn",
+            threads=self.threads,
+        )
+
+    def _bias(self, name: str) -> Hidden:
+        """Output bias of a projection, [channels], zeros where it has none."""
+        if f"{name}.bias" in self.pruned.tensors:
+            return self.pruned.read_f32(f"{name}.bias")
+        return np.zeros(self.pruned.config.n_channels, np.float32)
+
+
+def _at_least_two(windows: Windows) -> Windows:
+    """The windows, a single one cut in two, so that one can be held out."""
+    if len(windows) > 1:
+        return windows
+    half = windows.shape[1] // 2
+    if half == 0:
+        raise DataError("calibration: too little text to repair with; give more text")
+    return windows[:, : 2 * half].reshape(2, half)

@@ -1,0 +1,88 @@
+"""Calibration text where the user has none: sampled from the dense model itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.engine import Engine
+from slimformer.errors import DataError
+from slimformer.progress import Progress, silent
+from slimformer.tokenizer import Tokenizer
+
+SAMPLED_TOKENS = 16384
+"""Tokens that are sampled by default; decoding is many times slower than reading text."""
+
+SEQUENCES = 32
+"""Sequences that are sampled side by side, so that a step reads the weights once for all."""
+
+_cache: dict[tuple[str, int, int], list[str]] = {}
+
+
+def sample_calibration(
+    checkpoint: Checkpoint,
+    *,
+    tokens: int = SAMPLED_TOKENS,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> list[str]:
+    """Text that the model writes by itself, about ``tokens`` tokens in all.
+
+    Every sequence starts with another token drawn from the vocabulary and is sampled at
+    temperature 1 (Liu et al. 2023, LLM-QAT, arXiv 2305.17888). The same model, seed and amount
+    give the same text; it is kept for the life of the process.
+
+    Raises
+    ------
+    DataError
+        The model has no tokenizer.
+    """
+    key = (checkpoint.fingerprint, seed, tokens)
+    if key not in _cache:
+        _cache[key] = _sample(checkpoint, tokens, seed, threads, progress)
+    return list(_cache[key])
+
+
+def _sample(
+    checkpoint: Checkpoint, tokens: int, seed: int, threads: int, progress: Progress
+) -> list[str]:
+    if checkpoint.tokenizer is None:
+        raise DataError(f"{checkpoint.name} has no tokenizer, so it cannot write calibration text")
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    engine = Engine(checkpoint, threads=threads)
+    rng = np.random.default_rng(seed)
+    steps = min(max(2, -(-tokens // SEQUENCES)), checkpoint.config.max_positions - 1)
+    sessions = [engine.session() for _ in range(SEQUENCES)]
+    start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+    first = _first_tokens(tokenizer, rng)
+    sequences = [[*start, token] for token in first]
+    fed = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
+    for step in range(steps):
+        progress("sample calibration text", step, steps)
+        logits = engine.forward(sessions, fed, logits="last")
+        drawn = _draw(logits, rng)
+        for sequence, token in zip(sequences, drawn, strict=True):
+            sequence.append(int(token))
+        fed = [np.asarray([token], dtype=np.int32) for token in drawn]
+    progress("sample calibration text", steps, steps)
+    return [tokenizer.decode(sequence) for sequence in sequences]
+
+
+def _first_tokens(tokenizer: Tokenizer, rng: np.random.Generator) -> list[int]:
+    """Different tokens that are text, one a sequence."""
+    order = rng.permutation(tokenizer.vocab_size)
+    text = (int(token) for token in order if tokenizer.decode([int(token)]).strip())
+    chosen = [token for token, _ in zip(text, range(SEQUENCES), strict=False)]
+    if not chosen:
+        raise DataError("the tokenizer knows no token that is text")
+    return [chosen[i % len(chosen)] for i in range(SEQUENCES)]
+
+
+def _draw(logits: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    """One token from each row's softmax, [sequences]."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True)).cumsum(axis=-1, dtype=np.float64)
+    thresholds = rng.random(len(logits)) * weights[:, -1]
+    drawn: npt.NDArray[np.intp] = (weights <= thresholds[:, None]).sum(axis=-1)
+    return drawn

@@ -1,0 +1,101 @@
+"""Streaming: calibration text flows through the model layer by layer.
+
+The residual stream of all calibration tokens is kept, [windows, tokens, channels], and each
+layer runs on it in an engine that holds nothing else. Memory is bounded by one layer and the
+stream, however large the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
+from slimformer.config import LayerConfig
+from slimformer.engine import Engine, Moments
+
+Hidden = npt.NDArray[np.float32]
+Windows = npt.NDArray[np.int32]
+
+CHUNK_TOKENS = 4096
+"""Tokens that run at once: enough to fill every thread, little enough to keep captures small."""
+
+
+def embed(checkpoint: Checkpoint, windows: Windows) -> Hidden:
+    """Residual stream that enters the first layer, [windows, tokens, channels]."""
+    table = checkpoint.read("embedding.weight")
+    return np.asarray(table[windows], dtype=np.float32)
+
+
+def layer_engine(
+    checkpoint: Checkpoint,
+    index: int,
+    *,
+    attention: bool = True,
+    ffn: bool = True,
+    threads: int = 0,
+) -> Engine:
+    """An engine that holds one layer, or one of its sub-blocks, in float32.
+
+    The embedding is a placeholder of one row: only ``run_layers`` may be called.
+    """
+    layer = checkpoint.config.layers[index]
+    part = LayerConfig(layer.attention if attention else None, layer.ffn if ffn else None)
+    config = dataclasses.replace(checkpoint.config, vocab_size=1, tied_head=True, layers=(part,))
+    prefix = f"layers.{index}."
+    tensors = {}
+    for name in config.tensor_shapes():
+        if name.startswith("layers.0."):
+            tensors[name] = checkpoint.tensors[prefix + name.removeprefix("layers.0.")]
+    channels = config.n_channels
+    tensors["embedding.weight"] = Tensor.of(np.zeros((1, channels), np.float32))
+    tensors["final_norm.weight"] = Tensor.of(np.ones(channels, np.float32))
+    single = Checkpoint(f"{checkpoint.name}, layer {index}", config, tensors)
+    return Engine(single, weights="f32", threads=threads)
+
+
+def chunks(
+    engine: Engine,
+    hidden: Hidden,
+    *,
+    moments: Mapping[str, Moments] | None = None,
+    capture: Sequence[str] = (),
+) -> Iterator[tuple[slice, Hidden, dict[str, Hidden]]]:
+    """Run the engine's one layer over the stream, some windows at a time.
+
+    Parameters
+    ----------
+    hidden
+        [windows, tokens, channels].
+    moments
+        Accumulators by tap site, updated with all that flows past.
+    capture
+        Tap sites whose values are wanted.
+
+    Yields
+    ------
+    The windows that ran, their residual stream after the layer [windows, tokens, channels],
+    and what was captured, by site, each [windows, tokens, width].
+    """
+    n_windows, n_tokens, _ = hidden.shape
+    step = max(1, CHUNK_TOKENS // n_tokens)
+    for start in range(0, n_windows, step):
+        rows = slice(start, min(start + step, n_windows))
+        part = hidden[rows]
+        output, captured = engine.run_layers(
+            part.reshape(-1, part.shape[-1]),
+            [n_tokens] * len(part),
+            first=0,
+            last=1,
+            moments={(0, site): held for site, held in (moments or {}).items()},
+            capture=[(0, site) for site in capture],
+        )
+        shape = (len(part), n_tokens, -1)
+        yield (
+            rows,
+            output.reshape(shape),
+            {site: captured[0, site].reshape(shape) for site in capture},
+        )

@@ -1,0 +1,145 @@
+"""Which axes of which tensors move together when a structure goes.
+
+A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` and ``v``; a
+neuron is a row of ``gate`` and of ``up`` and a column of ``down``. Biases follow the rows.
+Whole sub-blocks and layers own all tensors below their prefix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig
+from slimformer.errors import ConfigError
+from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer
+
+Structure = Literal["layers", "attention", "ffn", "kv_groups", "heads", "neurons"]
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+
+UnitAxis = Literal["heads", "kv_heads", "neurons"]
+
+Rate = Callable[[str], int]
+"""What one element of a tensor counts: 1 for a budget of parameters, its bytes for one of bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis that a unit owns a stretch of: ``width`` entries of ``axis``, unit by unit."""
+
+    part: str  # name below the sub-block's prefix, e.g. "q.weight"
+    axis: int
+    width: int
+    unit: UnitAxis
+
+
+def attention_axes(attention: AttentionConfig) -> tuple[Axis, ...]:
+    """Axes that heads and KV heads own."""
+    axes = [
+        Axis("q.weight", 0, attention.head_dim, "heads"),
+        Axis("k.weight", 0, attention.head_dim, "kv_heads"),
+        Axis("v.weight", 0, attention.value_dim, "kv_heads"),
+        Axis("o.weight", 1, attention.value_dim, "heads"),
+    ]
+    if attention.qkv_bias:
+        axes += [
+            Axis("q.bias", 0, attention.head_dim, "heads"),
+            Axis("k.bias", 0, attention.head_dim, "kv_heads"),
+            Axis("v.bias", 0, attention.value_dim, "kv_heads"),
+        ]
+    return tuple(axes)
+
+
+def ffn_axes(ffn: FfnConfig) -> tuple[Axis, ...]:
+    """Axes that neurons own."""
+    axes = [
+        Axis("gate.weight", 0, 1, "neurons"),
+        Axis("up.weight", 0, 1, "neurons"),
+        Axis("down.weight", 1, 1, "neurons"),
+    ]
+    if ffn.bias:
+        axes += [Axis("gate.bias", 0, 1, "neurons"), Axis("up.bias", 0, 1, "neurons")]
+    return tuple(axes)
+
+
+def pruned_attention(attention: AttentionConfig, kept: KeptAttention) -> AttentionConfig:
+    """The shape of what stays; ``q_to_kv`` counts the KV heads that stay."""
+    position = {kv: i for i, kv in enumerate(kept.kv_heads)}
+    return dataclasses.replace(
+        attention,
+        n_heads=len(kept.heads),
+        n_kv_heads=len(kept.kv_heads),
+        q_to_kv=tuple(position[attention.q_to_kv[head]] for head in kept.heads),
+    )
+
+
+def pruned_layer(layer: LayerConfig, kept: KeptLayer) -> LayerConfig:
+    """The shape of what stays of a layer."""
+    attention = layer.attention if kept.attention is not None else None
+    if isinstance(kept.attention, KeptAttention):
+        assert isinstance(layer.attention, AttentionConfig)
+        attention = pruned_attention(layer.attention, kept.attention)
+    ffn = layer.ffn if kept.ffn is not None else None
+    if isinstance(kept.ffn, KeptFfn):
+        assert isinstance(layer.ffn, FfnConfig)
+        ffn = dataclasses.replace(layer.ffn, n_neurons=len(kept.ffn.neurons))
+    return LayerConfig(attention, ffn)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPrice:
+    """What the parts of one layer weigh, in parameters or bytes.
+
+    ``attention`` and ``ffn`` are what a sub-block weighs apart from its units: norm, output
+    bias, or all of a link. The others are the weight of one unit.
+    """
+
+    attention: int
+    head: int
+    kv_head: int
+    ffn: int
+    neuron: int
+
+    def of(self, heads: int, kv_heads: int, neurons: int, *, attention: bool, ffn: bool) -> int:
+        """Weight of a layer with that many units and those sub-blocks."""
+        total = self.attention + heads * self.head + kv_heads * self.kv_head if attention else 0
+        return total + (self.ffn + neurons * self.neuron if ffn else 0)
+
+
+def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
+    """Weigh the parts of one layer of a model."""
+    layer = config.layers[index]
+    axes: tuple[Axis, ...] = ()
+    if isinstance(layer.attention, AttentionConfig):
+        axes += attention_axes(layer.attention)
+    if isinstance(layer.ffn, FfnConfig):
+        axes += ffn_axes(layer.ffn)
+    unit_of = {axis.part: axis for axis in axes}
+    weight = {"attention": 0, "ffn": 0, "heads": 0, "kv_heads": 0, "neurons": 0}
+    prefix = f"layers.{index}."
+    for name, shape in config.tensor_shapes().items():
+        if not name.startswith(prefix):
+            continue
+        sub_block, part = name.removeprefix(prefix).split(".", 1)
+        axis = unit_of.get(part)
+        if axis is None:
+            weight[sub_block] += math.prod(shape) * rate(name)
+        else:
+            units = shape[axis.axis] // axis.width
+            weight[axis.unit] += math.prod(shape) // units * rate(name)
+    return LayerPrice(
+        weight["attention"], weight["heads"], weight["kv_heads"], weight["ffn"], weight["neurons"]
+    )
+
+
+def check_structures(structures: tuple[str, ...]) -> tuple[Structure, ...]:
+    """The structures by name, without repetitions, in the order of ``STRUCTURES``."""
+    unknown = sorted(set(structures) - set(STRUCTURES))
+    if unknown or not structures:
+        raise ConfigError(
+            f"structures: expected some of {', '.join(STRUCTURES)}, found "
+            f"{', '.join(unknown) or 'none'}"
+        )
+    return tuple(structure for structure in STRUCTURES if structure in structures)

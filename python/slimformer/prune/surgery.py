@@ -1,0 +1,113 @@
+"""Surgery: physically remove what a recipe does not keep, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
+from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, Recipe
+from slimformer.prune.structures import Axis, attention_axes, ffn_axes, pruned_layer
+
+Entries = npt.NDArray[np.intp]
+
+
+def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The model that keeps what ``recipe`` says.
+
+    Pure and lazy: a tensor is read and cut when it is asked for. The empty recipe gives the
+    same model back, and two recipes one after the other give what their composition gives.
+
+    Raises
+    ------
+    RecipeError
+        The recipe belongs to another model.
+    """
+    recipe.check(checkpoint)
+    config = dataclasses.replace(
+        checkpoint.config,
+        layers=tuple(
+            pruned_layer(checkpoint.config.layers[kept.source], kept) for kept in recipe.layers
+        ),
+    )
+    tensors = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if not name.startswith("layers.")
+    }
+    for index, kept in enumerate(recipe.layers):
+        for sub_block, cuts in _cuts(checkpoint, kept).items():
+            tensors.update(_sub_block(checkpoint, kept.source, index, sub_block, cuts))
+    before = checkpoint.recipe
+    composed = recipe if before is None else Recipe.from_dict(before).then(recipe)
+    return dataclasses.replace(
+        checkpoint, config=config, tensors=tensors, recipe=composed.to_dict()
+    )
+
+
+def unit_entries(units: tuple[int, ...], width: int) -> Entries:
+    """Positions on an axis where each unit owns ``width`` neighbouring entries."""
+    return (np.asarray(units)[:, None] * width + np.arange(width)).reshape(-1)
+
+
+def kept_columns(layer: LayerConfig, kept: KeptLayer) -> dict[str, Entries]:
+    """Columns that stay of the output-projection (``attention``) and down-projection (``ffn``)."""
+    columns = {}
+    if isinstance(kept.attention, KeptAttention):
+        assert isinstance(layer.attention, AttentionConfig)
+        columns["attention"] = unit_entries(kept.attention.heads, layer.attention.value_dim)
+    if isinstance(kept.ffn, KeptFfn):
+        columns["ffn"] = unit_entries(kept.ffn.neurons, 1)
+    return columns
+
+
+def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[Axis, Entries]]]:
+    """For each sub-block that stays, the axis and the entries that stay of its cut tensors."""
+    layer = checkpoint.config.layers[kept.source]
+    cuts: dict[str, dict[str, tuple[Axis, Entries]]] = {}
+    if kept.attention is not None:
+        cuts["attention"] = {}
+        if isinstance(kept.attention, KeptAttention):
+            assert isinstance(layer.attention, AttentionConfig)
+            stays = {"heads": kept.attention.heads, "kv_heads": kept.attention.kv_heads}
+            for axis in attention_axes(layer.attention):
+                entries = unit_entries(stays[axis.unit], axis.width)
+                cuts["attention"][axis.part] = (axis, entries)
+    if kept.ffn is not None:
+        cuts["ffn"] = {}
+        if isinstance(kept.ffn, KeptFfn):
+            assert isinstance(layer.ffn, FfnConfig)
+            for axis in ffn_axes(layer.ffn):
+                cuts["ffn"][axis.part] = (axis, unit_entries(kept.ffn.neurons, axis.width))
+    return cuts
+
+
+def _sub_block(
+    checkpoint: Checkpoint,
+    source: int,
+    index: int,
+    sub_block: str,
+    cuts: dict[str, tuple[Axis, Entries]],
+) -> dict[str, Tensor]:
+    """The tensors of one sub-block under their new names."""
+    prefix = f"layers.{source}.{sub_block}."
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith(prefix):
+            part = name.removeprefix(prefix)
+            cut = _cut(tensor, *cuts[part]) if part in cuts else tensor
+            tensors[f"layers.{index}.{sub_block}.{part}"] = cut
+    return tensors
+
+
+def _cut(tensor: Tensor, axis: Axis, entries: Entries) -> Tensor:
+    if len(entries) == tensor.shape[axis.axis]:
+        return tensor
+    shape = list(tensor.shape)
+    shape[axis.axis] = len(entries)
+    return Tensor(
+        tuple(shape), tensor.dtype, lambda: np.take(tensor.read(), entries, axis=axis.axis)
+    )

@@ -1,0 +1,52 @@
+"""Random models and random recipes for them."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from reference.models import random_checkpoint, random_config
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
+from slimformer.prune.recipe import KeptFfn, KeptLayer, Recipe, keep_all, keep_heads
+
+seeds = st.integers(0, 1 << 31)
+
+
+def random_model(rng: np.random.Generator, *, ragged: bool = True) -> Checkpoint:
+    config = random_config(rng, ragged=ragged)
+    return random_checkpoint(config, int(rng.integers(1 << 31)), tokenizer=True)
+
+
+def random_recipe(rng: np.random.Generator, checkpoint: Checkpoint) -> Recipe:
+    """Any valid recipe: units, sub-blocks and layers go at random."""
+    layers = []
+    for index, layer in enumerate(checkpoint.config.layers):
+        kept = random_layer(rng, index, layer)
+        if kept is not None:
+            layers.append(kept)
+    return Recipe(checkpoint.name, checkpoint.fingerprint, tuple(layers))
+
+
+def random_layer(rng: np.random.Generator, index: int, layer: LayerConfig) -> KeptLayer | None:
+    whole = keep_all(index, layer)
+    attention, ffn = whole.attention, whole.ffn
+    if isinstance(layer.attention, AttentionConfig):
+        attention = keep_heads(layer.attention, random_units(rng, layer.attention.n_heads))
+    if isinstance(layer.ffn, FfnConfig):
+        ffn = KeptFfn(random_units(rng, layer.ffn.n_neurons))
+    if rng.random() < 0.15:
+        attention = None
+    if rng.random() < 0.15:
+        ffn = None
+    kept = KeptLayer(index, attention, ffn)
+    gone = attention is None and ffn is None and kept != whole
+    return None if gone else kept
+
+
+def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:
+    """At least one unit, sometimes all."""
+    if rng.random() < 0.2:
+        return tuple(range(count))
+    size = int(rng.integers(1, count + 1))
+    return tuple(sorted(int(unit) for unit in rng.choice(count, size, replace=False)))

@@ -8,12 +8,15 @@ namespace slimformer::kernels {
 namespace {
 
 // Twelve chains of multiply-adds in registers: more than the latency times the pipes of any CPU
-// that the tiers run on (4 x 2), and no memory.
+// that the tiers run on (4 x 2), and no memory. They start apart, or the compiler would find that
+// they are all the same chain.
 std::size_t ProbeFma(std::size_t iterations, float* sink) noexcept {
   constexpr std::size_t kChains = 12;
   Vector::F sums[kChains];
 #pragma GCC unroll 16
-  for (std::size_t c = 0; c < kChains; ++c) sums[c] = Vector::Set(sink[0]);
+  for (std::size_t c = 0; c < kChains; ++c) {
+    sums[c] = Vector::Set(sink[0] + static_cast<float>(c));
+  }
   const Vector::F factor = Vector::Set(sink[1]);
   const Vector::F term = Vector::Set(sink[2]);
   for (std::size_t i = 0; i < iterations; ++i) {

@@ -211,7 +211,8 @@ void FromBf16(const std::uint16_t* x, std::size_t n, float* y) noexcept {
 std::size_t ProbeFma(std::size_t iterations, float* sink) noexcept {
   constexpr std::size_t kChains = 32;  // eight registers of four lanes
   float sums[kChains];
-  for (float& sum : sums) sum = sink[0];
+  // They start apart, or the compiler would find that they are all the same.
+  for (std::size_t c = 0; c < kChains; ++c) sums[c] = sink[0] + static_cast<float>(c);
   const float factor = sink[1];
   const float term = sink[2];
   for (std::size_t i = 0; i < iterations; ++i) {

@@ -211,15 +211,17 @@ def test_unknown_names_list_the_known(index: Index) -> None:
         load("nothing")
 
 
-def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
+def test_the_cache_is_where_the_user_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SLIMFORMER_CACHE", "~/models")
-    assert cache_folder() == Path("/home/someone/models")
+    assert cache_folder() == tmp_path / "models"
     monkeypatch.delenv("SLIMFORMER_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/someone")
-    assert cache_folder() == Path("/var/cache/someone/slimformer")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg/slimformer"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path("/home/someone/.cache/slimformer")
+    assert cache_folder() == tmp_path / ".cache/slimformer"
 
 
 PULL_IN_A_PROCESS = """

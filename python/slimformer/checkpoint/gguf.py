@@ -45,6 +45,11 @@ def read_gguf(path: Path) -> Checkpoint:
         Its family, element types, tokenizer or features do not run here.
     """
     file = open_gguf(path)
+    if file.metadata.integer("split.count", 1) > 1:
+        raise UnsupportedModelError(
+            f"{path}: one of several pieces of a model; join them first, with llama.cpp's "
+            "'llama-gguf-split --merge'"
+        )
     family = by_gguf_architecture(file.metadata.text("general.architecture"), str(path))
     try:
         config = family.from_gguf(file)

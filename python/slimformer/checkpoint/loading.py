@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from slimformer.checkpoint.folder import is_model_folder, read_folder
 from slimformer.checkpoint.gguf import is_gguf, read_gguf
 from slimformer.checkpoint.pulling import locate
 from slimformer.checkpoint.replace_folder import recover
-from slimformer.errors import ModelNotFoundError, UnsupportedModelError
+from slimformer.errors import ModelNotFoundError, StorageError, UnsupportedModelError
 from slimformer.progress import Progress, silent
 
 
@@ -40,15 +41,10 @@ def load(model: str | os.PathLike[str], *, progress: Progress = silent) -> Check
     """
     name = os.fspath(model)
     if name.startswith(hub.PREFIX):
-        return read_folder(hub.fetch(name))
+        return dataclasses.replace(read_folder(hub.fetch(name)), name=name)
     path = Path(name)
-    recover(path)
-    if path.is_dir():
-        if not is_model_folder(path):
-            raise ModelNotFoundError(f"{path}: no model in this folder: expected config.json")
-        return read_folder(path)
-    if path.exists():
-        return _read_file(path)
+    if _exists(path) and name:
+        return _read_path(path)
     if name in packages.PACKAGES:
         pulled = locate(name, progress=progress)
         return read_folder(pulled) if pulled.is_dir() else read_gguf(pulled)
@@ -58,8 +54,22 @@ def load(model: str | os.PathLike[str], *, progress: Progress = silent) -> Check
     )
 
 
-def _read_file(path: Path) -> Checkpoint:
-    if is_gguf(path):
+def _exists(path: Path) -> bool:
+    try:
+        recover(path)
+        return path.exists()
+    except StorageError:
+        raise
+    except (OSError, ValueError):  # too long for a path, or with a NUL in it
+        return False
+
+
+def _read_path(path: Path) -> Checkpoint:
+    if path.is_dir():
+        if not is_model_folder(path):
+            raise ModelNotFoundError(f"{path}: no model in this folder: expected config.json")
+        return read_folder(path)
+    if path.is_file() and is_gguf(path):
         return read_gguf(path)
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         raise UnsupportedModelError(

@@ -25,7 +25,8 @@ from slimformer.config import (
 )
 from slimformer.errors import FormatError, UnsupportedModelError
 
-MAX_HEADS = 1 << 16
+MAX_HEADS = 1024
+"""Several times what any model has; a hostile file must not make maps of millions of heads."""
 
 _NEUTRAL_HUGGINGFACE: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),

@@ -263,7 +263,7 @@ class Engine:
         settings = GenerationSettings(**options)
         if self.tokenizer is None and not settings.stop:
             ids = _as_tokens(prompt).tolist()
-            return list(generate_ids(self.session(settings.mask), ids, settings, frozenset()))
+            return list(self._new_ids(ids, settings, frozenset()))
         return _completion(self._pieces(prompt, settings)).tokens
 
     def complete(
@@ -305,8 +305,22 @@ class Engine:
     ) -> Iterator[tuple[int | None, str]]:
         tokenizer = self._require_tokenizer()
         ids = _as_tokens(prompt).tolist()
-        new = generate_ids(self.session(settings.mask), ids, settings, tokenizer.stop_ids)
+        new = self._new_ids(ids, settings, tokenizer.stop_ids)
         return generate_text(new, tokenizer, settings.stop, ids)
+
+    def _new_ids(
+        self, prompt: list[int], settings: GenerationSettings, stop_ids: frozenset[int]
+    ) -> Iterator[int]:
+        sampler = _core.Sampler(
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+            seed=settings.seed,
+        )
+        session = self.session(settings.mask)
+        return generate_ids(session, sampler, prompt, settings.max_tokens, stop_ids)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
-from slimformer._core import Sampler
 from slimformer.errors import ConfigError, DataError
 from slimformer.tokenizer import TextStreamer, Tokenizer
 
@@ -67,19 +67,19 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens: expected at least 1, found {self.max_tokens}")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed: expected 0 to 2^64 - 1, found {self.seed}")
+        if not 0 <= self.top_k < 1 << 31:
+            raise ConfigError(f"top_k: expected 0 (all) to 2^31 - 1, found {self.top_k}")
         if isinstance(self.stop, str) or not all(self.stop):
             raise ConfigError(f"stop: expected non-empty texts in a list, found {self.stop!r}")
 
-    def sampler(self) -> Sampler:
-        """A sampler at the start of its random sequence."""
-        return Sampler(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-        )
+
+class Sampler(Protocol):
+    """Chooses the next token; the core has one."""
+
+    def sample(self, logits: npt.NDArray[np.float32], history: npt.NDArray[np.int32], /) -> int:
+        """The token after ``history``, whose logits are [vocab_size]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,11 @@ class Completion:
 
 
 def generate_ids(
-    session: Session, prompt: Sequence[int], settings: GenerationSettings, stop_ids: frozenset[int]
+    session: Session,
+    sampler: Sampler,
+    prompt: Sequence[int],
+    max_tokens: int,
+    stop_ids: frozenset[int],
 ) -> Iterator[int]:
     """New token ids one by one, until a stop token, ``max_tokens`` or the context's end.
 
@@ -104,12 +108,12 @@ def generate_ids(
     """
     if len(prompt) == 0:
         raise DataError("prompt: expected at least one token, found none")
-    sampler = settings.sampler()
-    history = np.empty(len(prompt) + settings.max_tokens, dtype=np.int32)
+    # What is longer than the context comes to nothing, however many tokens were asked for.
+    history = np.empty(len(prompt) + min(max_tokens, session.capacity), dtype=np.int32)
     history[: len(prompt)] = prompt
     length = len(prompt)
     logits = session.extend(prompt)
-    for _ in range(settings.max_tokens):
+    for _ in range(max_tokens):
         token = sampler.sample(logits, history[:length])
         if token in stop_ids:
             return

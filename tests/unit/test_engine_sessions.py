@@ -181,9 +181,13 @@ def test_one_session_in_two_threads_is_refused() -> None:
     session = big.session()
     thread = threading.Thread(target=session.extend, args=([1] * 1900,))
     thread.start()
-    with pytest.raises(DataError, match="already in use"):
+
+    def poke() -> None:
         while thread.is_alive():
             time.sleep(0.001)
             session.rewind(0)
+
+    with pytest.raises(DataError, match="already in use"):
+        poke()
     thread.join()
     assert session.position == 1900

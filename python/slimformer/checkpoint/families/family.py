@@ -21,12 +21,12 @@ class TensorNames:
     """The names of one tensor, or of one tensor of every layer, without its last part.
 
     Names of layers hold ``{i}``. The last part (``weight``, ``bias``) is the same in every
-    format.
+    format. ``gguf`` is ``None`` for what that format cannot say.
     """
 
     canonical: str
     huggingface: str
-    gguf: str
+    gguf: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Family:
             _, index, rest = stem.split(".", 2)
             stem = f"layers.{{i}}.{rest}"
         for entry in self.names:
-            if entry.canonical == stem:
-                name: str = getattr(entry, target)
+            name: str | None = getattr(entry, target)
+            if entry.canonical == stem and name is not None:
                 return f"{name.replace('{i}', index)}.{last}"
-        raise KeyError(f"family {self.name} has no tensor {canonical}")
+        raise KeyError(f"family {self.name} has no {target} tensor {canonical}")

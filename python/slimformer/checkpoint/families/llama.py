@@ -314,7 +314,7 @@ LLAMA = Family(
             ("layers.{i}.attention.k", "model.layers.{i}.self_attn.k_proj", "blk.{i}.attn_k"),
             ("layers.{i}.attention.v", "model.layers.{i}.self_attn.v_proj", "blk.{i}.attn_v"),
             ("layers.{i}.attention.o", "model.layers.{i}.self_attn.o_proj", "blk.{i}.attn_output"),
-            ("layers.{i}.attention.link", "model.layers.{i}.attention_link", "blk.{i}.attn_link"),
+            ("layers.{i}.attention.link", "model.layers.{i}.attention_link", None),
             (
                 "layers.{i}.ffn.norm",
                 "model.layers.{i}.post_attention_layernorm",
@@ -323,7 +323,7 @@ LLAMA = Family(
             ("layers.{i}.ffn.gate", "model.layers.{i}.mlp.gate_proj", "blk.{i}.ffn_gate"),
             ("layers.{i}.ffn.up", "model.layers.{i}.mlp.up_proj", "blk.{i}.ffn_up"),
             ("layers.{i}.ffn.down", "model.layers.{i}.mlp.down_proj", "blk.{i}.ffn_down"),
-            ("layers.{i}.ffn.link", "model.layers.{i}.mlp_link", "blk.{i}.ffn_link"),
+            ("layers.{i}.ffn.link", "model.layers.{i}.mlp_link", None),
             ("final_norm", "model.norm", "output_norm"),
             ("head", "lm_head", "output"),
         )

@@ -214,15 +214,22 @@ def test_contradictions_are_format_errors(write: Write, settings: dict[str, Any]
         "{",
         '{"a": 1, "a": 2}',
         '{"a": NaN}',
+        r'{"a": "\uD83D"}',
         '{"a": ' * 100_000,
         '{"a": ' + "9" * 100_000 + "}",
         " " * (MAX_JSON_BYTES + 1),
     ],
-    ids=["empty", "list", "cut", "twice", "nan", "deep", "digits", "large"],
+    ids=["empty", "list", "cut", "twice", "nan", "half", "deep", "digits", "large"],
 )
 def test_hostile_json_is_a_format_error(write: Write, text: str) -> None:
     with pytest.raises(FormatError, match=r"config\.json"):
         load(write(files={"config.json": text}))
+
+
+def test_escaped_pairs_are_text(write: Write) -> None:
+    settings = json.dumps({**SETTINGS, "note": "🙂"})
+    assert r"\ud83d" in settings
+    check(write(files={"config.json": settings}), expected())
 
 
 def test_bytes_that_are_no_text_are_a_format_error(write: Write) -> None:

@@ -111,9 +111,11 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
 
 
 def parse_json_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object; no key twice, no NaN, no nesting that exhausts the stack."""
+    """A JSON object; no key twice, no NaN, no half characters, no nesting without end."""
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        if "\\ud" in text.lower():  # an escaped surrogate: one of a pair, or alone and no text
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from reference.gguf_files import finish
+from reference.gguf_files import add_value, finish
 from slimformer.checkpoint.gguf_header import open_gguf
 from slimformer.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from slimformer.tokenizer import TextStreamer, Tokenizer
@@ -77,15 +77,7 @@ def write_vocabulary(path: Path, **values: Any) -> None:
     writer.add_head_count(1)
     writer.add_layer_norm_rms_eps(1e-5)
     for key, value in values.items():
-        name = f"tokenizer.ggml.{key}"
-        if isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, int):
-            writer.add_uint32(name, value)
-        elif isinstance(value, str):
-            writer.add_string(name, value)
-        else:
-            writer.add_array(name, value)
+        add_value(writer, f"tokenizer.ggml.{key}", value)
     finish(writer)
 
 

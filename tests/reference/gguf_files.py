@@ -66,7 +66,7 @@ def write_llama(
     writer = GGUFWriter(path, "llama")
     for key, value in {**_settings(checkpoint), **(settings or {})}.items():
         if key not in omit:
-            _add(writer, f"llama.{key}", value)
+            add_value(writer, f"llama.{key}", value)
     arrays: dict[str, tuple[Array, str]] = {}
     for index, name in enumerate(config.tensor_shapes()):
         values = _stored_rows(checkpoint, name)
@@ -129,7 +129,8 @@ def _stored_rows(checkpoint: Checkpoint, name: str) -> Array:
     return values
 
 
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+def add_value(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Add metadata of the type that the value has; whole numbers as 32 bits unsigned."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -7,7 +7,7 @@ import pytest
 from gguf import GGUFWriter
 from tokenizers import pre_tokenizers
 
-from reference.gguf_files import finish
+from reference.gguf_files import add_value, finish
 from slimformer.checkpoint.checkpoint import TokenizerAssets
 from slimformer.checkpoint.gguf_header import open_gguf
 from slimformer.checkpoint.gguf_tokenizer import MAX_TOKEN_LENGTH, tokenizer_from_gguf
@@ -22,14 +22,8 @@ def build(tmp_path: Path, **values: Any) -> TokenizerAssets | None:
     writer = GGUFWriter(tmp_path / "tokenizer.gguf", "llama")
     for key, value in values.items():
         name = f"tokenizer.{'' if key == 'chat_template' else 'ggml.'}{key}"
-        if isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, int):
-            writer.add_uint32(name, value)
-        elif isinstance(value, str):
-            writer.add_string(name, value)
-        elif value:
-            writer.add_array(name, value)
+        if value != []:  # the writer takes no empty arrays
+            add_value(writer, name, value)
     finish(writer)
     metadata = open_gguf(tmp_path / "tokenizer.gguf").metadata
     return tokenizer_from_gguf(metadata, len(values["tokens"]))

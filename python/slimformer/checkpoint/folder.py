@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from slimformer.checkpoint import native
@@ -10,6 +9,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.checkpoint.families import Family, by_huggingface
 from slimformer.checkpoint.fields import Fields, parse_json_object, read_json, read_text
 from slimformer.checkpoint.folder_tokenizer import read_tokenizer
+from slimformer.checkpoint.match_names import match_names
 from slimformer.checkpoint.safetensors_files import open_folder
 from slimformer.config import ModelConfig
 from slimformer.errors import ConfigError, FormatError, UnsupportedModelError
@@ -48,7 +48,7 @@ def read_folder(folder: Path) -> Checkpoint:
     return Checkpoint(
         name=folder.resolve().name,
         config=config,
-        tensors=_match_names(folder, family, config, open_folder(folder)),
+        tensors=_weights(folder, family, config),
         tokenizer=read_tokenizer(folder, settings),
         recipe=(
             parse_json_object(read_text(recipe, MAX_RECIPE_BYTES), str(recipe))
@@ -69,37 +69,24 @@ def _shape(settings: Fields) -> tuple[Family, ModelConfig]:
     return family, family.from_huggingface(settings)
 
 
-def _match_names(
-    folder: Path, family: Family, config: ModelConfig, stored: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Stored tensors by canonical name; none missing, none left, every shape right."""
-    left = {name: tensor for name, tensor in stored.items() if not name.endswith(_DERIVED)}
-    _drop_repeated_head(folder, family, config, left)
-    found = {}
-    for name, shape in config.tensor_shapes().items():
-        stored_name = family.huggingface_name(name)
-        tensor = left.pop(stored_name, None)
-        if tensor is None:
-            raise FormatError(f"{folder}: tensor {stored_name}: expected, found none")
-        if tensor.shape != shape:
-            raise FormatError(
-                f"{folder}: tensor {stored_name}: expected shape {shape}, found {tensor.shape}"
-            )
-        found[name] = tensor
-    if left:
-        raise FormatError(f"{folder}: unexpected tensors {sorted(left)[:5]}")
-    return found
+def _weights(folder: Path, family: Family, config: ModelConfig) -> dict[str, Tensor]:
+    """Stored tensors by canonical name."""
+    stored = {
+        name: tensor for name, tensor in open_folder(folder).items() if not name.endswith(_DERIVED)
+    }
+    _drop_repeated_head(folder, family, config, stored)
+    return match_names(folder, config, family.huggingface_name, stored)
 
 
 def _drop_repeated_head(
-    folder: Path, family: Family, config: ModelConfig, left: dict[str, Tensor]
+    folder: Path, family: Family, config: ModelConfig, stored: dict[str, Tensor]
 ) -> None:
     """A tied head may be stored once more, but only with the embedding's own values."""
     head_name = family.huggingface_name("head.weight")
-    embedding = left.get(family.huggingface_name("embedding.weight"))
-    if not config.tied_head or head_name not in left or embedding is None:
+    embedding = stored.get(family.huggingface_name("embedding.weight"))
+    if not config.tied_head or head_name not in stored or embedding is None:
         return
-    head = left.pop(head_name)
+    head = stored.pop(head_name)
     same = head.dtype == embedding.dtype and head.shape == embedding.shape
     if not same or head.read().tobytes() != embedding.read().tobytes():
         raise FormatError(

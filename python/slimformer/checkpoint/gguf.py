@@ -15,6 +15,7 @@ from slimformer.checkpoint.families import Family, by_gguf_architecture
 from slimformer.checkpoint.families.family import RowOrder
 from slimformer.checkpoint.gguf_header import MAGIC, GgufFile, GgufTensor, open_gguf
 from slimformer.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from slimformer.checkpoint.match_names import match_names
 from slimformer.config import ModelConfig
 from slimformer.errors import ConfigError, FormatError, StorageError, UnsupportedModelError
 
@@ -55,42 +56,31 @@ def read_gguf(path: Path) -> Checkpoint:
         config = family.from_gguf(file)
     except ConfigError as error:
         raise FormatError(f"{path}: {error}") from error
-    stored = _match_names(file, family, config)
+    weights = _weights(file, family, config)
     tensors = {
         name: _lazy_tensor(file, tensor, family.gguf_row_order(config, name))
-        for name, tensor in stored.items()
+        for name, tensor in weights.items()
     }
     return Checkpoint(
         name=path.stem,
         config=config,
         tensors=tensors,
         tokenizer=tokenizer_from_gguf(file.metadata, config.vocab_size),
-        quantised=any(tensor.quantisation in QUANTISED for tensor in stored.values()),
+        quantised=any(tensor.quantisation in QUANTISED for tensor in weights.values()),
     )
 
 
-def _match_names(file: GgufFile, family: Family, config: ModelConfig) -> dict[str, GgufTensor]:
-    """Stored tensors by canonical name; none missing, none left, every shape right."""
-    left = {name: t for name, t in file.tensors.items() if name not in family.gguf_consumed}
-    found = {}
-    for name, shape in config.tensor_shapes().items():
-        stored_name = family.gguf_name(name)
-        tensor = left.pop(stored_name, None)
-        if tensor is None:
-            raise FormatError(f"{file.path}: tensor {stored_name}: expected, found none")
-        if tensor.shape != shape:
-            raise FormatError(
-                f"{file.path}: tensor {stored_name}: expected shape {shape}, found {tensor.shape}"
-            )
+def _weights(file: GgufFile, family: Family, config: ModelConfig) -> dict[str, GgufTensor]:
+    """Stored tensors by canonical name, of types that are read here."""
+    stored = {name: t for name, t in file.tensors.items() if name not in family.gguf_consumed}
+    weights = match_names(file.path, config, family.gguf_name, stored)
+    for tensor in weights.values():
         if tensor.quantisation not in _PLAIN and tensor.quantisation not in QUANTISED:
             raise UnsupportedModelError(
-                f"{file.path}: tensor {stored_name}: element type {tensor.quantisation.name} "
+                f"{file.path}: tensor {tensor.name}: element type {tensor.quantisation.name} "
                 "is not read here"
             )
-        found[name] = tensor
-    if left:
-        raise FormatError(f"{file.path}: unexpected tensors {sorted(left)[:5]}")
-    return found
+    return weights
 
 
 def _lazy_tensor(file: GgufFile, tensor: GgufTensor, row_order: RowOrder | None) -> Tensor:

@@ -17,6 +17,7 @@ from slimformer.report.results import Importance, Results
 
 MODEL = "smollm2-135m-instruct"
 MODEL_FOLDER = "model"
+PROFILE_TOKENS = 2048
 BLOCK_INFLUENCE = "block influence (1 - cosine of the residual stream before and after)"
 
 
@@ -54,7 +55,14 @@ def run_demo(
     start = time.perf_counter()
     dense = load(model, progress=progress)
     texts = sample_calibration(dense, seed=seed, threads=threads, progress=progress)
-    importance = profile(dense, calibration=texts, seed=seed, threads=threads, progress=progress)
+    importance = profile(
+        dense,
+        calibration=texts,
+        tokens=PROFILE_TOKENS,
+        seed=seed,
+        threads=threads,
+        progress=progress,
+    )
     recipe = plan(
         dense, keep=keep, calibration=texts, seed=seed, threads=threads, progress=progress
     )

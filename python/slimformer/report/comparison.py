@@ -37,6 +37,7 @@ MAX_WINDOWS = 4
 WORDS = 80
 PROMPT = "The lighthouse keeper climbed the stairs every evening. One night"
 SAMPLE_TOKENS = 64
+DECODED_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ def measure(
         Contender(candidate.name, engine)
         for candidate, engine in zip(candidates, engines, strict=True)
     ]
-    speeds = measure_speed(contenders, progress=progress)
+    speeds = measure_speed(contenders, generate=DECODED_TOKENS, progress=progress)
     footprints = [measure_footprint(candidate.model, threads=threads) for candidate in candidates]
     measured = [
         _Measurement(

@@ -1,0 +1,66 @@
+"""Packing a model takes the packed model and one tensor, never two models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STATUS = Path("/proc/self/status")
+TESTS = Path(__file__).resolve().parents[1]
+
+SCRIPT = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig, RopeConfig
+from slimformer.engine import Engine
+
+def anonymous_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+attention = AttentionConfig(8, 8, 64, 64, tuple(range(8)), 0.125, RopeConfig(64))
+layer = LayerConfig(attention, FfnConfig(2048))
+config = ModelConfig("llama", 10_000, 512, 512, 1e-5, True, 100, (layer,) * 8)
+tensors = {
+    name: Tensor(shape, "f32", lambda shape=shape: np.full(shape, 0.01, dtype=np.float32))
+    for name, shape in config.tensor_shapes().items()
+}
+checkpoint = Checkpoint("lazy", config, tensors)
+before = peak = anonymous_bytes()
+done = threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, anonymous_bytes())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+engine = Engine(checkpoint, weights=sys.argv[1], threads=2)
+done.set()
+watcher.join()
+largest = max(tensor.nbytes for tensor in tensors.values())
+print(peak - before, engine.weight_bytes, largest)
+"""
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
+@pytest.mark.parametrize("weights", ["f32", "bf16"])
+def test_peak_memory_while_packing(weights: str) -> None:
+    path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
+    output = subprocess.run(
+        [sys.executable, "-c", SCRIPT, weights],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    peak, packed, largest = map(int, output.split())
+    assert packed > 50e6
+    assert peak < 1.15 * packed + largest

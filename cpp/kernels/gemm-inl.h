@@ -178,10 +178,9 @@ inline void OneBlock(Product<Panel> p, std::size_t rows, std::size_t steps,
   }
 }
 
-// How many blocks a tile of `rows` rows takes side by side.
+// How many blocks a tile of `rows` rows takes side by side: enough for eight chains.
 inline std::size_t BlocksAtOnce(std::size_t rows) noexcept {
-  const std::size_t blocks = kTileRows / (rows < kTileRows ? rows : kTileRows);
-  return blocks < kMostBlocksAtOnce ? blocks : kMostBlocksAtOnce;
+  return rows < kMostBlocksAtOnce ? kMostBlocksAtOnce / rows : 1;
 }
 
 // y [rows, kPanelWidth] (+)= x panel over all of k.
@@ -196,11 +195,11 @@ inline void Blocks(Product<Panel> p, std::size_t rows, std::size_t steps,
     if (blocks > at_once) blocks = at_once;
     std::size_t done = blocks * block;
     if (blocks == 4) {
-      TileOfHeight<Panel, 4, true, kTileRows / 4>(p, rows, block, accumulate);
+      Tile<Panel, 1, 4, true>(p, block, accumulate);
     } else if (blocks == 3) {
-      TileOfHeight<Panel, 3, true, kTileRows / 3>(p, rows, block, accumulate);
+      Tile<Panel, 1, 3, true>(p, block, accumulate);
     } else if (blocks == 2) {
-      TileOfHeight<Panel, 2, true, kTileRows / 2>(p, rows, block, accumulate);
+      TileOfHeight<Panel, 2, true, 2>(p, rows, block, accumulate);
     } else {
       if (blocks == 0) done = steps;
       OneBlock(p, rows, done, accumulate);

@@ -6,9 +6,10 @@
 #include <new>
 #include <string>
 
-#include "base/bf16.h"
+#include "base/aligned_buffer.h"
 #include "base/error.h"
 #include "base/f16.h"
+#include "tensor/weight_memory.h"
 
 namespace slimformer::tensor {
 namespace {
@@ -43,7 +44,7 @@ PackedMatrix::PackedMatrix(const kernels::KernelTable& kernels, WeightType type,
   panels_ = (rows - 1) / kernel_->panel_width + 1;
   panel_bytes_ = kernel_->panel_bytes(cols);
   if (panels_ > std::numeric_limits<std::size_t>::max() / panel_bytes_) throw std::bad_alloc();
-  data_ = AlignedBuffer<std::byte>(panels_ * panel_bytes_);
+  data_ = AllocateWeights(panels_ * panel_bytes_);
 }
 
 PackedMatrix PackedMatrix::Pack(const kernels::KernelTable& kernels, WeightType type,
@@ -59,7 +60,7 @@ PackedMatrix PackedMatrix::Pack(const kernels::KernelTable& kernels, WeightType 
   pool.ParallelFor(matrix.panels_, [&](std::size_t panel, int worker) {
     const std::size_t first = panel * width;
     const std::size_t outputs = std::min(width, rows - first);
-    void* packed = matrix.data_.data() + panel * matrix.panel_bytes_;
+    void* packed = matrix.data_.get() + panel * matrix.panel_bytes_;
     if (widen) {
       float* values = widened.data() + static_cast<std::size_t>(worker) * width * cols;
       Widen(kernels, w, first, outputs, cols, values);

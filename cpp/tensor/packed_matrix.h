@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
-#include "base/aligned_buffer.h"
 #include "base/thread_pool.h"
 #include "kernels/kernel_table.h"
 #include "tensor/dtype.h"
@@ -19,6 +19,11 @@ struct MatrixSource {
 
 class PackedMatrix {
  public:
+  PackedMatrix(PackedMatrix&&) noexcept = default;
+  PackedMatrix& operator=(PackedMatrix&&) noexcept = default;
+  PackedMatrix(const PackedMatrix&) = delete;
+  PackedMatrix& operator=(const PackedMatrix&) = delete;
+
   // Packs w [rows, cols] (a linear layer's weight: `rows` outputs, `cols` inputs). Only one panel
   // a thread is ever converted at a time, so nothing but the result takes memory. `kernels` must
   // outlive the matrix. Error(config) where a dimension is 0.
@@ -31,7 +36,7 @@ class PackedMatrix {
 
   std::size_t rows() const noexcept { return rows_; }
   std::size_t cols() const noexcept { return cols_; }
-  std::size_t bytes() const noexcept { return data_.bytes(); }
+  std::size_t bytes() const noexcept { return panels_ * panel_bytes_; }
   WeightType type() const noexcept { return type_; }
 
   // Writes one row, widened to float32, to values [cols].
@@ -39,7 +44,7 @@ class PackedMatrix {
 
   // Panel i holds rows [i * panel_width, (i + 1) * panel_width), the last one padded with zeros.
   std::size_t panels() const noexcept { return panels_; }
-  const std::byte* panel(std::size_t i) const noexcept { return data_.data() + i * panel_bytes_; }
+  const std::byte* panel(std::size_t i) const noexcept { return data_.get() + i * panel_bytes_; }
   const kernels::GemmKernel& kernel() const noexcept { return *kernel_; }
 
  private:
@@ -52,7 +57,7 @@ class PackedMatrix {
   std::size_t cols_;
   std::size_t panels_;
   std::size_t panel_bytes_;
-  AlignedBuffer<std::byte> data_;  // [panels, panel_bytes]
+  std::shared_ptr<std::byte> data_;  // [panels, panel_bytes]
 };
 
 }  // namespace slimformer::tensor

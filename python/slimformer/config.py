@@ -51,14 +51,14 @@ def _check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_dimension(name: str, value: int) -> None:
+def _check_dimension(name: str, value: object) -> None:
     _check(
         isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_DIMENSION,
         f"{name}: expected an integer from 1 to {MAX_DIMENSION}, found {value!r}",
     )
 
 
-def _check_positive(name: str, value: float) -> None:
+def _check_positive(name: str, value: object) -> None:
     _check(
         isinstance(value, (int, float)) and math.isfinite(value) and value > 0,
         f"{name}: expected a finite number above 0, found {value!r}",

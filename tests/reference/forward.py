@@ -50,7 +50,8 @@ def forward(
 
     def norm(hidden: Array, name: str) -> Array:
         mean_square = np.sum(hidden * hidden, axis=-1, keepdims=True) / config.norm_divisor
-        return hidden / np.sqrt(mean_square + dtype(config.norm_eps)) * tensor(name)
+        normed: Array = hidden / np.sqrt(mean_square + dtype(config.norm_eps))
+        return normed * tensor(name)
 
     def tap(layer: int, site: str, value: Array) -> None:
         if captured is not None:
@@ -156,4 +157,5 @@ def ffn_neurons(config: FfnConfig, prefix: str, tensor: Read, x: Array) -> Array
     """Input of the down projection, [n_tokens, n_neurons]."""
     gate = linear(tensor, f"{prefix}.gate", x, config.bias)
     up = linear(tensor, f"{prefix}.up", x, config.bias)
-    return gate / (1 + np.exp(-gate)) * up
+    activated: Array = gate / (1 + np.exp(-gate))
+    return activated * up

@@ -147,7 +147,7 @@ def _random_values(
         return 0.1 * values
     if name == "embedding.weight" or len(shape) == 1:
         return 0.5 * values
-    return values / np.sqrt(shape[-1])
+    return values * shape[-1] ** -0.5
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> TokenizerAssets:

@@ -145,6 +145,12 @@ def test_report_of_a_pruned_model(run: Run, run_json: Run, dense: Path, tmp_path
     page = Path(run_json("report", output)["report"])
     assert page.parent == output
     assert "<svg" in page.read_text(encoding="utf-8")
+    assert "have not been measured" in page.read_text(encoding="utf-8")
+    assert run("report", output, "--against", dense, "--threads", 1).exit_code == 0
+    assert page.read_text(encoding="utf-8").count("<svg") == 2
+    other = run("report", output, "--against", output)
+    assert other.exit_code == 1
+    assert "error: recipe" in other.stderr
     # The page and its data do not stop the model from being replaced.
     assert run("prune", dense, output, "--drop-ffn", 1, "--repair", "none").exit_code == 0
 

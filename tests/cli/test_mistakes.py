@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,13 @@ def test_a_folder_without_permission(run: Run, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     assert_failed(run("prune", "missing-model", closed / "out", "--keep", 0.5), "permission")
+
+
+def test_a_full_disk_is_seen_before_the_work(
+    run: Run, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    assert_failed(run("prune", dense, tmp_path / "out", "--keep", 0.5), "are free")
 
 
 def test_a_recipe_of_another_model(run: Run, dense: Path, tmp_path: Path) -> None:

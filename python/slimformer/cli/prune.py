@@ -120,7 +120,7 @@ def prune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Layers that stay whole, from the end if negative, or none. [default: 0,-1]",
+            help="Layers that stay whole, counted from the end if negative, or none; else 0,-1.",
             rich_help_panel=METHOD,
         ),
     ] = None,

@@ -22,6 +22,7 @@ from slimformer.evaluate import (
     measure_speed,
     recurring_words,
 )
+from slimformer.evaluate.speed import SHORT_PROMPT
 from slimformer.progress import Progress, silent
 from slimformer.prune import Recipe
 from slimformer.report.results import ModelResults, Quality, Results, Timing
@@ -37,6 +38,7 @@ MAX_WINDOWS = 4
 WORDS = 80
 PROMPT = "The lighthouse keeper climbed the stairs every evening. One night"
 SAMPLE_TOKENS = 64
+PREFILL_TOKENS = 512
 DECODED_TOKENS = 64
 
 
@@ -112,7 +114,13 @@ def measure(
         Contender(candidate.name, engine)
         for candidate, engine in zip(candidates, engines, strict=True)
     ]
-    speeds = measure_speed(contenders, generate=DECODED_TOKENS, progress=progress)
+    limit = min(engine.config.max_positions for engine in engines)
+    speeds = measure_speed(
+        contenders,
+        prompt=min(PREFILL_TOKENS, limit),
+        generate=min(DECODED_TOKENS, limit - SHORT_PROMPT),
+        progress=progress,
+    )
     footprints = [measure_footprint(candidate.model, threads=threads) for candidate in candidates]
     measured = [
         _Measurement(

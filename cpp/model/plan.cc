@@ -70,6 +70,7 @@ std::vector<ops::HeadGroup> GroupHeads(const AttentionSpec& spec, const std::vec
     group.heads.push_back(head);
   }
   std::vector<ops::HeadGroup> result;
+  result.reserve(groups.size());
   for (auto& [kv_head, group] : groups) result.push_back(std::move(group));
   return result;
 }

@@ -12,15 +12,8 @@
 namespace slimformer::model {
 namespace {
 
-std::string ShapeText(std::span<const std::size_t> shape) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
-  }
-  return text + "]";
-}
-
-std::string ShapeText(std::span<const std::int64_t> shape) {
+template <class T>
+std::string ShapeText(const T& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) {
     text += (i > 0 ? ", " : "") + std::to_string(shape[i]);

@@ -244,6 +244,7 @@ void Attend(const Context& context, const KvLayout& layout, std::span<const Head
   std::size_t most_rows = 0;
   for (const Block& block : blocks) most_rows = std::max(most_rows, block.rows());
   std::vector<Scratch> scratch;
+  scratch.reserve(static_cast<std::size_t>(context.pool.size()));
   for (int worker = 0; worker < context.pool.size(); ++worker) {
     scratch.push_back(TakeScratch(context, layout, most_rows));
   }

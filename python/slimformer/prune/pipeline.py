@@ -25,7 +25,7 @@ from slimformer.prune.stream import Windows
 from slimformer.prune.structures import check_structures
 from slimformer.prune.surgery import apply
 
-PLAN_TOKENS = 8192
+PLAN_TOKENS = 4096
 """Choosing what goes needs few tokens; a greedy search runs all of them again and again."""
 
 REPAIR_TOKENS = 32768

@@ -9,15 +9,17 @@ in the least-squares sense.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Multiples of the mean diagonal of the Gram matrix that ``choose`` tries."""
+DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Multiples of the mean diagonal of the Gram matrix that ``choose`` picks from."""
+
+FIRST_DAMPING = 0.1
+"""Where ``choose`` starts; most projections end within a step of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +91,33 @@ def least_squares(evidence: Evidence, weight: Array, damping: float) -> Array:
     return np.ascontiguousarray(solution.T)
 
 
-def choose(
-    fit: Evidence, held_out: Evidence, weight: Array, dampings: Sequence[float] = DAMPINGS
-) -> Refit:
+def choose(fit: Evidence, held_out: Evidence, weight: Array) -> Refit:
     """Refit with the damping that does best on held-out text, if it does better than nothing.
 
     The damping is chosen by fitting on ``fit`` and measuring on ``held_out``; the final
-    solution then uses both.
+    solution then uses both. The error falls and then rises with the damping, so the search
+    walks downhill from ``FIRST_DAMPING``: three solutions where trying all would take eight.
     """
     before = held_out.error(weight)
-    errors = [held_out.error(least_squares(fit, weight, damping)) for damping in dampings]
-    best = int(np.argmin(errors))
+    errors: dict[int, float] = {}
+
+    def error(step: int) -> float:
+        if not 0 <= step < len(DAMPINGS):
+            return np.inf
+        if step not in errors:
+            errors[step] = held_out.error(least_squares(fit, weight, DAMPINGS[step]))
+        return errors[step]
+
+    best = DAMPINGS.index(FIRST_DAMPING)
+    while True:
+        nearest = min((best, best - 1, best + 1), key=error)
+        if nearest == best:
+            break
+        best = nearest
     if not errors[best] < before:
         return Refit(weight, None, before, before)
-    new = least_squares(fit + held_out, weight, dampings[best])
-    return Refit(new, dampings[best], before, errors[best])
+    new = least_squares(fit + held_out, weight, DAMPINGS[best])
+    return Refit(new, DAMPINGS[best], before, errors[best])
 
 
 def mean_compensation(weight: Array, kept: npt.NDArray[np.intp], mean: Array, gram: Array) -> Array:

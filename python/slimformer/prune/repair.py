@@ -64,7 +64,7 @@ def repair(
     Raises
     ------
     DataError
-        Too little text, or activations on it that are not finite.
+        Activations on the text that are not finite.
     """
     run = _Repair(dense, pruned, recipe, _at_least_two(windows), threads)
     position = {kept.source: index for index, kept in enumerate(recipe.layers)}
@@ -197,6 +197,4 @@ def _at_least_two(windows: Windows) -> Windows:
     if len(windows) > 1:
         return windows
     half = windows.shape[1] // 2
-    if half == 0:
-        raise DataError("calibration: too little text to repair with; give more text")
     return windows[:, : 2 * half].reshape(2, half)

@@ -118,19 +118,25 @@ class _ChangeSum:
         self._energy = 0.0
 
     def add(self, before: Hidden, after: Hidden) -> None:
-        before_square = np.einsum("wtc,wtc->wt", before, before, dtype=np.float64)
-        after_square = np.einsum("wtc,wtc->wt", after, after, dtype=np.float64)
-        product = np.einsum("wtc,wtc->wt", before, after, dtype=np.float64)
-        lengths = np.sqrt(before_square * after_square)
-        cosine = np.divide(product, lengths, out=np.ones_like(product), where=lengths > 0)
-        self._tokens += product.size
-        self._influence += float(np.sum(1 - cosine))
-        self._added += float(np.sum(before_square + after_square - 2 * product))
-        self._energy += float(np.sum(after_square))
+        # Overflow is left to show in the sums; whoever uses them says in which layer it was.
+        with np.errstate(all="ignore"):
+            added = after - before
+            product = _dot(before, after)
+            lengths = np.sqrt(_dot(before, before) * _dot(after, after))
+            cosine = np.divide(product, lengths, out=np.ones_like(product), where=lengths > 0)
+            self._tokens += product.size
+            self._influence += float(np.sum(1 - cosine))
+            self._added += float(np.sum(_dot(added, added)))
+            self._energy += float(np.sum(_dot(after, after)))
 
     def mean(self) -> Change:
-        added = max(0.0, self._added)
-        return Change(self._influence / self._tokens, added / self._energy if self._energy else 0.0)
+        relative = self._added / self._energy if self._energy else 0.0
+        return Change(self._influence / self._tokens, relative)
 
     def energy(self) -> float:
         return self._energy / self._tokens
+
+
+def _dot(a: Hidden, b: Hidden) -> Array:
+    """Dot product token by token, [windows, tokens]."""
+    return np.asarray(np.einsum("wtc,wtc->wt", a, b), dtype=np.float64)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+
+from prune.cases import random_model, seeds
+from prune.test_allocate import uniform_model
+from reference.forward import forward
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.engine import Engine, Mask
+from slimformer.errors import DataError
+from slimformer.prune import apply, plan, profile
+from slimformer.prune.budget import keep_budget
+from slimformer.prune.importance import CRITERIA, RATES, Criterion, score_model
+from slimformer.prune.importance.scores import LayerScores, Scores
+from slimformer.prune.importance.statistics import layer_statistics
+
+TEXT = ["the river of light and the stone engine " * 40]
+
+
+def windows_of(model: Checkpoint, count: int = 3, tokens: int = 40) -> npt.NDArray[np.int32]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, model.config.vocab_size, (count, tokens)).astype(np.int32)
+
+
+def rate(model: Checkpoint, criterion: Criterion, threads: int = 1) -> Scores:
+    return score_model(
+        model,
+        windows_of(model),
+        keep_budget(model, 0.6),
+        criterion=criterion,
+        structures=RATES[criterion],
+        protect=frozenset(),
+        threads=threads,
+    )
+
+
+@settings(max_examples=10)
+@given(seeds)
+def test_scores_have_the_shape_of_the_model(seed: int) -> None:
+    model = random_model(np.random.default_rng(seed))
+    for criterion in CRITERIA:
+        scores = rate(model, criterion)
+        assert len(scores) == len(model.config.layers)
+        for rated, layer in zip(scores, model.config.layers, strict=True):
+            if "neurons" in RATES[criterion]:
+                assert (rated.neurons is not None) == isinstance(layer.ffn, FfnConfig)
+                assert (rated.heads is not None) == isinstance(layer.attention, AttentionConfig)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_do_not_depend_on_threads(criterion: Criterion) -> None:
+    model = uniform_model(layers=3, neurons=40)
+    for one, two in zip(rate(model, criterion, 1), rate(model, criterion, 2), strict=True):
+        for field in dataclasses.fields(LayerScores):
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
+
+
+@settings(max_examples=15)
+@given(seeds)
+def test_statistics_are_those_of_the_reference(seed: int) -> None:
+    model = random_model(np.random.default_rng(seed))
+    windows = windows_of(model)
+    captured: list[dict[tuple[int, str], Any]] = []
+    for window in windows:
+        captured.append({})
+        forward(model.config, model.read_f32, window.tolist(), captured=captured[-1])
+    for index, found in enumerate(layer_statistics(model, windows, gram=True, threads=1)):
+        before = np.concatenate([one[index, "attention_input"] for one in captured])
+        after = np.concatenate([one[index, "layer_output"] for one in captured])
+        lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+        influence = np.mean(1 - np.sum(before * after, axis=1) / lengths)
+        # float32 streams: a cosine near 1 is known to some 1e-6.
+        assert found.layer.influence == pytest.approx(influence, abs=1e-5)
+        assert found.ffn_energy == pytest.approx(np.mean(np.sum(after**2, axis=1)), rel=1e-3)
+        if found.neurons is not None:
+            assert found.neurons.gram is not None
+            x = np.concatenate([one[index, "ffn_neurons"] for one in captured])
+            scale = np.abs(x.T @ x / len(x)).max()
+            np.testing.assert_allclose(
+                found.neurons.gram, x.T @ x / len(x), rtol=0, atol=2e-3 * scale
+            )
+
+
+def test_obs_sees_that_twins_can_stand_in_for_each_other() -> None:
+    model = uniform_model(layers=1, neurons=24)
+    twin = {}
+    for part in ("gate", "up"):
+        values = model.read(f"layers.0.ffn.{part}.weight").copy()
+        values[5] = values[17]
+        twin[f"layers.0.ffn.{part}.weight"] = values
+    model = model.with_tensors(twin)
+    neurons = rate(model, "obs")[0].neurons
+    assert neurons is not None
+    # One of the two costs next to nothing, after which the other costs as much as any.
+    assert sorted(np.argsort(neurons)[:1].tolist()) in ([5], [17])
+    assert np.sort(neurons)[0] < 0.2 * np.sort(neurons)[1]
+
+
+def test_what_adds_nothing_costs_nothing() -> None:
+    model = uniform_model(layers=2, neurons=24)
+    down = model.read("layers.1.ffn.down.weight").copy()
+    down[:, 7] = 0
+    model = model.with_tensors({"layers.1.ffn.down.weight": down})
+    for criterion in ("activation", "obs"):
+        neurons = rate(model, criterion)[1].neurons
+        assert neurons is not None
+        assert int(np.argmin(neurons)) == 7
+
+
+def test_greedy_removes_the_block_that_matters_least() -> None:
+    model = uniform_model(layers=4, neurons=40)
+    idle = {
+        name: np.zeros_like(model.read(name))
+        for name in ("layers.2.attention.o.weight", "layers.2.ffn.down.weight")
+    }
+    model = model.with_tensors(idle)
+    by_influence = plan(
+        model, keep=0.8, structures=("layers",), criterion="block_influence", calibration=TEXT
+    )
+    assert [kept.source for kept in by_influence.layers] == [0, 1, 3]
+    windows = windows_of(model)
+    engine = Engine(model)
+    losses = [
+        -np.mean(np.concatenate(engine.score(list(windows), mask=Mask.skip_layers([layer]))))
+        for layer in range(4)
+    ]
+    layers = [rated.layers for rated in rate(model, "greedy_loss")]
+    assert int(np.argmin(losses)) == min(range(4), key=lambda layer: layers[layer] or 0.0)
+
+
+def test_greedy_over_sub_blocks_meets_its_budget() -> None:
+    model = uniform_model(layers=4, neurons=40)
+    recipe = plan(
+        model,
+        keep=0.7,
+        structures=("layers", "attention", "ffn"),
+        criterion="greedy_loss",
+        calibration=TEXT,
+        protect=(),
+    )
+    share = apply(model, recipe).config.non_embedding_parameters()
+    assert share <= 0.7 * model.config.non_embedding_parameters()
+
+
+def test_the_profile_says_how_much_each_layer_does() -> None:
+    model = uniform_model(layers=3, neurons=40)
+    name = "layers.1.ffn.down.weight"
+    model = model.with_tensors({name: np.zeros_like(model.read(name))})
+    found = profile(model, calibration=TEXT)
+    assert len(found.layers) == len(found.attention) == len(found.ffn) == 3
+    assert found.ffn[1] == pytest.approx(0, abs=1e-6)
+    assert min(found.attention) > 0
+
+
+def test_activations_that_overflow_are_told() -> None:
+    model = uniform_model(layers=2, neurons=24)
+    name = "layers.1.ffn.up.weight"
+    model = model.with_tensors({name: model.read(name) * np.float32(1e30)})
+    with pytest.raises(DataError, match="layer 1"):
+        rate(model, "activation")

@@ -41,7 +41,7 @@ def report_limits(
         read = decode_bytes(engine) * timing.decode_rate(generate)
         yield (
             f"| {dtype} | {flops / 1e9:.0f} | {flops / 1e9 / roofline['gflops']:.0%} | "
-            f"{read / 1e9:.1f} | {read / 1e9 / roofline['gb_per_s']:.0%} |"
+            f"{read / 1e9:.1f} | {read / 1e9 / roofline['gbytes_per_s']:.0%} |"
         )
 
 

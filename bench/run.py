@@ -56,7 +56,7 @@ def results(options: argparse.Namespace) -> Iterator[str]:
     yield f"- peer: llama-cpp-python {version('llama-cpp-python')}, built on this machine"
     yield (
         f"- limits measured in the same run: {roofline['gflops']:.0f} GFLOP/s in f32, "
-        f"{roofline['gb_per_s']:.1f} GB/s"
+        f"{roofline['gbytes_per_s']:.1f} GB/s"
     )
     yield ""
     yield f"## Against llama.cpp, medians of {options.rounds} interleaved rounds"

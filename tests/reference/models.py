@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def _random_values(
         return 0.1 * values
     if name == "embedding.weight" or len(shape) == 1:
         return 0.5 * values
-    return values * shape[-1] ** -0.5
+    return values / math.sqrt(shape[-1])
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> TokenizerAssets:

@@ -26,7 +26,7 @@ def importance_plot(importance: Importance) -> str:
     """What each sub-block of each layer matters, as bars."""
     figure, axes = _figure()
     _paired_bars(axes, importance.attention, importance.ffn)
-    axes.set_ylabel(importance.criterion)
+    axes.set_ylabel("importance")
     largest = max((v for v in [*importance.attention, *importance.ffn] if v), default=1.0)
     smallest = min((v for v in [*importance.attention, *importance.ffn] if v), default=1.0)
     if smallest > 0 and largest / smallest > 50:

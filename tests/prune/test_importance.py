@@ -71,17 +71,20 @@ def test_statistics_are_those_of_the_reference(seed: int) -> None:
     for window in windows:
         captured.append({})
         forward(model.config, model.read_f32, window.tolist(), captured=captured[-1])
-    for index, found in enumerate(layer_statistics(model, windows, gram=True, threads=1)):
+    for index, found in enumerate(layer_statistics(model, windows, inputs="grams", threads=1)):
         before = np.concatenate([one[index, "attention_input"] for one in captured])
         after = np.concatenate([one[index, "layer_output"] for one in captured])
         lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         influence = np.mean(1 - np.sum(before * after, axis=1) / lengths)
         # float32 streams: a cosine near 1 is known to some 1e-6.
         assert found.layer.influence == pytest.approx(influence, abs=1e-5)
-        assert found.ffn_energy == pytest.approx(np.mean(np.sum(after**2, axis=1)), rel=1e-3)
+        squares = np.sum(after**2, axis=1)
+        relative = np.mean(np.sum((after - before) ** 2, axis=1) / squares)
+        assert found.layer.relative == pytest.approx(relative, rel=1e-3, abs=1e-6)
         if found.neurons is not None:
             assert found.neurons.gram is not None
             x = np.concatenate([one[index, "ffn_neurons"] for one in captured])
+            x /= np.sqrt(squares)[:, None]
             scale = np.abs(x.T @ x / len(x)).max()
             np.testing.assert_allclose(
                 found.neurons.gram, x.T @ x / len(x), rtol=0, atol=2e-3 * scale

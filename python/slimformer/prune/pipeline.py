@@ -252,7 +252,7 @@ def profile(
     """Measure how much each layer and sub-block does, on calibration text."""
     windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)
     flow = list(
-        layer_statistics(checkpoint, windows, gram=False, threads=threads, progress=progress)
+        layer_statistics(checkpoint, windows, inputs="none", threads=threads, progress=progress)
     )
     return Profile(
         tuple(one.layer.influence for one in flow),

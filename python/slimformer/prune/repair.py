@@ -4,8 +4,9 @@ The calibration text flows through the dense and through the pruned model side b
 output- and down-projection of the pruned model is refitted so that the pruned residual stream
 meets the dense one, whatever drift the layers before have left: its inputs are those of the
 pruned stream, its target is the dense stream after the sub-block minus the pruned stream before
-it. Calibrating on the dense model's inputs instead is far worse (Li et al. 2025,
-Týr-the-Pruner, arXiv 2503.09657).
+it. The solution is drawn towards weights with which the kept columns do what all of them did on
+those inputs: that part of the target has no noise in it, the drift has. Calibrating on the dense
+model's inputs instead is far worse (Li et al. 2025, Týr-the-Pruner, arXiv 2503.09657).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
 from slimformer.prune.recipe import Recipe
-from slimformer.prune.refit import Evidence, choose, mean_compensation
-from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine
+from slimformer.prune.refit import Columns, Evidence, choose, mean_compensation, take_over
+from slimformer.prune.stream import Hidden, Windows, chunks, embed, inverse_lengths, layer_engine
 from slimformer.prune.surgery import kept_columns
 
 Array = npt.NDArray[np.float64]
@@ -112,7 +113,8 @@ class _Repair:
             if isinstance(part, LinkConfig):
                 self._pass_link(index, sub_block)
             elif part is not None and method == "refit":
-                self._refit(index, sub_block, between if sub_block == "attention" else self.target)
+                wanted = between if sub_block == "attention" else self.target
+                self._refit(source, index, sub_block, wanted)
             elif part is not None:
                 self._compensate(source, index, sub_block)
 
@@ -121,36 +123,34 @@ class _Repair:
         for rows, after, _ in chunks(engine, self.stream):
             self.stream[rows] = after
 
-    def _refit(self, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
+    def _refit(self, source: int, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
         """Solve for the projection whose output takes the pruned stream to ``wanted``."""
         name = f"layers.{index}.{_PROJECTION[sub_block]}"
-        inputs = self._inputs(self.pruned, index, sub_block)
+        kept = self._kept(source, index, sub_block)
+        inputs = self._inputs(source, sub_block)
         bias = self._bias(name)
-        outputs = wanted - self.stream - bias
-        evidence = [
-            self._evidence(inputs[rows], outputs[rows], name)
-            for rows in (~self.held_out, self.held_out)
-        ]
+        fit, held_out = self._evidence(inputs, wanted, bias, name)
         weight = self.pruned.read_f32(f"{name}.weight").astype(np.float64)
-        found = choose(evidence[0], evidence[1], weight)
-        self._finish(name, found.weight, inputs, bias)
+        start = weight
+        if len(kept) < inputs.shape[-1]:
+            start = take_over(fit, self._dense_weight(source, sub_block), kept)
+        found = choose(fit.of(kept), held_out.of(kept), weight, start)
+        self._finish(name, found.weight, inputs[..., kept], bias)
 
     def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
         """Fold the mean output of what went from a sub-block into what stays."""
         name = f"layers.{index}.{_PROJECTION[sub_block]}"
-        whole = self._inputs(self.dense, source, sub_block)
-        moments = Moments(whole.shape[-1], gram=True, threads=self.threads)
-        moments.update(whole.reshape(-1, whole.shape[-1]))
-        columns = kept_columns(self.dense.config.layers[source], self.recipe.layers[index])
-        weight = self.dense.read_f32(f"layers.{source}.{_PROJECTION[sub_block]}.weight")
+        kept = self._kept(source, index, sub_block)
+        inputs = self._inputs(source, sub_block)
+        moments = Moments(inputs.shape[-1], gram=True, threads=self.threads)
+        moments.update(inputs.reshape(-1, inputs.shape[-1]))
         new = mean_compensation(
-            weight.astype(np.float64),
-            columns[sub_block],
+            self._dense_weight(source, sub_block),
+            kept,
             moments.sum / moments.count,
             moments.gram / moments.count,
         )
-        inputs = np.ascontiguousarray(whole[..., columns[sub_block]])
-        self._finish(name, new, inputs, self._bias(name))
+        self._finish(name, new, inputs[..., kept], self._bias(name))
 
     def _finish(self, name: str, weight: Array, inputs: Hidden, bias: Hidden) -> None:
         """Keep the weight as the checkpoint will store it and move the pruned stream on."""
@@ -158,20 +158,49 @@ class _Repair:
         self.weights[f"{name}.weight"] = stored
         self.stream += inputs @ stored.astype(np.float32).T + bias
 
-    def _evidence(self, inputs: Hidden, outputs: Hidden, name: str) -> Evidence:
-        x = inputs.reshape(-1, inputs.shape[-1])
-        y = outputs.reshape(-1, outputs.shape[-1])
-        moments = Moments(x.shape[-1], gram=True, target_width=y.shape[-1], threads=self.threads)
-        moments.update(x, y)
-        energy = float(np.einsum("to,to->", y, y, dtype=np.float64))
-        evidence = Evidence(moments.gram, moments.cross, energy, moments.count)
-        if not np.isfinite(energy) or not np.all(np.isfinite(np.diagonal(evidence.gram))):
-            raise DataError(f"{name}: activations on the calibration text are not finite")
-        return evidence
+    def _evidence(
+        self, inputs: Hidden, wanted: Hidden, bias: Hidden, name: str
+    ) -> tuple[Evidence, Evidence]:
+        """Moments on the windows to fit and on those held out.
 
-    def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
-        """What a projection reads on the pruned stream, [windows, tokens, columns]."""
-        engine = self._engine(checkpoint, index, sub_block)
+        A token counts by the inverse square of the wanted stream's length: the next layer
+        normalises the stream, so what matters is the error relative to it. Unweighted, a few
+        tokens with massive activations would decide everything.
+        """
+        width, channels = inputs.shape[-1], wanted.shape[-1]
+        moments = [
+            Moments(width, gram=True, target_width=channels, threads=self.threads) for _ in range(2)
+        ]
+        energy = [0.0, 0.0]
+        for window, held_out in enumerate(self.held_out.astype(int)):
+            scale = inverse_lengths(wanted[window])
+            outputs = (wanted[window] - self.stream[window] - bias) * scale
+            moments[held_out].update(inputs[window] * scale, outputs)
+            energy[held_out] += float(np.einsum("to,to->", outputs, outputs, dtype=np.float64))
+        if not np.isfinite([*energy, *moments[0].sum, *moments[1].sum]).all():
+            raise DataError(f"{name}: activations on the calibration text are not finite")
+        fit, held = (
+            Evidence(one.gram, one.cross, squares, one.count)
+            for one, squares in zip(moments, energy, strict=True)
+        )
+        return fit, held
+
+    def _kept(self, source: int, index: int, sub_block: SubBlock) -> Columns:
+        """Columns of a projection that stay."""
+        layer = self.dense.config.layers[source]
+        return kept_columns(layer, self.recipe.layers[index])[sub_block]
+
+    def _dense_weight(self, source: int, sub_block: SubBlock) -> Array:
+        """A projection before surgery, [outputs, columns]."""
+        name = f"layers.{source}.{_PROJECTION[sub_block]}.weight"
+        return self.dense.read_f32(name).astype(np.float64)
+
+    def _inputs(self, source: int, sub_block: SubBlock) -> Hidden:
+        """All that a projection read before surgery, now on the pruned stream.
+
+        [windows, tokens, columns].
+        """
+        engine = self._engine(self.dense, source, sub_block)
         tap = _TAP[sub_block]
         parts = [captured[tap] for _, _, captured in chunks(engine, self.stream, capture=[tap])]
         return np.concatenate(parts)

@@ -30,6 +30,18 @@ def embed(checkpoint: Checkpoint, windows: Windows) -> Hidden:
     return np.asarray(table[windows], dtype=np.float32)
 
 
+def inverse_lengths(stream: Hidden) -> Hidden:
+    """1 over the length of each token's residual stream [..., tokens, channels], 0 where it is 0.
+
+    Layers normalise the stream before they read it, so errors are to be seen relative to it.
+    The last axis is kept, with length 1.
+    """
+    lengths: Hidden = np.sqrt(np.einsum("...tc,...tc->...t", stream, stream))[..., None]
+    result = np.zeros_like(lengths)
+    np.divide(1.0, lengths, out=result, where=lengths > 0)
+    return result
+
+
 def layer_engine(
     checkpoint: Checkpoint,
     index: int,

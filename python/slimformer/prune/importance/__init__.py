@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from slimformer.checkpoint.checkpoint import Checkpoint
@@ -15,13 +16,15 @@ from slimformer.prune.importance import (
     magnitude,
     obs,
 )
-from slimformer.prune.importance.scores import Scores, check_scores
-from slimformer.prune.importance.statistics import layer_statistics
+from slimformer.prune.importance.scores import LayerScores, Scores, check_scores
+from slimformer.prune.importance.statistics import LayerStatistics, layer_statistics
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import STRUCTURES, Structure
 
 Criterion = Literal["magnitude", "activation", "block_influence", "greedy_loss", "obs"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+_Score = Callable[[Checkpoint, int, LayerStatistics], LayerScores]
 
 BLOCKS: tuple[Structure, ...] = ("layers", "attention", "ffn")
 
@@ -34,12 +37,12 @@ RATES: dict[Criterion, tuple[Structure, ...]] = {
 }
 """The structures that each criterion rates."""
 
-_STREAMED = {
-    "activation": (activation.score, False),
-    "block_influence": (block_influence.score, False),
-    "obs": (obs.score, True),
+_STREAMED: dict[str, tuple[_Score, Literal["none", "norms", "grams"]]] = {
+    "activation": (activation.score, "norms"),
+    "block_influence": (block_influence.score, "none"),
+    "obs": (obs.score, "grams"),
 }
-"""Criteria that rate a layer by its statistics, and whether they need Gram matrices."""
+"""Criteria that rate a layer by its statistics, and what these must hold."""
 
 
 def check_criterion(criterion: str, structures: tuple[Structure, ...]) -> None:
@@ -82,9 +85,9 @@ def score_model(
                 progress=progress,
             )
         else:
-            score, gram = _STREAMED[criterion]
+            score, inputs = _STREAMED[criterion]
             flow = layer_statistics(
-                checkpoint, windows, gram=gram, threads=threads, progress=progress
+                checkpoint, windows, inputs=inputs, threads=threads, progress=progress
             )
             scores = tuple(
                 score(checkpoint, index, statistics) for index, statistics in enumerate(flow)

@@ -28,7 +28,6 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         columns = _columns(
             checkpoint.read_f32(f"layers.{index}.attention.o.weight"),
             statistics.heads.mean_square,
-            statistics.attention_energy,
         )
         heads = columns.reshape(layer.attention.n_heads, -1).sum(axis=1)
         groups = sum_groups(layer.attention, heads)
@@ -37,7 +36,6 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         neurons = _columns(
             checkpoint.read_f32(f"layers.{index}.ffn.down.weight"),
             statistics.neurons.mean_square,
-            statistics.ffn_energy,
         )
     return LayerScores(
         statistics.layer.relative,
@@ -49,7 +47,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     )
 
 
-def _columns(weight: npt.NDArray[np.float32], mean_square: Array, energy: float) -> Array:
+def _columns(weight: npt.NDArray[np.float32], mean_square: Array) -> Array:
     """Relative energy that each column adds, [inputs]."""
     norms = np.einsum("oi,oi->i", weight, weight, dtype=np.float64)
-    return np.asarray(mean_square * norms / max(energy, np.finfo(np.float64).tiny))
+    return np.asarray(mean_square * norms)

@@ -20,7 +20,7 @@ DAMPING = 0.01
 """Ridge on the Gram matrix, relative to its mean diagonal; more makes the scores blunt."""
 
 TINY = 1e-150
-"""Stands for a scale that is zero; its square is still above the smallest double."""
+"""Ridge on a Gram matrix that is zero, so that it can be inverted."""
 
 ROUNDS = 12
 """Half of the neurons go in that many rounds, within one of which their mutual compensation is
@@ -42,13 +42,12 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         columns = np.arange(weight.shape[1]).reshape(layer.attention.n_heads, -1)
         reads = np.asarray(layer.attention.q_to_kv)
         members = [columns[reads == kv].reshape(-1) for kv in range(layer.attention.n_kv_heads)]
-        energy = statistics.attention_energy
-        heads = _eliminate(statistics.heads, weight, list(columns), len(columns), energy)
-        groups = _eliminate(statistics.heads, weight, members, len(members), energy)
+        heads = _eliminate(statistics.heads, weight, list(columns), len(columns))
+        groups = _eliminate(statistics.heads, weight, members, len(members))
     if isinstance(layer.ffn, FfnConfig):
         weight = checkpoint.read_f32(f"layers.{index}.ffn.down.weight")
         units = list(np.arange(layer.ffn.n_neurons)[:, None])
-        neurons = _eliminate(statistics.neurons, weight, units, 2 * ROUNDS, statistics.ffn_energy)
+        neurons = _eliminate(statistics.neurons, weight, units, 2 * ROUNDS)
     return LayerScores(
         statistics.layer.relative,
         statistics.attention.relative,
@@ -64,7 +63,6 @@ def _eliminate(
     weight: npt.NDArray[np.float32],
     units: list[npt.NDArray[np.intp]],
     rounds: int,
-    energy: float,
 ) -> Array:
     """Error that each unit adds when it goes, cheapest first, [units]; never falling.
 
@@ -79,8 +77,6 @@ def _eliminate(
     rounds
         In how many rounds all units would go; with fewer rounds than units only half of the
         units go, and the others are rated as they are then.
-    energy
-        What errors are relative to.
     """
     assert inputs is not None
     assert inputs.gram is not None
@@ -103,7 +99,7 @@ def _eliminate(
         gone = np.concatenate([units[unit] for unit in alive[order]])
         alive = np.delete(alive, order)
         _remove(inverse, columns, gone)
-    return scores / max(energy, TINY)
+    return scores
 
 
 def _costs(inverse: Array, columns: Array, units: list[npt.NDArray[np.intp]]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,27 +13,30 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.engine import Moments
 from slimformer.progress import Progress, silent
-from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine
+from slimformer.prune.stream import Hidden, Windows, chunks, embed, inverse_lengths, layer_engine
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Moments of a projection's inputs: means over the tokens."""
+    """Moments of a projection's inputs: means over the tokens.
 
-    mean: Array  # [inputs]
+    The inputs of each token are divided by the length of its residual stream after the
+    projection's sub-block, so that what units add is relative to what it is added to.
+    """
+
     mean_square: Array  # [inputs]
     gram: Array | None  # [inputs, inputs], mean of x x'
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What a layer or sub-block does to the residual stream.
+    """What a layer or sub-block does to the residual stream, mean over the tokens.
 
-    influence: 1 - cosine between the stream before and after, mean over the tokens (block
-    influence; Men et al. 2024, ShortGPT, arXiv 2403.03853). relative: squared length of what
-    is added over squared length of the stream after.
+    influence: 1 - cosine between the stream before and after (block influence; Men et al.
+    2024, ShortGPT, arXiv 2403.03853). relative: squared length of what is added over squared
+    length of the stream after.
     """
 
     influence: float
@@ -41,17 +45,11 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class LayerStatistics:
-    """Statistics of one layer; ``None`` where there is no such sub-block.
-
-    attention_energy and ffn_energy are the mean squared length of the residual stream after
-    the sub-block, the scale against which an error added there is to be seen.
-    """
+    """Statistics of one layer; inputs are ``None`` where there is no such projection."""
 
     layer: Change
     attention: Change
     ffn: Change
-    attention_energy: float
-    ffn_energy: float
     heads: Inputs | None  # inputs of the output-projection
     neurons: Inputs | None  # inputs of the down-projection
 
@@ -60,38 +58,43 @@ def layer_statistics(
     checkpoint: Checkpoint,
     windows: Windows,
     *,
-    gram: bool,
+    inputs: Literal["none", "norms", "grams"],
     threads: int = 0,
     progress: Progress = silent,
 ) -> Iterator[LayerStatistics]:
     """Run calibration windows [windows, tokens] through the model, layer by layer.
 
-    ``gram`` asks for Gram matrices beside means and squares.
+    ``inputs`` says how much to learn of the projections' inputs: nothing, the mean squares or
+    the Gram matrices too.
     """
     hidden = embed(checkpoint, windows)
     n_layers = len(checkpoint.config.layers)
     for index, layer in enumerate(checkpoint.config.layers):
         progress("measure layers", index, n_layers)
-        moments = {}
-        if isinstance(layer.attention, AttentionConfig):
+        moments: dict[str, Moments] = {}
+        gram = inputs == "grams"
+        if inputs != "none" and isinstance(layer.attention, AttentionConfig):
             width = layer.attention.n_heads * layer.attention.value_dim
             moments["attention_heads"] = Moments(width, gram=gram, threads=threads)
-        if isinstance(layer.ffn, FfnConfig):
+        if inputs != "none" and isinstance(layer.ffn, FfnConfig):
             moments["ffn_neurons"] = Moments(layer.ffn.n_neurons, gram=gram, threads=threads)
         engine = layer_engine(checkpoint, index, threads=threads)
         changes = (_ChangeSum(), _ChangeSum(), _ChangeSum())
-        for rows, after, captured in chunks(engine, hidden, moments=moments, capture=["ffn_input"]):
+        taps = ["ffn_input", *moments]
+        for rows, after, captured in chunks(engine, hidden, capture=taps):
             between = captured["ffn_input"]
             changes[0].add(hidden[rows], after)
             changes[1].add(hidden[rows], between)
             changes[2].add(between, after)
+            for tap, accumulated in moments.items():
+                stream = between if tap == "attention_heads" else after
+                scaled = captured[tap] * inverse_lengths(stream)
+                accumulated.update(scaled.reshape(-1, scaled.shape[-1]))
             hidden[rows] = after
         yield LayerStatistics(
             changes[0].mean(),
             changes[1].mean(),
             changes[2].mean(),
-            changes[1].energy(),
-            changes[2].energy(),
             _inputs(moments.get("attention_heads"), gram),
             _inputs(moments.get("ffn_neurons"), gram),
         )
@@ -102,7 +105,6 @@ def _inputs(moments: Moments | None, gram: bool) -> Inputs | None:
     if moments is None:
         return None
     return Inputs(
-        moments.sum / moments.count,
         moments.sum_squares / moments.count,
         moments.gram / moments.count if gram else None,
     )
@@ -114,29 +116,29 @@ class _ChangeSum:
     def __init__(self) -> None:
         self._tokens = 0
         self._influence = 0.0
-        self._added = 0.0
-        self._energy = 0.0
+        self._relative = 0.0
 
     def add(self, before: Hidden, after: Hidden) -> None:
         # Overflow is left to show in the sums; whoever uses them says in which layer it was.
         with np.errstate(all="ignore"):
             added = after - before
-            product = _dot(before, after)
-            lengths = np.sqrt(_dot(before, before) * _dot(after, after))
-            cosine = np.divide(product, lengths, out=np.ones_like(product), where=lengths > 0)
-            self._tokens += product.size
+            square = _dot(after, after)
+            lengths = np.sqrt(_dot(before, before) * square)
+            cosine = _ratio(_dot(before, after), lengths, 1.0)
+            self._tokens += square.size
             self._influence += float(np.sum(1 - cosine))
-            self._added += float(np.sum(_dot(added, added)))
-            self._energy += float(np.sum(_dot(after, after)))
+            self._relative += float(np.sum(_ratio(_dot(added, added), square, 0.0)))
 
     def mean(self) -> Change:
-        relative = self._added / self._energy if self._energy else 0.0
-        return Change(self._influence / self._tokens, relative)
-
-    def energy(self) -> float:
-        return self._energy / self._tokens
+        return Change(self._influence / self._tokens, self._relative / self._tokens)
 
 
 def _dot(a: Hidden, b: Hidden) -> Array:
     """Dot product token by token, [windows, tokens]."""
     return np.asarray(np.einsum("wtc,wtc->wt", a, b), dtype=np.float64)
+
+
+def _ratio(numerator: Array, denominator: Array, empty: float) -> Array:
+    """Quotient token by token, ``empty`` where the denominator is 0."""
+    result = np.full_like(numerator, empty)
+    return np.divide(numerator, denominator, out=result, where=denominator != 0)

@@ -54,6 +54,10 @@ Floats = npt.NDArray[np.float32]
 
 MAX_TOKEN_ID = np.iinfo(np.int32).max
 
+BATCH_TOKENS = 4096
+"""Sequences of so many tokens are scored together: enough to keep every pass full, and the keys
+and values of no more have to be kept."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
@@ -194,8 +198,11 @@ class Engine:
         -------
         For each sequence float32 [its length - 1].
         """
-        sessions = [self.session(mask)._core for _ in sequences]
-        return self._packed.score(sessions, [_as_tokens(ids) for ids in sequences])
+        scores: list[Floats] = []
+        for batch in _batches([_as_tokens(ids) for ids in sequences]):
+            sessions = [self.session(mask)._core for _ in batch]
+            scores += self._packed.score(sessions, batch)
+        return scores
 
     def embed(self, tokens: Tokens) -> Floats:
         """Hidden states that enter the first layer, float32 [n_tokens, n_channels]."""
@@ -384,6 +391,17 @@ class Session:
     def score(self, tokens: Tokens) -> Floats:
         """Feeds tokens; log-probability of each but the first, float32 [n_tokens - 1]."""
         return self.engine._packed.score([self._core], [_as_tokens(tokens)])[0]
+
+
+def _batches(sequences: list[npt.NDArray[np.int32]]) -> Iterator[list[npt.NDArray[np.int32]]]:
+    batch: list[npt.NDArray[np.int32]] = []
+    for sequence in sequences:
+        batch.append(sequence)
+        if sum(map(len, batch)) >= BATCH_TOKENS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _completion(pieces: Iterator[tuple[int | None, str]]) -> Completion:

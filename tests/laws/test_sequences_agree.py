@@ -41,6 +41,17 @@ def test_batch_equals_its_sequences(seed: int) -> None:
         assert difference(row, session.extend([1])) < TOLERANCE
 
 
+def test_scores_of_many_sequences_are_those_of_each() -> None:
+    case = random_case(19, max_tokens=1, max_positions=3000)
+    engine = case.engine()
+    sequences = [case.rng.integers(0, 300, n) for n in (2500, 1, 2000, 30, 2)]
+    together = engine.score(sequences)
+    assert [len(scores) for scores in together] == [2499, 0, 1999, 29, 1]
+    for scores, sequence in zip(together, sequences, strict=True):
+        assert difference(scores, engine.score([sequence])[0]) < TOLERANCE
+    assert engine.score([]) == []
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @given(seed=seeds, weights=st.sampled_from(["f32", "bf16"]))
 def test_any_number_of_threads_gives_the_same_bits(tier: str, seed: int, weights: str) -> None:

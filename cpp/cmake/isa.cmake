@@ -4,12 +4,11 @@
 #
 # A tier starts from its parent's kernels and replaces some (cpp/kernels/<tier>/<tier>.cc).
 # Parents come before their children, lower tiers before higher ones. Contraction of a * b + c is
-# off for the scalar tier, the oracle, so that it rounds as written. GCC 12 takes its own AVX-512
-# header's undefined vectors for uninitialised variables.
+# off for the scalar tier, the oracle, so that it rounds as written.
 set(SLIMFORMER_TIERS "scalar|scalar|-ffp-contract=off|")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(avx2 "-mavx2 -mfma -mf16c -mbmi2")
-  set(avx512 "${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized -Wno-maybe-uninitialized")
+  set(avx512 "${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl")
   list(APPEND SLIMFORMER_TIERS
     "avx2|scalar|${avx2}|avx,avx2,fma,f16c,bmi2"
     "avx512|avx2|${avx512}|avx512f,avx512bw,avx512dq,avx512vl"

@@ -100,9 +100,7 @@ class Sampler:
         repetition_penalty: float = ...,
         seed: int = ...,
     ) -> None: ...
-    def sample(
-        self, logits: npt.NDArray[np.float32], history: npt.NDArray[np.int32]
-    ) -> int: ...
+    def sample(self, logits: npt.NDArray[np.float32], history: npt.NDArray[np.int32]) -> int: ...
 
 class Moments:
     def __init__(

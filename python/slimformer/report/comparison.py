@@ -34,8 +34,8 @@ EVALUATED_ON = (
     "(Shakespeare); recurring words are words of the prose that occurred shortly before"
 )
 CONTEXT = 1024
-MAX_WINDOWS = 4
-WORDS = 80
+MAX_WINDOWS = 3
+WORDS = 60
 PROMPT = "The lighthouse keeper climbed the stairs every evening. One night"
 SAMPLE_TOKENS = 64
 PREFILL_TOKENS = 512

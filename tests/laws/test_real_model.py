@@ -1,0 +1,135 @@
+"""The laws on the real model, every tier that this machine runs where the law speaks of tiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reference.engines import TIERS, TOLERANCE, difference
+from reference.forward import forward
+from slimformer.checkpoint import Checkpoint, load, save
+from slimformer.engine import Engine, Mask
+from slimformer.evaluate import logits_digest, measure_footprint
+from slimformer.prune import Recipe, apply, explicit, prune
+from slimformer.prune.masks import to_mask
+
+PROMPT = "The lighthouse keeper climbed the stairs, as on every evening, and"
+FAR_TOLERANCE = 1e-3
+"""Of the largest logit, between float32 and float64: thirty layers instead of a handful."""
+
+
+@pytest.fixture(scope="module")
+def engine(real_model: Checkpoint) -> Engine:
+    return Engine(real_model, weights="f32")
+
+
+@pytest.fixture(scope="module")
+def tokens(engine: Engine) -> list[int]:
+    assert engine.tokenizer is not None
+    return engine.tokenizer.encode(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def recipe(real_model: Checkpoint) -> Recipe:
+    """A layer, both kinds of sub-blocks, heads of one layer and neurons of all."""
+    return explicit(
+        real_model,
+        drop_layers=(11,),
+        drop_attention=(7,),
+        drop_ffn=(20,),
+        heads={4: (0, 1, 3, 8)},
+        neurons=1021,
+    )
+
+
+def test_a_mask_equals_surgery(real_model: Checkpoint, engine: Engine, tokens: list[int]) -> None:
+    skipped = explicit(real_model, drop_layers=(11, 12), drop_attention=(7,), drop_ffn=(20,))
+    slim = Engine(apply(real_model, skipped), weights="f32")
+    mask = Mask(skip_attention=(7, 11, 12), skip_ffn=(11, 12, 20))
+    masked, cut = engine.session(mask), slim.session()
+    np.testing.assert_array_equal(masked.extend(tokens), cut.extend(tokens))
+    assert masked.kv_bytes == cut.kv_bytes
+
+
+def test_masked_heads_and_neurons_equal_surgery_to_rounding(
+    real_model: Checkpoint, engine: Engine, tokens: list[int], recipe: Recipe
+) -> None:
+    slim = Engine(apply(real_model, recipe), weights="f32")
+    masked = engine.session(to_mask(recipe, real_model.config))
+    assert difference(masked.extend(tokens), slim.session().extend(tokens)) < TOLERANCE
+
+
+def test_the_empty_recipe_changes_nothing(real_model: Checkpoint) -> None:
+    same = apply(real_model, Recipe.identity(real_model))
+    assert same.fingerprint == real_model.fingerprint
+
+
+def test_recipes_compose(real_model: Checkpoint, recipe: Recipe) -> None:
+    once = apply(real_model, recipe)
+    further = explicit(once, drop_layers=(3,), neurons=700)
+    assert apply(once, further).fingerprint == apply(real_model, recipe.then(further)).fingerprint
+
+
+def test_sequences_agree(engine: Engine, tokens: list[int]) -> None:
+    """Prefill and decode, batch and single to rounding; a fork bit for bit."""
+    alone = engine.session().extend(tokens)
+    stepwise = engine.session()
+    for token in tokens:
+        last = stepwise.extend([token])
+    assert difference(last, alone) < TOLERANCE
+
+    batch = engine.forward([engine.session(), engine.session()], [tokens, tokens[:5]])
+    assert difference(batch[0], alone) < TOLERANCE
+    assert difference(batch[1], engine.session().extend(tokens[:5])) < TOLERANCE
+
+    trunk = engine.session()
+    trunk.extend(tokens[:6])
+    fork = trunk.fork()
+    trunk.extend([1, 2, 3])
+    recomputed = engine.session()
+    recomputed.extend(tokens[:6])
+    np.testing.assert_array_equal(fork.extend(tokens[6:]), recomputed.extend(tokens[6:]))
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf16"])
+def test_the_number_of_threads_changes_nothing(
+    real_model: Checkpoint, tokens: list[int], weights: str
+) -> None:
+    answers = [
+        Engine(real_model, weights=weights, threads=threads).session().extend(tokens)  # type: ignore[arg-type]
+        for threads in (1, 3)
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_tier_agrees_with_the_numpy_reference(
+    real_model: Checkpoint, tokens: list[int], tier: str
+) -> None:
+    expected = forward(real_model.config, real_model.read_f32, tokens)
+    engine = Engine(real_model, weights="f32", tier=tier)
+    found = engine.forward([engine.session()], [tokens], logits="all")
+    assert difference(found, expected) < FAR_TOLERANCE
+
+
+def test_a_saved_model_is_the_one_that_was_made(
+    real_model: Checkpoint, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Same bytes when saved again, same logits in a new process, bytes as predicted."""
+    slim = prune(real_model, recipe, repair="none")
+    save(slim, tmp_path / "first")
+    again = load(tmp_path / "first")
+    save(again, tmp_path / "second")
+    for path in sorted((tmp_path / "first").iterdir()):
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+    made = Engine(slim)
+    assert measure_footprint(tmp_path / "first").logits_sha256 == logits_digest(made)
+
+    weights = (tmp_path / "first" / "model.safetensors").stat().st_size
+    assert weights == pytest.approx(2 * slim.config.parameters(), rel=1e-3)
+    dense = Engine(real_model)
+    removed = slim.config.parameters() / real_model.config.parameters()
+    # A panel is padded to its width: at most one in sixty for the narrowest matrix here.
+    assert made.weight_bytes / dense.weight_bytes == pytest.approx(removed, rel=0.01)

@@ -173,11 +173,8 @@ def prune(
     """
     if repair not in REPAIRS:
         raise ConfigError(f"repair: expected one of {', '.join(REPAIRS)}, found {repair!r}")
-    slim = apply(checkpoint, recipe)
-    if dtype != "auto":
-        slim = cast(slim, dtype)
-    elif checkpoint.quantised:
-        slim = cast(slim, "bf16")
+    stored = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
+    slim = dataclasses.replace(cast(apply(checkpoint, recipe), stored), quantised=False)
     if repair == "none":
         return slim
     windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)

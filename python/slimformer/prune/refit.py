@@ -2,8 +2,8 @@
 
 The output- and the down-projection read the units that go. From second moments of their
 inputs x and of the output y that is wanted, the functions here give new weights for the kept
-columns: ``mean_compensation`` restores the mean of what the projection did, ``take_over`` what it
-did in the least-squares sense, ``choose`` what is wanted of it as far as held-out text confirms.
+columns: ``mean_compensation`` restores the mean of what the projection did, ``choose`` gives what
+is wanted of it in the least-squares sense, as far as held-out text confirms it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ Array = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.intp]
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Multiples of the mean diagonal of the Gram matrix that ``choose`` picks from."""
+"""Multiples of the mean diagonal of the Gram matrix that ``choose`` picks from. Neurons are
+nearly uncorrelated, so that few tokens allow little: on 16 thousand of them 1.0 leaves 0.87 of
+the error that removed neurons cause, 0.01 leaves 0.95; on 4 thousand 0.01 makes it 1.4."""
 
-FIRST_DAMPING = 0.3
-"""Where ``choose`` starts; most projections end within a step or two of it."""
-
-OWN_DAMPING = 0.01
-"""Damping where the wanted output is a function of the inputs, so that there is no noise to fit."""
+FIRST_DAMPING = 1.0
+"""Where ``choose`` starts; most projections end within a step of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +46,6 @@ class Evidence:
             self.count + other.count,
         )
 
-    def of(self, columns: Columns) -> Evidence:
-        """The same for some of the inputs."""
-        gram = self.gram[np.ix_(columns, columns)]
-        return dataclasses.replace(self, gram=gram, cross=self.cross[columns])
-
     def error(self, weight: Array) -> float:
         """Mean over the tokens of ``|weight x - y|^2``; weight is [outputs, inputs]."""
         linear = float(np.vdot(weight.T, self.cross))
@@ -61,7 +55,7 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Refit:
-    """Outcome of ``choose``: ``damping`` is ``None`` where no refit beats what there was.
+    """Outcome of ``choose``: ``damping`` is ``None`` where the old weight is the better one.
 
     ``before`` and ``after`` are errors on held-out text; see ``Evidence.error``.
     """
@@ -100,39 +94,12 @@ def least_squares(evidence: Evidence, weight: Array, damping: float) -> Array:
     return np.ascontiguousarray(solution.T)
 
 
-def take_over(evidence: Evidence, weight: Array, kept: Columns) -> Array:
-    """Weights with which the kept columns do what all columns did, [outputs, len(kept)].
-
-    The optimal brain surgeon's compensation: its target is the projection's own output.
-
-    Parameters
-    ----------
-    evidence
-        Moments over all columns; only the Gram matrix is used.
-    weight
-        Weights of all columns, [outputs, inputs].
-    kept
-        Columns that stay.
-    """
-    own = dataclasses.replace(evidence, cross=evidence.gram @ weight.T).of(kept)
-    return least_squares(own, weight[:, kept], OWN_DAMPING)
-
-
-def choose(fit: Evidence, held_out: Evidence, weight: Array, start: Array) -> Refit:
+def choose(fit: Evidence, held_out: Evidence, weight: Array) -> Refit:
     """Refit with the damping that does best on held-out text, if it does better than nothing.
 
     The damping is chosen by fitting on ``fit`` and measuring on ``held_out``; the final
     solution then uses both. The error falls and then rises with the damping, so the search
     walks downhill from ``FIRST_DAMPING`` and solves for a few of them only.
-
-    Parameters
-    ----------
-    fit, held_out
-        Moments over the kept columns.
-    weight
-        Weights to stay with if nothing beats them, [outputs, inputs].
-    start
-        Weights towards which the solution is drawn, [outputs, inputs].
     """
     before = held_out.error(weight)
     errors: dict[int, float] = {}
@@ -141,19 +108,16 @@ def choose(fit: Evidence, held_out: Evidence, weight: Array, start: Array) -> Re
         if not 0 <= step < len(DAMPINGS):
             return np.inf
         if step not in errors:
-            errors[step] = held_out.error(least_squares(fit, start, DAMPINGS[step]))
+            errors[step] = held_out.error(least_squares(fit, weight, DAMPINGS[step]))
         return errors[step]
 
     best = DAMPINGS.index(FIRST_DAMPING)
     while (nearest := min((best, best - 1, best + 1), key=error)) != best:
         best = nearest
-    unfitted = held_out.error(start)
-    if errors[best] < min(unfitted, before):
-        new = least_squares(fit + held_out, start, DAMPINGS[best])
-        return Refit(new, DAMPINGS[best], before, errors[best])
-    if unfitted < before:
-        return Refit(start, None, before, unfitted)
-    return Refit(weight, None, before, before)
+    if not errors[best] < before:
+        return Refit(weight, None, before, before)
+    new = least_squares(fit + held_out, weight, DAMPINGS[best])
+    return Refit(new, DAMPINGS[best], before, errors[best])
 
 
 def mean_compensation(weight: Array, kept: Columns, mean: Array, gram: Array) -> Array:

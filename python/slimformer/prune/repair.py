@@ -4,9 +4,8 @@ The calibration text flows through the dense and through the pruned model side b
 output- and down-projection of the pruned model is refitted so that the pruned residual stream
 meets the dense one, whatever drift the layers before have left: its inputs are those of the
 pruned stream, its target is the dense stream after the sub-block minus the pruned stream before
-it. The solution is drawn towards weights with which the kept columns do what all of them did on
-those inputs: that part of the target has no noise in it, the drift has. Calibrating on the dense
-model's inputs instead is far worse (Li et al. 2025, Týr-the-Pruner, arXiv 2503.09657).
+it. Calibrating on the dense model's inputs instead is far worse (Li et al. 2025,
+Týr-the-Pruner, arXiv 2503.09657).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
 from slimformer.prune.recipe import Recipe
-from slimformer.prune.refit import Columns, Evidence, choose, mean_compensation, take_over
+from slimformer.prune.refit import Evidence, choose, mean_compensation
 from slimformer.prune.stream import Hidden, Windows, chunks, embed, inverse_lengths, layer_engine
 from slimformer.prune.surgery import kept_columns
 
@@ -114,7 +113,7 @@ class _Repair:
                 self._pass_link(index, sub_block)
             elif part is not None and method == "refit":
                 wanted = between if sub_block == "attention" else self.target
-                self._refit(source, index, sub_block, wanted)
+                self._refit(index, sub_block, wanted)
             elif part is not None:
                 self._compensate(source, index, sub_block)
 
@@ -123,29 +122,27 @@ class _Repair:
         for rows, after, _ in chunks(engine, self.stream):
             self.stream[rows] = after
 
-    def _refit(self, source: int, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
+    def _refit(self, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
         """Solve for the projection whose output takes the pruned stream to ``wanted``."""
         name = f"layers.{index}.{_PROJECTION[sub_block]}"
-        kept = self._kept(source, index, sub_block)
-        inputs = self._inputs(source, sub_block)
+        inputs = self._inputs(self.pruned, index, sub_block)
         bias = self._bias(name)
         fit, held_out = self._evidence(inputs, wanted, bias, name)
         weight = self.pruned.read_f32(f"{name}.weight").astype(np.float64)
-        start = weight
-        if len(kept) < inputs.shape[-1]:
-            start = take_over(fit, self._dense_weight(source, sub_block), kept)
-        found = choose(fit.of(kept), held_out.of(kept), weight, start)
-        self._finish(name, found.weight, inputs[..., kept], bias)
+        self._finish(name, choose(fit, held_out, weight).weight, inputs, bias)
 
     def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
         """Fold the mean output of what went from a sub-block into what stays."""
         name = f"layers.{index}.{_PROJECTION[sub_block]}"
-        kept = self._kept(source, index, sub_block)
-        inputs = self._inputs(source, sub_block)
+        layer = self.dense.config.layers[source]
+        kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
+        inputs = self._inputs(self.dense, source, sub_block)
         moments = Moments(inputs.shape[-1], gram=True, threads=self.threads)
         moments.update(inputs.reshape(-1, inputs.shape[-1]))
+        _check_finite(name, moments.sum)
+        weight = self.dense.read_f32(f"layers.{source}.{_PROJECTION[sub_block]}.weight")
         new = mean_compensation(
-            self._dense_weight(source, sub_block),
+            weight.astype(np.float64),
             kept,
             moments.sum / moments.count,
             moments.gram / moments.count,
@@ -177,30 +174,16 @@ class _Repair:
             outputs = (wanted[window] - self.stream[window] - bias) * scale
             moments[held_out].update(inputs[window] * scale, outputs)
             energy[held_out] += float(np.einsum("to,to->", outputs, outputs, dtype=np.float64))
-        if not np.isfinite([*energy, *moments[0].sum, *moments[1].sum]).all():
-            raise DataError(f"{name}: activations on the calibration text are not finite")
+        _check_finite(name, energy[0], energy[1], moments[0].sum, moments[1].sum)
         fit, held = (
             Evidence(one.gram, one.cross, squares, one.count)
             for one, squares in zip(moments, energy, strict=True)
         )
         return fit, held
 
-    def _kept(self, source: int, index: int, sub_block: SubBlock) -> Columns:
-        """Columns of a projection that stay."""
-        layer = self.dense.config.layers[source]
-        return kept_columns(layer, self.recipe.layers[index])[sub_block]
-
-    def _dense_weight(self, source: int, sub_block: SubBlock) -> Array:
-        """A projection before surgery, [outputs, columns]."""
-        name = f"layers.{source}.{_PROJECTION[sub_block]}.weight"
-        return self.dense.read_f32(name).astype(np.float64)
-
-    def _inputs(self, source: int, sub_block: SubBlock) -> Hidden:
-        """All that a projection read before surgery, now on the pruned stream.
-
-        [windows, tokens, columns].
-        """
-        engine = self._engine(self.dense, source, sub_block)
+    def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
+        """What a projection reads on the pruned stream, [windows, tokens, columns]."""
+        engine = self._engine(checkpoint, index, sub_block)
         tap = _TAP[sub_block]
         parts = [captured[tap] for _, _, captured in chunks(engine, self.stream, capture=[tap])]
         return np.concatenate(parts)
@@ -219,6 +202,11 @@ class _Repair:
         if f"{name}.bias" in self.pruned.tensors:
             return self.pruned.read_f32(f"{name}.bias")
         return np.zeros(self.pruned.config.n_channels, np.float32)
+
+
+def _check_finite(name: str, *values: float | Array) -> None:
+    if not all(np.isfinite(value).all() for value in values):
+        raise DataError(f"{name}: activations on the calibration text are not finite")
 
 
 def _at_least_two(windows: Windows) -> Windows:

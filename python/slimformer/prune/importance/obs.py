@@ -16,8 +16,9 @@ from slimformer.prune.importance.statistics import Inputs, LayerStatistics
 
 Array = npt.NDArray[np.float64]
 
-DAMPING = 0.01
-"""Ridge on the Gram matrix, relative to its mean diagonal; more makes the scores blunt."""
+DAMPING = 0.3
+"""Ridge on the Gram matrix, relative to its mean diagonal: what a few thousand tokens can tell of
+the correlations between neurons is mostly chance, and less damping believes it."""
 
 TINY = 1e-150
 """Ridge on a Gram matrix that is zero, so that it can be inverted."""

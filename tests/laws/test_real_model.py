@@ -97,11 +97,11 @@ def test_sequences_agree(engine: Engine, tokens: list[int]) -> None:
 def test_the_number_of_threads_changes_nothing(
     real_model: Checkpoint, tokens: list[int], weights: str
 ) -> None:
-    answers = [
+    one, three = (
         Engine(real_model, weights=weights, threads=threads).session().extend(tokens)  # type: ignore[arg-type]
         for threads in (1, 3)
-    ]
-    np.testing.assert_array_equal(*answers)
+    )
+    np.testing.assert_array_equal(one, three)
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -19,19 +19,26 @@ namespace py = pybind11;
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
+// Whether the values lie one after another, each at an address that suits its type.
+inline bool IsPlain(const py::array& array) {
+  const auto address = reinterpret_cast<std::uintptr_t>(array.data());
+  return (array.flags() & py::array::c_style) != 0 &&
+         address % static_cast<std::uintptr_t>(array.itemsize()) == 0;
+}
+
 inline std::string Describe(const py::array& array) {
   std::string text = py::str(array.dtype()).cast<std::string>() + " [";
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
     text += (i > 0 ? ", " : "") + std::to_string(array.shape(i));
   }
-  return text + "]" + ((array.flags() & py::array::c_style) != 0 ? "" : ", not contiguous");
+  return text + "]" + (IsPlain(array) ? "" : ", not contiguous or not aligned");
 }
 
 // The array as T [...] of `dimensions` dimensions, contiguous; Error(data) where it is anything
 // else. Nothing is converted in silence.
 template <class T>
 Array<T> Checked(const py::array& array, py::ssize_t dimensions, const std::string& name) {
-  if (!py::isinstance<Array<T>>(array) || array.ndim() != dimensions) {
+  if (!py::isinstance<Array<T>>(array) || !IsPlain(array) || array.ndim() != dimensions) {
     throw Error(ErrorKind::data, name + ": expected a contiguous array of " +
                                      py::str(py::dtype::of<T>()).cast<std::string>() + " with " +
                                      std::to_string(dimensions) + " dimensions, found " +

@@ -221,8 +221,8 @@ PackedModel::PackedModel(model::ModelSpec spec, const std::string& weights, int 
       builder_(std::move(spec), WeightTypeNamed(weights), kernels_) {}
 
 void PackedModel::LoadTensor(const std::string& name, const py::array& values) {
-  if ((values.flags() & py::array::c_style) == 0) {
-    throw Error(ErrorKind::data, "tensor " + name + ": expected a contiguous array");
+  if (!IsPlain(values)) {
+    throw Error(ErrorKind::data, "tensor " + name + ": expected a contiguous, aligned array");
   }
   const std::vector<std::int64_t> shape(values.shape(), values.shape() + values.ndim());
   const model::TensorSource source{SourceTypeOf(values, name), values.data(), shape};

@@ -420,8 +420,8 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _as_core_array(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same values as the core takes them: bfloat16 as its bits, rows without gaps."""
-    values = np.ascontiguousarray(values)
+    """The same values as the core takes them: bfloat16 as its bits, no gaps, aligned."""
+    values = np.require(values, requirements=["C", "A"])
     return values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values
 
 

@@ -55,6 +55,21 @@ def tensor(name: str) -> np.ndarray:
     return np.ones(CONFIG.tensor_shapes()[name], dtype=np.float32)
 
 
+def unaligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros at an odd address, as in a file whose header has an odd length."""
+    count = int(np.prod(shape))
+    return np.frombuffer(bytes(4 * count + 1), dtype=np.float32, count=count, offset=1).reshape(
+        shape
+    )
+
+
+def test_the_engine_takes_tensors_at_odd_addresses() -> None:
+    name = "layers.0.ffn.norm.weight"
+    model = random_checkpoint(CONFIG, 1).with_tensors({name: unaligned((6,))})
+    assert not model.read(name).flags.aligned
+    Engine(model)
+
+
 def test_tensors_one_by_one() -> None:
     model = packed()
     with pytest.raises(ConfigError, match="not been finished"):
@@ -67,6 +82,8 @@ def test_tensors_one_by_one() -> None:
         model.load_tensor("embedding.weight", np.ones((10, 6)))
     with pytest.raises(DataError, match="contiguous"):
         model.load_tensor("embedding.weight", np.ones((6, 10), dtype=np.float32).T)
+    with pytest.raises(DataError, match="aligned"):
+        model.load_tensor("embedding.weight", unaligned((10, 6)))
     model.load_tensor("embedding.weight", tensor("embedding.weight"))
     with pytest.raises(FormatError, match="loaded twice"):
         model.load_tensor("embedding.weight", tensor("embedding.weight"))

@@ -120,6 +120,13 @@ void GatherQueries(const Context& context, const KvLayout& layout, const Block& 
   context.kernels.scale(scale, n, gathered - n);
 }
 
+// Into the second-level cache. One head's part of a page is a few 4 KiB pages of memory, too short
+// a stream for the hardware to get ahead of.
+void Prefetch(const std::byte* data, std::size_t bytes) {
+  constexpr std::size_t kCacheLine = 64;
+  for (std::size_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(data + i, 0, 2);
+}
+
 void AttendBlock(const Context& context, const KvLayout& layout, const Block& block,
                  const Scratch& scratch, const Softmax& softmax) {
   const auto attend =
@@ -131,10 +138,18 @@ void AttendBlock(const Context& context, const KvLayout& layout, const Block& bl
   std::fill_n(softmax.out, rows * layout.value_dim, 0.0F);
   std::fill_n(scratch.begin, rows, 0);
   for (std::size_t page = block.page_begin; page < block.page_end; ++page) {
-    for (std::size_t r = 0; r < rows; ++r) {
-      const std::size_t seen = block.sequence->position + block.first + r / heads + 1;
+    std::int32_t* end = scratch.end;
+    for (std::size_t p = 0; p < block.positions; ++p) {
+      const std::size_t seen = block.sequence->position + block.first + p + 1;
       const std::size_t before = std::min(seen, page * kPagePositions);
-      scratch.end[r] = static_cast<std::int32_t>(std::min(kPagePositions, seen - before));
+      const std::size_t here = std::min(kPagePositions, seen - before);
+      end = std::fill_n(end, heads, static_cast<std::int32_t>(here));
+    }
+    if (page + 1 < block.page_end) {
+      const std::byte* next = block.sequence->pages[page + 1];
+      Prefetch(next + layout.KeyOffset(block.kv_slot), layout.KeyOffset(1));
+      Prefetch(next + layout.ValueOffset(block.kv_slot),
+               layout.ValueOffset(1) - layout.ValueOffset(0));
     }
     const std::byte* data = block.sequence->pages[page];
     attend(scratch.q, layout.head_dim, rows, data + layout.KeyOffset(block.kv_slot),

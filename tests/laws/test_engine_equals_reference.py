@@ -15,6 +15,7 @@ from reference.engines import (
     packed_read,
     random_case,
     seeds,
+    tolerance,
 )
 from reference.forward import forward
 from reference.models import random_checkpoint
@@ -35,7 +36,7 @@ def test_logits_of_random_ragged_models(tier: str, seed: int, weights: Weights) 
     case = random_case(seed)
     engine = case.engine(weights=weights, tier=tier)
     logits = engine.forward([engine.session()], [case.tokens], logits="all")
-    assert difference(logits, case.reference(weights)) < TOLERANCE
+    assert difference(logits, case.reference(weights)) < tolerance(engine)
 
 
 @given(seed=seeds, weights=st.sampled_from(["f32", "bf16"]))
@@ -45,9 +46,10 @@ def test_scores_are_log_probabilities(seed: int, weights: Weights) -> None:
     largest = logits.max(axis=-1, keepdims=True) if len(logits) else logits
     total = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=-1))
     expected = logits[np.arange(len(logits)), case.tokens[1:]] - total
-    (scores,) = case.engine(weights=weights).score([case.tokens])
+    engine = case.engine(weights=weights)
+    (scores,) = engine.score([case.tokens])
     assert scores.shape == expected.shape
-    assert difference(scores, expected) < TOLERANCE
+    assert difference(scores, expected) < tolerance(engine)
 
 
 def every_shape() -> ModelConfig:
@@ -85,7 +87,7 @@ def test_everything_at_once(tier: str, weights: Weights) -> None:
     engine = Engine(checkpoint, weights=weights, tier=tier)
     logits = engine.forward([engine.session()], [tokens], logits="all")
     expected = forward(config, packed_read(checkpoint, weights), tokens.tolist())
-    assert difference(logits, expected) < TOLERANCE
+    assert difference(logits, expected) < tolerance(engine)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])

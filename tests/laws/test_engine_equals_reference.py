@@ -11,11 +11,11 @@ from reference.engines import (
     TIERS,
     TOLERANCE,
     Weights,
+    agree,
     difference,
     packed_read,
     random_case,
     seeds,
-    tolerance,
 )
 from reference.forward import forward
 from reference.models import random_checkpoint
@@ -36,7 +36,7 @@ def test_logits_of_random_ragged_models(tier: str, seed: int, weights: Weights) 
     case = random_case(seed)
     engine = case.engine(weights=weights, tier=tier)
     logits = engine.forward([engine.session()], [case.tokens], logits="all")
-    assert difference(logits, case.reference(weights)) < tolerance(engine)
+    assert agree(engine, logits, case.reference(weights))
 
 
 @given(seed=seeds, weights=st.sampled_from(["f32", "bf16"]))
@@ -49,7 +49,7 @@ def test_scores_are_log_probabilities(seed: int, weights: Weights) -> None:
     engine = case.engine(weights=weights)
     (scores,) = engine.score([case.tokens])
     assert scores.shape == expected.shape
-    assert difference(scores, expected) < tolerance(engine)
+    assert agree(engine, scores, expected)
 
 
 def every_shape() -> ModelConfig:
@@ -87,7 +87,7 @@ def test_everything_at_once(tier: str, weights: Weights) -> None:
     engine = Engine(checkpoint, weights=weights, tier=tier)
     logits = engine.forward([engine.session()], [tokens], logits="all")
     expected = forward(config, packed_read(checkpoint, weights), tokens.tolist())
-    assert difference(logits, expected) < tolerance(engine)
+    assert agree(engine, logits, expected)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])

@@ -34,6 +34,7 @@ PYTHON_LEVELS = {
     "engine": 3,
     "generation": 3,
     "prune": 4,
+    "train": 5,
     "evaluate": 5,
     "report": 6,
     "demo": 7,

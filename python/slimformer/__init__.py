@@ -24,6 +24,7 @@ from slimformer.errors import (
     DataError,
     DownloadError,
     FormatError,
+    MissingPackageError,
     ModelNotFoundError,
     RecipeError,
     SlimformerError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint, load, pull
     from slimformer.engine import Engine, Mask, Session, build_info
     from slimformer.prune import Recipe, plan, prune
+    from slimformer.train import from_torch, recover, to_torch
 
 __version__ = "0.1.0"
 
@@ -49,6 +51,7 @@ __all__ = [
     "Engine",
     "FormatError",
     "Mask",
+    "MissingPackageError",
     "ModelNotFoundError",
     "Recipe",
     "RecipeError",
@@ -59,10 +62,13 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "build_info",
+    "from_torch",
     "load",
     "plan",
     "prune",
     "pull",
+    "recover",
+    "to_torch",
 ]
 
 _HOME = {
@@ -76,6 +82,9 @@ _HOME = {
     "Recipe": "slimformer.prune",
     "plan": "slimformer.prune",
     "prune": "slimformer.prune",
+    "from_torch": "slimformer.train",
+    "recover": "slimformer.train",
+    "to_torch": "slimformer.train",
 }
 """Where the names live that are loaded on first use."""
 

@@ -53,3 +53,7 @@ class TokenError(SlimformerError, IndexError):
 
 class ContextLengthError(SlimformerError, ValueError):
     """A sequence longer than the model's, or the session's, limit."""
+
+
+class MissingPackageError(SlimformerError, ImportError):
+    """An optional package that this needs is not installed; the message says how to get it."""

@@ -19,6 +19,7 @@ from slimformer.cli.generate import generate
 from slimformer.cli.inspect import inspect
 from slimformer.cli.prune import prune
 from slimformer.cli.pull import pull
+from slimformer.cli.recover import recover
 from slimformer.cli.report import report
 from slimformer.errors import SlimformerError
 
@@ -63,7 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, pull, inspect, generate, prune, evaluate, bench, report):
+for command in (demo, pull, inspect, generate, prune, recover, evaluate, bench, report):
     app.command()(command)
 
 

@@ -1,0 +1,109 @@
+"""Recovery by training: a pruned model learns from the dense one what it has lost.
+
+Distillation end to end (Hinton et al. 2015, arXiv 1503.02531): the student's predictions are drawn
+to the teacher's on every token, and its residual streams to the teacher's. Embedding and head stay
+as they are, because no pruning touches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.errors import ConfigError, RecipeError
+from slimformer.progress import Progress, silent
+from slimformer.prune.recipe import Recipe
+from slimformer.train.optional import require_torch
+from slimformer.train.settings import Recovery, Report, Settings, ignore
+from slimformer.train.windows import training_windows
+
+
+def recover(
+    student: Checkpoint,
+    teacher: Checkpoint,
+    settings: Settings,
+    *,
+    texts: Sequence[str] | None = None,
+    state: Path | None = None,
+    threads: int = 0,
+    progress: Progress = silent,
+    report: Report = ignore,
+) -> Recovery:
+    """Train a pruned model to predict what the dense one predicts.
+
+    What comes back predicts held-out text at least as closely as the student did: weights are
+    kept only where that text confirms them. It has the student's shape, types and zeros.
+
+    Parameters
+    ----------
+    student
+        The pruned model.
+    teacher
+        The dense model that it was made from, or another with its vocabulary.
+    settings
+        How long and how to train.
+    texts
+        What to read; without any the teacher writes some.
+    state
+        A file that the work is saved to on its way and goes on from if it is there; it is removed
+        in the end.
+    threads
+        0 takes all cores.
+    progress
+        Told of the preparations.
+    report
+        Told after every step.
+
+    Raises
+    ------
+    MissingPackageError
+        PyTorch is not installed.
+    ConfigError
+        The models do not go together, or the state is that of other work.
+    FormatError
+        The state cannot be read.
+    DataError
+        Text that cannot be used.
+    """
+    require_torch("recovery")
+    if student.config.vocab_size != teacher.config.vocab_size:
+        raise ConfigError(
+            f"recover: the teacher has {teacher.config.vocab_size} tokens, the student "
+            f"{student.config.vocab_size}"
+        )
+    from slimformer.train.loop import Run
+
+    train, held_out = training_windows(
+        teacher,
+        texts,
+        window=min(settings.window, student.config.max_positions, teacher.config.max_positions),
+        seed=settings.seed,
+        threads=threads,
+        progress=progress,
+    )
+    run = Run(student, teacher, settings, stream_pairs(student, teacher), train, held_out, threads)
+    return run.to_the_end(state, report)
+
+
+def stream_pairs(student: Checkpoint, teacher: Checkpoint) -> list[tuple[int, int]]:
+    """Layers after which both models' residual streams should agree, as (student's, teacher's).
+
+    Where the student's next layer comes from a later one of the teacher's, its stream is to be what
+    enters that one. The last is left out, because the predictions are compared there. Nothing is
+    known of models that do not come from each other and are of different depth or width.
+    """
+    n_student, n_teacher = len(student.config.layers), len(teacher.config.layers)
+    if student.config.n_channels != teacher.config.n_channels:
+        return []
+    try:
+        recipe = Recipe.from_dict(student.recipe or {})
+    except RecipeError:
+        recipe = None
+    if recipe is not None and recipe.source_fingerprint == teacher.fingerprint:
+        sources = [layer.source for layer in recipe.layers]
+    elif n_student == n_teacher:
+        sources = list(range(n_teacher))
+    else:
+        return []
+    return [(index, after - 1) for index, after in enumerate(sources[1:])]

@@ -1,0 +1,114 @@
+"""What a recovery is asked for, and what it tells while it runs. No PyTorch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How long and how to train.
+
+    Parameters
+    ----------
+    minutes
+        Wall-clock time that training may take, its evaluations on held-out text included.
+    tokens
+        Instead, or as well: tokens to train on. With ``tokens`` alone a seed gives the same bytes
+        every time; a clock does not.
+    learning_rate
+        Highest rate of AdamW, reached after the warm-up and left on half a cosine.
+    lora
+        Rank of low-rank updates that are trained instead of the matrices themselves (Hu et al.
+        2021, arXiv 2106.09685) and merged at the end.
+    window, batch
+        Tokens of a sequence, and of a step; a step has whole windows.
+    hidden
+        Weight of the residual streams' relative error beside the divergence of the predictions.
+    patience
+        Evaluations without progress on held-out text after which training stops.
+    seed
+        Of the choice and order of text, and of the low-rank updates.
+
+    Raises
+    ------
+    ConfigError
+        Values out of range, or neither ``minutes`` nor ``tokens``.
+    """
+
+    minutes: float | None = None
+    tokens: int | None = None
+    learning_rate: float = 2e-4
+    lora: int | None = None
+    window: int = 512
+    batch: int = 2048
+    hidden: float = 0.1
+    patience: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.minutes is None and self.tokens is None:
+            raise ConfigError("recover: give minutes or tokens")
+        for name in ("minutes", "tokens", "learning_rate", "lora", "patience"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}: expected a number above 0, found {value}")
+        if self.window < 2:
+            raise ConfigError(f"window: expected 2 tokens at least, found {self.window}")
+        if self.batch < self.window:
+            raise ConfigError(
+                f"batch: expected at least one window of {self.window}, found {self.batch}"
+            )
+        if not 0 <= self.hidden < math.inf:
+            raise ConfigError(f"hidden: expected 0 or more, found {self.hidden}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed: expected 0 to 2^63 - 1, found {self.seed}")
+
+    def share(self, tokens: int, seconds: float) -> float:
+        """How much of the budget is used up, 0 to 1."""
+        by_tokens = 0.0 if self.tokens is None else tokens / self.tokens
+        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        return min(1.0, max(by_tokens, by_time))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Where a recovery stands.
+
+    ``share`` of the budget, ``loss`` of the last steps, the best ``held_out`` divergence so far
+    (nats a token), ``seconds_left`` if it goes on like this.
+    """
+
+    share: float
+    tokens: int
+    loss: float
+    held_out: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovery:
+    """The recovered model, and what that took.
+
+    ``before`` and ``after`` are divergences from the teacher on held-out text, in nats a token.
+    """
+
+    checkpoint: Checkpoint
+    tokens: int
+    seconds: float
+    before: float
+    after: float
+
+
+Report = Callable[[Step], None]
+"""Told after every step."""
+
+
+def ignore(step: Step) -> None:
+    """Report nothing."""

@@ -1,0 +1,80 @@
+"""Text to train on: windows of tokens in a fixed order, some of them held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.errors import DataError
+from slimformer.progress import Progress, silent
+from slimformer.prune.calibrate import make_windows
+from slimformer.prune.sample import sample_calibration
+from slimformer.prune.stream import Windows
+
+MAX_TOKENS = 1 << 24
+"""Tokens of text that are kept; a processor does not train on more in a day."""
+
+HELD_OUT_TOKENS = 4096
+"""Tokens that are held out at most: their divergence is known to 2 %, and predicting them takes
+as long as training on a third of them."""
+
+HELD_OUT = 8
+"""At most one window in so many is held out."""
+
+SAMPLES = 6
+SAMPLE_TOKENS = 16384
+"""Without text the teacher writes so many batches of so many tokens. They are read again and
+again; what that costs shows on those held out."""
+
+
+def training_windows(
+    teacher: Checkpoint,
+    texts: Sequence[str] | None,
+    *,
+    window: int,
+    seed: int,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> tuple[Windows, Windows]:
+    """Windows to train on, [windows, tokens], and those held out.
+
+    Raises
+    ------
+    DataError
+        The text does not fill two windows.
+    """
+    if texts is None:
+        texts = [
+            text
+            for batch in range(SAMPLES)
+            for text in sample_calibration(
+                teacher,
+                tokens=SAMPLE_TOKENS,
+                seed=seed + batch,
+                threads=threads,
+                progress=progress,
+            )
+        ]
+    found = make_windows(teacher, texts, tokens=MAX_TOKENS, seed=seed, window=window)
+    if len(found) < 2:
+        raise DataError(f"recover: the text does not fill two windows of {window} tokens")
+    count = max(1, min(HELD_OUT_TOKENS // window, len(found) // HELD_OUT))
+    return found[count:], found[:count]
+
+
+class Feed:
+    """Windows without end: all in an order that the seed decides, then again in another."""
+
+    def __init__(self, windows: Windows, seed: int) -> None:
+        self._windows = windows
+        self._seed = seed
+
+    def batch(self, first: int, count: int) -> Windows:
+        """``count`` windows from the ``first`` of the endless order on, [count, tokens]."""
+        size = len(self._windows)
+        places = range(first, first + count)
+        epochs = {place // size for place in places}
+        orders = {e: np.random.default_rng((self._seed, e)).permutation(size) for e in epochs}
+        return self._windows[[orders[place // size][place % size] for place in places]]

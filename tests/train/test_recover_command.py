@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from prune.test_allocate import uniform_model
+from slimformer.checkpoint import load, save
+from slimformer.cli.main import app
+from slimformer.report.results import FILE_NAME, Results
+
+SENTENCE = "the light of the river and the stone in the engine to layer "
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A dense model, one pruned by the command line, and text."""
+    text = tmp_path / "text.txt"
+    text.write_text(SENTENCE * 600)
+    save(uniform_model(layers=3, neurons=48), tmp_path / "dense")
+    result = run(
+        "prune", tmp_path / "dense", tmp_path / "slim", "--neurons", "24", "--calibration", text
+    )
+    assert result.exit_code == 0, result.stderr
+    return tmp_path / "dense", tmp_path / "slim", text
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_folder_is_recovered_in_its_place(folders: tuple[Path, Path, Path]) -> None:
+    dense, slim, text = folders
+    before = load(slim)
+    fingerprint, recipe = before.fingerprint, before.recipe
+    options = ("--teacher", dense, "--data", text, "--tokens", 8192, "--learning-rate", 0.003)
+    result = run("recover", slim, *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert '"divergence_after"' in result.stdout
+    assert "tokens/s" in result.stderr
+    assert load(slim).fingerprint != fingerprint
+    assert load(slim).recipe == recipe
+    notes = Results.load(slim / FILE_NAME)
+    assert str(text) in notes.calibrated_on
+    assert "Recovered on 8,192 tokens" in notes.notes[0]
+    assert sorted(path.name for path in slim.parent.iterdir()) == ["dense", "slim", "text.txt"]
+
+
+def test_or_beside_it(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    dense, slim, text = folders
+    fingerprint = load(slim).fingerprint
+    options = ("--teacher", dense, "--data", text, "--tokens", 2048, "--lora", 2)
+    result = run("recover", slim, *options, "--output", tmp_path / "better")
+    assert result.exit_code == 0, result.stderr
+    assert "better" in result.stdout
+    assert load(slim).fingerprint == fingerprint
+    assert load(tmp_path / "better").config == load(slim).config
+
+
+def test_mistakes_are_told(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    dense, slim, text = folders
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    for arguments in (
+        (slim, "--teacher", dense, "--data", tmp_path / "none.txt"),
+        (slim, "--teacher", tmp_path / "none"),
+        (slim, "--teacher", dense, "--data", text, "--output", tmp_path / "mine"),
+        (slim, "--teacher", dense, "--data", text, "--learning-rate", "-1"),
+    ):
+        result = run("recover", *arguments)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert run("recover", slim).exit_code == 2

@@ -35,6 +35,7 @@ PYTHON_LEVELS = {
     "generation": 3,
     "prune": 4,
     "train": 5,
+    "baselines": 6,
     "evaluate": 5,
     "report": 6,
     "demo": 7,

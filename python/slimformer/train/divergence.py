@@ -25,7 +25,8 @@ def divergence(student: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tenso
     student, wanted
         Normalised last hidden states of the student and of the teacher, [tokens, channels].
     head, wanted_head
-        Their heads, [vocab_size, channels]. ``wanted`` and ``wanted_head`` get no gradient.
+        Their heads, [vocab_size, channels]; logits are computed in the heads' types. Only
+        ``student`` gets a gradient.
 
     Returns
     -------
@@ -51,39 +52,26 @@ class _Divergence(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tensor
     ) -> Tensor:
-        low = (
-            torch.get_autocast_dtype(student.device.type)
-            if torch.is_autocast_enabled(student.device.type)
-            else torch.float32
-        )
-        head_low, wanted_head_low = head.to(low), wanted_head.to(low)
-        by_student = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
-        by_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=student.device)
-        with torch.autocast(student.device.type, enabled=False):
-            for start in range(0, len(student), BLOCK):
-                rows = slice(start, start + BLOCK)
-                x = student[rows].to(low)
-                logs = torch.log_softmax((x @ head_low.T).float(), -1)
-                wanted_logs = torch.log_softmax(
-                    (wanted[rows].to(low) @ wanted_head_low.T).float(), -1
-                )
-                probabilities = wanted_logs.exp()
-                total += (probabilities * (wanted_logs - logs)).sum()
-                if by_student is None and by_head is None:
-                    continue
-                difference = ((logs.exp() - probabilities) / len(student)).to(low)
-                if by_student is not None:
-                    by_student[rows] = difference @ head_low
-                if by_head is not None:
-                    by_head += difference.T @ x
-        ctx.save_for_backward(by_student, by_head)
+        for start in range(0, len(student), BLOCK):
+            rows = slice(start, start + BLOCK)
+            logs = _log_probabilities(student[rows], head)
+            wanted_logs = _log_probabilities(wanted[rows], wanted_head)
+            probabilities = wanted_logs.exp()
+            total += torch.dot(probabilities.view(-1), wanted_logs.sub_(logs).view(-1))
+            if gradient is not None:
+                difference = logs.exp_().sub_(probabilities).div_(len(student))
+                gradient[rows] = difference.to(head.dtype) @ head
+        ctx.save_for_backward(gradient)
         return total / len(student)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (
-            *(None if by is None else by * gradient for by in ctx.saved_tensors),
-            None,
-            None,
-        )
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer, None, None, None
+
+
+def _log_probabilities(hidden: Tensor, head: Tensor) -> Tensor:
+    """Float32 [tokens, vocab_size]."""
+    return torch.log_softmax(hidden.to(head.dtype) @ head.T, -1, dtype=torch.float32)

@@ -70,6 +70,7 @@ class Run:
         self.pairs = pairs if settings.hidden else []
         self.threads = threads
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.low = torch.bfloat16 if _bfloat16(self.device) else torch.float32
         self.feed = Feed(train, settings.seed)
         self.batch = max(1, settings.batch // train.shape[1])
         self.micro = max(1, MICRO_TOKENS // train.shape[1])
@@ -86,6 +87,9 @@ class Run:
         )
         self.teacher = make_teacher(
             teacher, tuple(layer for _, layer in self.pairs), self.device, threads=threads
+        )
+        self.head, self.wanted_head = (
+            weight.detach().to(self.low) for weight in (self.module.head_weight, self.teacher.head)
         )
         self.held_out = [
             (part, self.teacher.look(part)[0]) for part in _parts(held_out, self.micro)
@@ -157,7 +161,7 @@ class Run:
 
     def _divergence(self, stream: Tensor, wanted: Tensor) -> Tensor:
         normed = self.module.final_norm(stream).flatten(0, 1)
-        return divergence(normed, self.module.head_weight, wanted, self.teacher.head)
+        return divergence(normed, self.head, wanted, self.wanted_head)
 
     @torch.no_grad()
     def _held_out_divergence(self) -> float:
@@ -240,7 +244,8 @@ class Run:
         return torch.from_numpy(windows).long().to(self.device)
 
     def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=_bfloat16(self.device))
+        low = self.low is torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
 
 
 @dataclasses.dataclass

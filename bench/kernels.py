@@ -15,7 +15,7 @@ import numpy as np
 
 from slimformer import _kernels as kernels
 
-Weights = Literal["f32", "bf16"]
+Weights = Literal["f32", "bf16", "int8", "int4"]
 
 SHAPES = Path(__file__).with_name("shapes")
 

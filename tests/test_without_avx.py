@@ -22,7 +22,7 @@ from slimformer.engine import Engine
 
 for seed in range(3):
     checkpoint = random_checkpoint(random_config(np.random.default_rng(seed)), seed)
-    for weights in ("f32", "bf16"):
+    for weights in ("f32", "bf16", "int8", "int4"):
         engine = Engine(checkpoint, weights=weights, threads=2)
         assert engine.tier == "scalar", engine.tier
         logits = engine.forward([engine.session()], [list(range(5, 80))], logits="last")
@@ -41,7 +41,7 @@ def run(command: list[str], **environment: str) -> list[np.ndarray]:
     )
     assert finished.returncode == 0, finished.stderr.decode()
     stream = io.BytesIO(finished.stdout)
-    return [np.load(stream) for _ in range(6)]
+    return [np.load(stream) for _ in range(12)]
 
 
 @pytest.mark.skipif(EMULATOR is None, reason="qemu-x86_64 is not installed")

@@ -12,6 +12,7 @@
 #include "bindings/bindings.h"
 #include "kernels/registry.h"
 #include "ops/roofline.h"
+#include "tensor/dtype.h"
 
 namespace slimformer::bindings {
 namespace {
@@ -40,7 +41,9 @@ py::dict BuildInfo() {
   info["tiers"] = tiers;
   info["cpu_features"] = CpuFeatureNames(DetectCpuFeatures());
   info["isa_override"] = Env("SLIMFORMER_ISA");
-  info["weight_types"] = std::vector<std::string>{"f32", "bf16"};
+  std::vector<std::string> weight_types;
+  for (const auto& [name, type] : tensor::kWeightTypes) weight_types.emplace_back(name);
+  info["weight_types"] = weight_types;
   info["cores"] = AvailableCores();
   return info;
 }

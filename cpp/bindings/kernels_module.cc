@@ -52,8 +52,10 @@ void Require(bool holds, const char* what) {
 }
 
 tensor::WeightType WeightTypeNamed(const std::string& name) {
-  Require(name == "f32" || name == "bf16", "weights must be 'f32' or 'bf16'");
-  return name == "f32" ? tensor::WeightType::f32 : tensor::WeightType::bf16;
+  for (const auto& [word, type] : tensor::kWeightTypes) {
+    if (word == name) return type;
+  }
+  throw Error(ErrorKind::config, "no weights '" + name + "'");
 }
 
 tensor::MatrixSource Source(const py::array& w, const std::string& type) {
@@ -88,7 +90,7 @@ class Matrix {
     CheckShapes(x, y);
     const kernels::GemmKernel& kernel = matrix_.kernel();
     const std::size_t rows = Dim(x, 0);
-    AlignedBuffer<std::byte> prepared(kernel.input_bytes(rows, matrix_.cols()));
+    AlignedBuffer<std::byte> prepared(rows * kernel.input_row_bytes(matrix_.cols()));
     const void* input = x.data();
     if (kernel.prepare_input != nullptr) {
       kernel.prepare_input(x.data(), matrix_.cols(), rows, matrix_.cols(), prepared.data());
@@ -283,8 +285,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def(
       "geometry",
       [](const std::string& tier, const std::string& weights) {
-        const bool f32 = WeightTypeNamed(weights) == tensor::WeightType::f32;
-        const kernels::GemmKernel& kernel = f32 ? Table(tier).gemm_f32 : Table(tier).gemm_bf16;
+        const kernels::GemmKernel& kernel = tensor::GemmFor(Table(tier), WeightTypeNamed(weights));
         return std::pair(kernel.panel_width, kernel.tile_rows);
       },
       py::arg("tier"), py::arg("weights"));

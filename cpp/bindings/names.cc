@@ -26,10 +26,7 @@ T Choose(const std::string& what, const std::string& name,
 }  // namespace
 
 tensor::WeightType WeightTypeNamed(const std::string& name) {
-  using tensor::WeightType;
-  static constexpr std::pair<std::string_view, WeightType> kChoices[] = {
-      {"f32", WeightType::f32}, {"bf16", WeightType::bf16}};
-  return Choose<WeightType>("weights", name, kChoices);
+  return Choose<tensor::WeightType>("weights", name, tensor::kWeightTypes);
 }
 
 ops::KvType KvTypeNamed(const std::string& name) {

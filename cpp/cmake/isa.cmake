@@ -12,7 +12,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   list(APPEND SLIMFORMER_TIERS
     "avx2|scalar|${avx2}|avx,avx2,fma,f16c,bmi2"
     "avx512|avx2|${avx512}|avx512f,avx512bw,avx512dq,avx512vl"
-    "avx512_bf16|avx512|${avx512} -mavx512bf16|avx512bf16")
+    "avx512_vnni|avx512|${avx512} -mavx512vnni|avx512vnni"
+    "avx512_bf16|avx512_vnni|${avx512} -mavx512bf16|avx512bf16")
 endif()
 
 # Adds every tier's object to `target`, and the table as kernels/tiers.inc for the registry.

@@ -28,18 +28,14 @@
 
 #include "base/bf16.h"
 #include "kernels/kernel_table.h"
+#include "kernels/tiles-inl.h"
 
 namespace slimformer::kernels {
 namespace {
 
-constexpr std::size_t kPanelWidth = 2 * Vector::kLanes;
 constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 6 : 12;
 constexpr std::size_t kBlockSteps = 256;
 constexpr std::size_t kMostBlocksAtOnce = 4;
-
-constexpr std::size_t RoundUp(std::size_t n, std::size_t unit) noexcept {
-  return (n + unit - 1) / unit * unit;
-}
 
 // Panels say how a step is stored, loaded and multiplied. Slot is where, in values from the start
 // of its step, the weight of an output for the n-th k of the step lies.
@@ -149,33 +145,20 @@ inline void Tile(const Product<Panel>& p, std::size_t steps, bool accumulate) no
   }
 }
 
-// Finds the tile of a height.
-template <class Panel, std::size_t kBlocks, bool kFetchNext, std::size_t kRows = kTileRows>
-inline void TileOfHeight(const Product<Panel>& p, std::size_t height, std::size_t steps,
-                         bool accumulate) noexcept {
-  if (height == kRows) {
-    Tile<Panel, kRows, kBlocks, kFetchNext>(p, steps, accumulate);
-  } else if constexpr (kRows > 1) {
-    TileOfHeight<Panel, kBlocks, kFetchNext, kRows - 1>(p, height, steps, accumulate);
-  }
-}
-
-// All rows over one block, in tiles of nearly equal height.
+// All rows over one block.
 template <class Panel>
-inline void OneBlock(Product<Panel> p, std::size_t rows, std::size_t steps,
+inline void OneBlock(const Product<Panel>& p, std::size_t rows, std::size_t steps,
                      bool accumulate) noexcept {
-  for (bool first = true; rows > 0; first = false) {
-    const std::size_t tiles = (rows + kTileRows - 1) / kTileRows;
-    const std::size_t height = (rows + tiles - 1) / tiles;
-    if (first) {
-      TileOfHeight<Panel, 1, true>(p, height, steps, accumulate);
+  ForTiles<kTileRows>(rows, [&](auto tile, std::size_t first) {
+    Product<Panel> at = p;
+    at.x += first * p.x_stride;
+    at.y += first * p.y_stride;
+    if (first == 0) {
+      Tile<Panel, decltype(tile)::kRows, 1, true>(at, steps, accumulate);
     } else {
-      TileOfHeight<Panel, 1, false>(p, height, steps, accumulate);
+      Tile<Panel, decltype(tile)::kRows, 1, false>(at, steps, accumulate);
     }
-    p.x += height * p.x_stride;
-    p.y += height * p.y_stride;
-    rows -= height;
-  }
+  });
 }
 
 // How many blocks a tile of `rows` rows takes side by side: enough for eight chains.
@@ -187,8 +170,7 @@ inline std::size_t BlocksAtOnce(std::size_t rows) noexcept {
 template <class Panel>
 inline void Blocks(Product<Panel> p, std::size_t rows, std::size_t steps,
                    bool accumulate) noexcept {
-  const std::size_t count = (steps + kBlockSteps - 1) / kBlockSteps;
-  const std::size_t block = (steps + count - 1) / count;
+  const std::size_t block = DivideUp(steps, DivideUp(steps, kBlockSteps));
   const std::size_t at_once = BlocksAtOnce(rows);
   while (steps > 0) {
     std::size_t blocks = steps / block;  // whole ones
@@ -199,7 +181,9 @@ inline void Blocks(Product<Panel> p, std::size_t rows, std::size_t steps,
     } else if (blocks == 3) {
       Tile<Panel, 1, 3, true>(p, block, accumulate);
     } else if (blocks == 2) {
-      TileOfHeight<Panel, 2, true, 2>(p, rows, block, accumulate);
+      WithHeight<2>(rows, [&](auto tile) {
+        Tile<Panel, decltype(tile)::kRows, 2, true>(p, block, accumulate);
+      });
     } else {
       if (blocks == 0) done = steps;
       OneBlock(p, rows, done, accumulate);
@@ -232,26 +216,14 @@ void Multiply(const void* x, std::size_t x_stride, std::size_t rows, const void*
     Blocks(p, rows, steps, accumulate);
     return;
   }
-  // The matrix's last panel: the tile goes through a copy, a few rows at a time.
-  constexpr std::size_t kCopyRows = 4 * kTileRows;
-  float copy[kCopyRows * kPanelWidth];  // [kCopyRows, kPanelWidth]
-  p.y = copy;
-  p.y_stride = kPanelWidth;
-  while (rows > 0) {
-    const std::size_t height = rows < kCopyRows ? rows : kCopyRows;
-    for (std::size_t r = 0; r < height; ++r) {
-      for (std::size_t c = 0; c < kPanelWidth; ++c) {
-        copy[r * kPanelWidth + c] = accumulate && c < outputs ? y[r * y_stride + c] : 0.0F;
-      }
-    }
-    Blocks(p, height, steps, accumulate);
-    for (std::size_t r = 0; r < height; ++r) {
-      for (std::size_t c = 0; c < outputs; ++c) y[r * y_stride + c] = copy[r * kPanelWidth + c];
-    }
-    p.x += height * p.x_stride;
-    y += height * y_stride;
-    rows -= height;
-  }
+  ThroughCopy<4 * kTileRows>(y, y_stride, rows, outputs, accumulate,
+                             [&](std::size_t first, std::size_t height, float* copy) {
+                               Product<Panel> at = p;
+                               at.x += first * p.x_stride;
+                               at.y = copy;
+                               at.y_stride = kPanelWidth;
+                               Blocks(at, height, steps, accumulate);
+                             });
 }
 
 template <class Panel>
@@ -280,8 +252,6 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
   }
 }
 
-inline std::size_t NoInputBytes(std::size_t, std::size_t) noexcept { return 0; }
-
 // The unit for panels that read float32 rows as they are.
 template <class Panel>
 constexpr GemmKernel MakeGemm() noexcept {
@@ -290,7 +260,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .panel_bytes = &PanelBytes<Panel>,
           .pack_panel = &PackPanel<Panel>,
           .unpack_row = &UnpackRow<Panel>,
-          .input_bytes = &NoInputBytes,
+          .input_row_bytes = &NoInputRowBytes,
           .prepare_input = nullptr,
           .multiply = &Multiply<Panel>};
 }

@@ -33,11 +33,12 @@ struct GemmKernel {
   // Writes row `output` of a packed panel, widened to float32, to w [k].
   void (*unpack_row)(const void* panel, std::size_t output, std::size_t k, float* w) noexcept;
 
-  // Bytes of x once prepared; 0 where `multiply` reads float32 rows as they are.
-  std::size_t (*input_bytes)(std::size_t rows, std::size_t k) noexcept;
+  // Bytes of a row of x once prepared, a multiple of 4; 0 where `multiply` reads float32 rows as
+  // they are.
+  std::size_t (*input_row_bytes)(std::size_t k) noexcept;
 
   // Rewrites x [rows, k] (float32, rows `stride` floats apart) into the form that `multiply`
-  // reads (`prepared` is 64-byte aligned). Null where input_bytes is 0.
+  // reads, rows input_row_bytes(k) apart (`prepared` is aligned to 4). Null where that is 0.
   void (*prepare_input)(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
                         void* prepared) noexcept;
 
@@ -73,6 +74,8 @@ struct KernelTable {
 
   GemmKernel gemm_f32;
   GemmKernel gemm_bf16;
+  GemmKernel gemm_int8;  // see quantisation.h
+  GemmKernel gemm_int4;  // reads inputs in the same form
 
   AttendPage attend_f32;
   AttendPage attend_bf16;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/kernel_table.h"
+#include "ops/rows.h"
 
 namespace slimformer::ops {
 namespace {
@@ -32,8 +33,13 @@ struct RowBlocks {
   std::size_t Height(std::size_t block) const { return std::min(height, rows - First(block)); }
 };
 
+// Bytes of a row of x as the kernel reads it.
+std::size_t RowBytes(std::size_t cols, const GemmKernel& kernel) {
+  return kernel.prepare_input == nullptr ? cols * sizeof(float) : kernel.input_row_bytes(cols);
+}
+
 RowBlocks CutRows(std::size_t rows, std::size_t cols, const GemmKernel& kernel) {
-  const std::size_t fitting = kRowBlockBytes / (cols * sizeof(float));
+  const std::size_t fitting = kRowBlockBytes / RowBytes(cols, kernel);
   const std::size_t most = std::clamp(fitting, 4 * kernel.tile_rows, kMostBlockRows);
   const std::size_t height = RoundUp(DivideUp(rows, DivideUp(rows, most)), kernel.tile_rows);
   return {rows, height, DivideUp(rows, height)};
@@ -49,29 +55,27 @@ std::size_t PanelsOfTask(const PackedMatrix& matrix, const RowBlocks& blocks) {
   return std::min({by_flops, by_bytes, matrix.panels()});
 }
 
-// x as the kernel reads it, block by block.
+// x as the kernel reads it.
 struct Input {
   const std::byte* data;
-  std::size_t stride;       // floats from row to row; 0 where the blocks were prepared
-  std::size_t block_bytes;  // from one block to the next
+  std::size_t stride;     // floats from row to row; of no meaning where x was prepared
+  std::size_t row_bytes;  // from row to row
 
-  const void* Block(std::size_t block) const { return data + block * block_bytes; }
+  const void* Row(std::size_t row) const { return data + row * row_bytes; }
 };
 
 Input PrepareInput(ThreadPool& pool, tensor::Workspace& workspace, const GemmKernel& kernel,
-                   const float* x, std::size_t x_stride, const RowBlocks& blocks,
-                   std::size_t cols) {
+                   const float* x, std::size_t x_stride, std::size_t rows, std::size_t cols) {
   if (kernel.prepare_input == nullptr) {
-    return {reinterpret_cast<const std::byte*>(x), x_stride,
-            blocks.height * x_stride * sizeof(float)};
+    return {reinterpret_cast<const std::byte*>(x), x_stride, x_stride * sizeof(float)};
   }
-  const std::size_t block_bytes = RoundUp(kernel.input_bytes(blocks.height, cols), 64);
-  auto* prepared = workspace.Take<std::byte>(blocks.count * block_bytes);
-  pool.ParallelFor(blocks.count, [&](std::size_t block, int) {
-    kernel.prepare_input(x + blocks.First(block) * x_stride, x_stride, blocks.Height(block), cols,
-                         prepared + block * block_bytes);
+  const std::size_t row_bytes = kernel.input_row_bytes(cols);
+  auto* prepared = workspace.Take<std::byte>(rows * row_bytes);
+  ForRows(pool, rows, cols, [&](std::size_t begin, std::size_t end) {
+    kernel.prepare_input(x + begin * x_stride, x_stride, end - begin, cols,
+                         prepared + begin * row_bytes);
   });
-  return {prepared, 0, block_bytes};
+  return {prepared, x_stride, row_bytes};
 }
 
 void AddBias(const float* bias, std::size_t outputs, std::size_t rows, float* y,
@@ -91,8 +95,8 @@ void RunTask(const LinearOutput& output, const Input& input, const RowBlocks& bl
   for (std::size_t panel = first; panel < last; ++panel) {
     const std::size_t column = panel * kernel.panel_width;
     const std::size_t outputs = std::min(kernel.panel_width, matrix.rows() - column);
-    kernel.multiply(input.Block(block), input.stride, rows, matrix.panel(panel), matrix.cols(),
-                    y + column, output.y_stride, outputs, output.accumulate);
+    kernel.multiply(input.Row(blocks.First(block)), input.stride, rows, matrix.panel(panel),
+                    matrix.cols(), y + column, output.y_stride, outputs, output.accumulate);
     if (output.bias != nullptr) {
       AddBias(output.bias + column, outputs, rows, y + column, output.y_stride);
     }
@@ -108,7 +112,7 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
   const std::size_t cols = outputs.front().matrix.cols();
   const RowBlocks blocks = CutRows(rows, cols, kernel);
   const tensor::Workspace::Frame frame(workspace);
-  const Input input = PrepareInput(pool, workspace, kernel, x, x_stride, blocks, cols);
+  const Input input = PrepareInput(pool, workspace, kernel, x, x_stride, rows, cols);
 
   // Tasks are numbered layer by layer, in a layer block by block, in a block group of panels by
   // group: neighbours share their rows.

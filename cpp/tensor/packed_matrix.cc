@@ -31,12 +31,23 @@ void Widen(const kernels::KernelTable& kernels, const MatrixSource& w, std::size
 
 }  // namespace
 
+const kernels::GemmKernel& GemmFor(const kernels::KernelTable& kernels, WeightType type) noexcept {
+  switch (type) {
+    case WeightType::f32:
+      return kernels.gemm_f32;
+    case WeightType::bf16:
+      return kernels.gemm_bf16;
+    case WeightType::int8:
+      return kernels.gemm_int8;
+    case WeightType::int4:
+      break;
+  }
+  return kernels.gemm_int4;
+}
+
 PackedMatrix::PackedMatrix(const kernels::KernelTable& kernels, WeightType type, std::size_t rows,
                            std::size_t cols)
-    : kernel_(type == WeightType::f32 ? &kernels.gemm_f32 : &kernels.gemm_bf16),
-      type_(type),
-      rows_(rows),
-      cols_(cols) {
+    : kernel_(&GemmFor(kernels, type)), type_(type), rows_(rows), cols_(cols) {
   if (rows == 0 || cols == 0) {
     throw Error(ErrorKind::config, "a weight matrix of " + std::to_string(rows) + " x " +
                                        std::to_string(cols) + " values is empty");

@@ -17,6 +17,9 @@ struct MatrixSource {
   std::size_t stride;  // values from one row to the next
 };
 
+// The matrix product of a tier for one type of weights.
+const kernels::GemmKernel& GemmFor(const kernels::KernelTable& kernels, WeightType type) noexcept;
+
 class PackedMatrix {
  public:
   PackedMatrix(PackedMatrix&&) noexcept = default;

@@ -18,7 +18,7 @@ class PackedModel:
         self,
         config: ModelConfig,
         *,
-        weights: Literal["f32", "bf16"] = ...,
+        weights: Literal["f32", "bf16", "int8", "int4"] = ...,
         threads: int = ...,
         tier: str | None = ...,
     ) -> None: ...

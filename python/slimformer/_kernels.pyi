@@ -13,7 +13,7 @@ import numpy.typing as npt
 _F32: TypeAlias = npt.NDArray[np.float32]
 _U16: TypeAlias = npt.NDArray[np.uint16]
 _I32: TypeAlias = npt.NDArray[np.int32]
-_Weights: TypeAlias = Literal["f32", "bf16"]
+_Weights: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
 
 PAGE_POSITIONS: int
 KEY_LANES: int

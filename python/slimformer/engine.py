@@ -46,7 +46,7 @@ __all__ = [
     "measure_roofline",
 ]
 
-Weights = Literal["f32", "bf16"]
+Weights = Literal["f32", "bf16", "int8", "int4"]
 Kv = Literal["f32", "bf16"]
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -94,7 +94,9 @@ class Engine:
     model:
         A checkpoint, or what `slimformer.load` takes.
     weights:
-        What the matrices are packed as: ``bf16`` (half the memory, decodes faster) or ``f32``.
+        What the matrices are packed as: ``f32``, ``bf16`` (half the memory), ``int8`` (a quarter)
+        or ``int4``. The smaller, the faster; the last two also round what the matrices are
+        multiplied by.
     threads:
         Threads of one forward pass; 0 means one a core.
     kv:

@@ -14,7 +14,7 @@ def tier(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["f32", "bf16"])
+@pytest.fixture(params=["f32", "bf16", "int8", "int4"])
 def weights(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pytest
 
 from kernels.memory import place
+from reference.quantised import GROUP, PART, int8_inputs, int8_weights
 from slimformer import _kernels as kernels
 
 F32 = npt.NDArray[np.float32]
-Weights = Literal["f32", "bf16"]
+Weights = Literal["f32", "bf16", "int8", "int4"]
 
 EPS = 2.0**-24
 """Half a unit in the last place of float32: the error of one rounding."""
@@ -35,23 +36,56 @@ def matrix(tier: str, weights: str, w: npt.NDArray[Any], **options: Any) -> kern
     return kernels.Matrix(tier, cast(Weights, weights), w, **options)
 
 
-def rounded(w: F32, weights: str) -> F32:
-    """What is left of weights once packed."""
-    return w if weights == "f32" else w.astype(ml_dtypes.bfloat16).astype(np.float32)
+def rounded(w: F32, tier: str, weights: str) -> F32:
+    """What is left of weights [outputs, inputs] once packed."""
+    if weights == "f32":
+        return w
+    if weights == "bf16":
+        return w.astype(ml_dtypes.bfloat16).astype(np.float32)
+    if weights == "int8":
+        return int8_weights(w).astype(np.float32)  # no more digits than float32 has
+    return unpacked(matrix(tier, weights, w), w.shape)
+
+
+def unpacked(packed: kernels.Matrix, shape: tuple[int, ...]) -> F32:
+    rows = np.empty(shape, np.float32)
+    for index, row in enumerate(rows):
+        packed.unpack_row(index, row)
+    return rows
+
+
+def read(x: F32, tier: str, weights: str) -> npt.NDArray[Any]:
+    """The inputs as the kernel reads them."""
+    if weights in ("int8", "int4"):
+        return int8_inputs(x)
+    if tier == "avx512_bf16" and weights == "bf16":  # its dot products take bfloat16 inputs
+        return x.astype(ml_dtypes.bfloat16)
+    return x
 
 
 def reference(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.ndarray]:
     """The product of what the kernel reads in float64, and how far off it may be.
 
     A sum of k products rounds k times, each time by EPS of a partial sum, with random signs: so
-    sqrt(k) EPS of the sum of the magnitudes, and a few more for small k.
+    sqrt(k) EPS of the sum of the magnitudes, and a few more for small k. Products of whole numbers
+    add up exactly in their group, which then rounds two or three times. int4 weights
+    q * scale + minimum are summed as two products, either of which is at most twice as large as
+    the largest weight of its part would make it.
     """
-    if tier == "avx512_bf16" and weights == "bf16":  # its dot products take bfloat16 inputs
-        x = x.astype(ml_dtypes.bfloat16).astype(np.float32)
-    w = rounded(w, weights)
-    x64, w64 = x.astype(np.float64), w.astype(np.float64)
-    bound = (4 + np.sqrt(x.shape[1])) * EPS * (np.abs(x64) @ np.abs(w64).T)
+    x64 = read(x, tier, weights).astype(np.float64)
+    w64 = rounded(w, tier, weights).astype(np.float64)
+    magnitudes = 4 * largest_of_parts(w64) if weights == "int4" else np.abs(w64)
+    bound = (4 + np.sqrt(x.shape[1])) * EPS * (np.abs(x64) @ magnitudes.T)
     return x64 @ w64.T, bound
+
+
+def largest_of_parts(w: np.ndarray) -> np.ndarray:
+    """For every weight [outputs, inputs] the largest magnitude in its part."""
+    outputs, inputs = w.shape
+    padded = np.zeros((outputs, -(-inputs // PART) * PART))
+    padded[:, :inputs] = np.abs(w)
+    largest = padded.reshape(outputs, -1, PART).max(axis=2)
+    return np.repeat(largest, PART, axis=1)[:, :inputs]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -135,13 +169,13 @@ def test_packing_keeps_the_values(
         values = values.astype(np.float16).astype(np.float32)
         stored = values.astype(np.float16).view(np.uint16)
     elif source == "bf16":
-        values = rounded(values, "bf16")
+        values = values.astype(ml_dtypes.bfloat16).astype(np.float32)
         stored = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     packed = matrix(tier, weights, place(stored, placement), source=source, threads=2)
     row = place(np.empty(shape[1], np.float32), placement)
-    for index in range(shape[0]):
+    for index, expected in enumerate(rounded(values, tier, weights)):
         packed.unpack_row(index, row)
-        np.testing.assert_array_equal(row, rounded(values[index], weights))
+        np.testing.assert_array_equal(row, expected)
 
 
 def test_every_half_precision_value_is_read(tier: str) -> None:
@@ -156,21 +190,85 @@ def test_every_half_precision_value_is_read(tier: str) -> None:
 
 def test_packed_bytes(tier: str, weights: str) -> None:
     width, _ = kernels.geometry(tier, cast(Weights, weights))
-    packed = matrix(tier, weights, np.zeros((2 * width + 1, 64), np.float32))
-    assert packed.bytes == 3 * width * 64 * (4 if weights == "f32" else 2)
+    packed = matrix(tier, weights, np.zeros((2 * width + 1, GROUP), np.float32))
+    of_group = {"f32": 4 * GROUP, "bf16": 2 * GROUP, "int8": GROUP + 2, "int4": GROUP // 2 + 2 * 4}
+    of_panel = width * of_group[weights]
+    assert packed.bytes == 3 * (-(-of_panel // 64) * 64)
+
+
+def test_a_short_last_group_takes_no_more_than_it_holds(tier: str) -> None:
+    width, _ = kernels.geometry(tier, "int8")
+    packed = matrix(tier, "int8", np.ones((width, GROUP + 13), np.float32))
+    assert packed.bytes <= width * (GROUP + 16 + 2 * 2) + 63
 
 
 def test_not_a_number_stays_in_its_row_or_column(tier: str, weights: str) -> None:
     x = np.ones((9, 40), np.float32)
     w = np.ones((19, 40), np.float32)
+    clean, bound = reference(x, w, tier, weights)
     x[4, 39] = np.nan
+    x[5, 0] = np.inf
     w[18, 0] = np.inf
     y = np.empty((9, 19), np.float32)
     matrix(tier, weights, w).multiply(x, y)
-    expected = np.full((9, 19), 40, np.float32)
-    expected[:, 18] = np.inf
-    expected[4] = np.nan
-    np.testing.assert_array_equal(y, expected)
+    touched = np.zeros((9, 19), bool)
+    touched[4] = touched[5] = touched[:, 18] = True
+    np.testing.assert_array_equal(np.isfinite(y), ~touched)
+    assert (np.abs(y - clean) <= bound)[~touched].all()
+
+
+def test_int8_of_values_far_apart(tier: str, rng: np.random.Generator) -> None:
+    """Groups of zeros, of denormals and of huge numbers, beside ordinary ones."""
+    sizes = np.array([0, 1e-45, 1e-41, 1e-38, 1e-20, 1, 1e20, 1e34], np.float32)
+    w, x = (
+        (rng.uniform(-1, 1, (rows, 8, GROUP)) * rng.permuted(sizes)[:, None])
+        .astype(np.float32)
+        .reshape(rows, 8 * GROUP)
+        for rows in (37, 13)
+    )
+    y = np.empty((13, 37), np.float32)
+    expected, bound = reference(x, w, tier, "int8")
+    matrix(tier, "int8", w).multiply(x, y)
+    fine = np.abs(expected) < np.finfo(np.float32).max
+    assert fine.any()
+    smallest = 2.0**-149  # a product that is less than normal rounds to whole ones of these
+    assert (np.abs(y - expected) <= bound + 16 * smallest)[fine].all()
+
+
+def test_int4_keeps_what_has_sixteen_values(tier: str, rng: np.random.Generator) -> None:
+    """Weights that were on such lines already come back as they were."""
+    outputs, parts = 21, 5
+    scale = rng.choice([0.5, 0.0625, 3.0], (outputs, parts, 1))
+    low = scale * rng.integers(-20, 20, (outputs, parts, 1))
+    q = rng.integers(0, 16, (outputs, parts, PART))
+    q[..., 0], q[..., 1] = 0, 15
+    w = (scale * q + low).astype(np.float32).reshape(outputs, parts * PART)
+    w = np.ascontiguousarray(w[:, :-7])
+    kept = unpacked(matrix(tier, "int4", w), w.shape)
+    np.testing.assert_allclose(kept, w, rtol=0, atol=1e-6 * float(np.abs(w).max()))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_int4_loses_less_than_the_range_would(
+    tier: str, size: float, rng: np.random.Generator
+) -> None:
+    w = (rng.standard_normal((33, 20 * PART)) * size).astype(np.float32)
+    kept = unpacked(matrix(tier, "int4", w), w.shape).astype(np.float64)
+    parts = w.astype(np.float64).reshape(-1, PART)
+    low = parts.min(axis=1, keepdims=True)
+    scale = (parts.max(axis=1, keepdims=True) - low) / 15
+    plain = np.rint((parts - low) / scale) * scale + low
+    lost = ((kept.reshape(-1, PART) - parts) ** 2).sum(axis=1)
+    by_range = ((plain - parts) ** 2).sum(axis=1)
+    assert lost.sum() < 0.93 * by_range.sum()
+    assert (lost < 1.05 * by_range).mean() > 0.99  # scale and minimum are rounded to bfloat16
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-38, 0.3, -3e38])
+def test_int4_of_one_value(tier: str, value: float) -> None:
+    w = np.full((3, 45), value, np.float32)
+    kept = unpacked(matrix(tier, "int4", w), w.shape)
+    np.testing.assert_array_equal(kept, w.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_an_empty_matrix_is_refused(tier: str) -> None:

@@ -31,7 +31,7 @@ from slimformer.engine import Engine, Mask
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@given(seed=seeds, weights=st.sampled_from(["f32", "bf16"]))
+@given(seed=seeds, weights=st.sampled_from(["f32", "bf16", "int8", "int4"]))
 def test_logits_of_random_ragged_models(tier: str, seed: int, weights: Weights) -> None:
     case = random_case(seed)
     engine = case.engine(weights=weights, tier=tier)
@@ -39,7 +39,7 @@ def test_logits_of_random_ragged_models(tier: str, seed: int, weights: Weights) 
     assert agree(engine, logits, case.reference(weights))
 
 
-@given(seed=seeds, weights=st.sampled_from(["f32", "bf16"]))
+@given(seed=seeds, weights=st.sampled_from(["f32", "bf16", "int8", "int4"]))
 def test_scores_are_log_probabilities(seed: int, weights: Weights) -> None:
     case = random_case(seed)
     logits = case.reference(weights)[:-1]
@@ -79,7 +79,7 @@ def every_shape() -> ModelConfig:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("weights", ["f32", "bf16"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
 def test_everything_at_once(tier: str, weights: Weights) -> None:
     config = every_shape()
     checkpoint = random_checkpoint(config, 1)

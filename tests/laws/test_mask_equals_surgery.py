@@ -43,7 +43,7 @@ def both(case: Case, recipe: Recipe, weights: str) -> tuple[Engine, Mask, Engine
     return case.engine(weights=weights), mask, slim
 
 
-@given(seed=seeds, weights=st.sampled_from(["f32", "bf16"]))
+@given(seed=seeds, weights=st.sampled_from(["f32", "bf16", "int8", "int4"]))
 def test_layers_and_sub_blocks_bit_for_bit(seed: int, weights: str) -> None:
     case = random_case(seed, max_tokens=80)
     dense, mask, slim = both(case, recipe_of(case, units=False), weights)

@@ -93,7 +93,7 @@ def test_sequences_agree(engine: Engine, tokens: list[int]) -> None:
     np.testing.assert_array_equal(fork.extend(tokens[6:]), recomputed.extend(tokens[6:]))
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
 def test_the_number_of_threads_changes_nothing(
     real_model: Checkpoint, tokens: list[int], weights: str
 ) -> None:

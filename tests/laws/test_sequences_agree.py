@@ -53,7 +53,7 @@ def test_scores_of_many_sequences_are_those_of_each() -> None:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@given(seed=seeds, weights=st.sampled_from(["f32", "bf16"]))
+@given(seed=seeds, weights=st.sampled_from(["f32", "bf16", "int8", "int4"]))
 def test_any_number_of_threads_gives_the_same_bits(tier: str, seed: int, weights: str) -> None:
     case = random_case(seed)
     answers = []

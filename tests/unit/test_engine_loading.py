@@ -165,7 +165,7 @@ def test_what_this_build_is() -> None:
     info = build_info()
     assert info["tier"] in info["tiers"]
     assert "scalar" in info["tiers"]
-    assert info["weight_types"] == ["f32", "bf16"]
+    assert info["weight_types"] == ["f32", "bf16", "int8", "int4"]
 
 
 def test_the_roofline_is_measured() -> None:

@@ -12,6 +12,7 @@ namespace {
 
 struct Vector {
   using F = __m256;
+  using I = __m256i;  // kLanes int32
   static constexpr std::size_t kLanes = 8;
 
   static F Zero() noexcept { return _mm256_setzero_ps(); }
@@ -29,6 +30,8 @@ struct Vector {
   static F Div(F a, F b) noexcept { return _mm256_div_ps(a, b); }
   static F MulAdd(F a, F b, F c) noexcept { return _mm256_fmadd_ps(a, b, c); }
   static F NegMulAdd(F a, F b, F c) noexcept { return _mm256_fnmadd_ps(a, b, c); }
+
+  static F Abs(F x) noexcept { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), x); }
 
   // The second operand where either is a NaN.
   static F Min(F a, F b) noexcept { return _mm256_min_ps(a, b); }
@@ -91,6 +94,35 @@ struct Vector {
     const __m128i packed =
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+
+  static I ZeroInt() noexcept { return _mm256_setzero_si256(); }
+  static I SetInt(std::int32_t x) noexcept { return _mm256_set1_epi32(x); }
+  static F ToFloat(I x) noexcept { return _mm256_cvtepi32_ps(x); }
+
+  // 2 * kLanes int8, widened to int16.
+  static I LoadInt8(const std::byte* p) noexcept {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+
+  // The low and the high four bits of 2 * kLanes bytes, widened to int16.
+  static void LoadInt4(const std::byte* p, I& low, I& high) noexcept {
+    const I bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    low = _mm256_and_si256(bytes, _mm256_set1_epi16(15));
+    high = _mm256_srli_epi16(bytes, 4);
+  }
+
+  // Whole numbers within the range of int16.
+  static void StoreWhole(std::int16_t* p, F x) noexcept {
+    const __m256i whole = _mm256_cvtps_epi32(x);
+    const __m128i packed =
+        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+
+  // sum + the products of both int16 of each lane.
+  static I MulAddPairs(I x, I w, I sum) noexcept {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
   }
 
   // Into the second-level cache. Any address is allowed.

@@ -8,7 +8,11 @@
 // The bodies below are written in terms of Vector.
 #include "kernels/attend-inl.h"
 #include "kernels/gemm-inl.h"
+#include "kernels/gemm-whole-inl.h"
+#include "kernels/int4-inl.h"
+#include "kernels/int8-inl.h"
 #include "kernels/overlay.h"
+#include "kernels/pair_dot-inl.h"
 #include "kernels/probe-inl.h"
 
 namespace slimformer::kernels {
@@ -17,6 +21,8 @@ template <>
 void Overlay<Tier::avx512>(KernelTable& table) noexcept {
   table.gemm_f32 = MakeGemm<F32Panel>();
   table.gemm_bf16 = MakeGemm<Bf16Panel>();
+  table.gemm_int8 = whole::MakeGemm<Int8Weights<PairDot>>();
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<PairDot>>();
   table.attend_f32 = &Attend<float>;
   table.attend_bf16 = &Attend<std::uint16_t>;
   table.probe_fma = &ProbeFma;

@@ -21,6 +21,7 @@ namespace {
 
 struct Vector {
   using F = __m512;
+  using I = __m512i;  // kLanes int32
   static constexpr std::size_t kLanes = 16;
 
   static F Zero() noexcept { return _mm512_setzero_ps(); }
@@ -41,6 +42,8 @@ struct Vector {
   static F Mul(F a, F b) noexcept { return _mm512_mul_ps(a, b); }
   static F MulAdd(F a, F b, F c) noexcept { return _mm512_fmadd_ps(a, b, c); }
   static F NegMulAdd(F a, F b, F c) noexcept { return _mm512_fnmadd_ps(a, b, c); }
+
+  static F Abs(F x) noexcept { return _mm512_abs_ps(x); }
 
   // The second operand where either is a NaN.
   static F Min(F a, F b) noexcept { return _mm512_min_ps(a, b); }
@@ -77,6 +80,36 @@ struct Vector {
     const __m512i pairs = _mm512_loadu_si512(p);
     low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
     high = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)));
+  }
+
+  static I ZeroInt() noexcept { return _mm512_setzero_si512(); }
+  static I SetInt(std::int32_t x) noexcept { return _mm512_set1_epi32(x); }
+  static F ToFloat(I x) noexcept { return _mm512_cvtepi32_ps(x); }
+
+  // 2 * kLanes int8, widened to int16.
+  static I LoadInt8(const std::byte* p) noexcept {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+
+  // The low and the high four bits of 2 * kLanes bytes, widened to int16.
+  static void LoadInt4(const std::byte* p, I& low, I& high) noexcept {
+    const I bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    low = _mm512_and_si512(bytes, _mm512_set1_epi16(15));
+    high = _mm512_srli_epi16(bytes, 4);
+  }
+
+  // Whole numbers within the range of the type.
+  static void StoreWhole(std::int8_t* p, F x) noexcept {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  }
+  static void StoreWhole(std::int16_t* p, F x) noexcept {
+    const __m256i packed = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+  }
+
+  // sum + the products of both int16 of each lane.
+  static I MulAddPairs(I x, I w, I sum) noexcept {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(x, w));
   }
 
   // Into the second-level cache. Any address is allowed.

@@ -39,8 +39,8 @@ struct Bf16DotPanel {
   static float Widen(std::uint16_t w) noexcept { return FloatFromBf16(w); }
 };
 
-std::size_t InputBytes(std::size_t rows, std::size_t k) noexcept {
-  return RoundUp(rows * Steps<Bf16DotPanel>(k) * sizeof(std::uint32_t), 64);
+std::size_t InputRowBytes(std::size_t k) noexcept {
+  return Steps<Bf16DotPanel>(k) * sizeof(std::uint32_t);
 }
 
 // prepared [rows, steps], a pair of bfloat16 each.
@@ -65,7 +65,7 @@ void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::siz
 template <>
 void Overlay<Tier::avx512_bf16>(KernelTable& table) noexcept {
   table.gemm_bf16 = MakeGemm<Bf16DotPanel>();
-  table.gemm_bf16.input_bytes = &InputBytes;
+  table.gemm_bf16.input_row_bytes = &InputRowBytes;
   table.gemm_bf16.prepare_input = &PrepareInput;
 }
 

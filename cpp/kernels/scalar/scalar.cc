@@ -8,6 +8,8 @@
 
 #include "base/bf16.h"
 #include "kernels/overlay.h"
+#include "kernels/scalar/gemm_int4.h"
+#include "kernels/scalar/gemm_int8.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -69,7 +71,7 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
   for (std::size_t i = 0; i < k; ++i) w[i] = Widen(from[i * kPanelWidth + output]);
 }
 
-std::size_t NoInputBytes(std::size_t, std::size_t) noexcept { return 0; }
+std::size_t NoInputRowBytes(std::size_t) noexcept { return 0; }
 
 template <class Weight, std::size_t kRows>
 void MultiplyRows(const float* x, std::size_t x_stride, const Weight* panel, std::size_t k,
@@ -115,7 +117,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .panel_bytes = &PanelBytes<Weight>,
           .pack_panel = &PackPanel<Weight>,
           .unpack_row = &UnpackRow<Weight>,
-          .input_bytes = &NoInputBytes,
+          .input_row_bytes = &NoInputRowBytes,
           .prepare_input = nullptr,
           .multiply = &Multiply<Weight>};
 }
@@ -241,6 +243,8 @@ template <>
 void Overlay<Tier::scalar>(KernelTable& table) noexcept {
   table.gemm_f32 = MakeGemm<float>();
   table.gemm_bf16 = MakeGemm<std::uint16_t>();
+  table.gemm_int8 = int8::MakeGemm();
+  table.gemm_int4 = int4::MakeGemm();
   table.attend_f32 = &Attend<float>;
   table.attend_bf16 = &Attend<std::uint16_t>;
   table.rms_norm = &RmsNorm;

@@ -48,7 +48,7 @@ class _Commands(TyperGroup):
             if error.errno == errno.ENOSPC:
                 print_error("make room on the disk, or write to another one")
         except MemoryError:
-            print_error("out of memory; try --weights bf16, or a smaller model")
+            print_error("out of memory; try --weights int8, or a smaller model")
         raise typer.Exit(FAILED)
 
 

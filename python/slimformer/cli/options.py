@@ -14,6 +14,8 @@ class Weights(str, enum.Enum):
 
     F32 = "f32"
     BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
 
 
 class Kv(str, enum.Enum):

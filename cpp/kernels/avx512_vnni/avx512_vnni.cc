@@ -1,0 +1,64 @@
+// The avx512_vnni tier: matrix products of int8 and int4 weights with VPDPBUSD, which adds four
+// products of an unsigned and a signed byte to each int32 lane, without saturation: four times the
+// multiply-adds of an FMA per instruction.
+//
+// Weights are the unsigned operand, int8 ones stored as q + 128. What that adds to a group's sum,
+// 128 times the sum of x over the group, is the same for every output: prepare_input computes it
+// once and the sums start from its negative, which costs a broadcast a group instead of bytes of
+// the panel.
+#include "kernels/avx512/vector-inl.h"
+// The bodies below are written in terms of Vector.
+#include "kernels/gemm-whole-inl.h"
+#include "kernels/int4-inl.h"
+#include "kernels/int8-inl.h"
+#include "kernels/overlay.h"
+
+namespace slimformer::kernels {
+namespace {
+
+struct QuadDot {
+  using I = __m512i;
+  static constexpr std::size_t kPerStep = 4;
+  static constexpr int kOffset = 128;
+  struct Input {
+    std::int32_t steps[kGroup / kPerStep];  // four int8 each
+    float scale;
+    float part_sums[kGroup / kInt4Part];  // what the values of a part add up to
+    std::int32_t start;                   // int8
+  };
+
+  static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
+    float sums[kGroup / kInt4Part];
+    QuantiseGroup(x, n, reinterpret_cast<std::int8_t*>(input.steps), input.scale, sums);
+    float sum = 0.0F;
+    for (std::size_t i = 0; i < kGroup / kInt4Part; ++i) {
+      input.part_sums[i] = sums[i] * input.scale;
+      sum += sums[i];
+    }
+    input.start = sum == sum ? -kOffset * static_cast<std::int32_t>(sum) : 0;
+  }
+  static I MulAdd(I x, I w, I sum) noexcept { return _mm512_dpbusd_epi32(sum, w, x); }
+
+  // int8 weights.
+  static std::uint8_t Encode(int q) noexcept { return static_cast<std::uint8_t>(q + kOffset); }
+  static int Decode(std::uint8_t w) noexcept { return w - kOffset; }
+  static I Start(const Input& x) noexcept { return _mm512_set1_epi32(x.start); }
+  static I LoadInt8(const std::byte* p) noexcept { return _mm512_load_si512(p); }
+
+  static void LoadInt4(const std::byte* p, I& low, I& high) noexcept {
+    const I mask = _mm512_set1_epi8(15);
+    const I both = _mm512_load_si512(p);
+    low = _mm512_and_si512(both, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  }
+};
+
+}  // namespace
+
+template <>
+void Overlay<Tier::avx512_vnni>(KernelTable& table) noexcept {
+  table.gemm_int8 = whole::MakeGemm<Int8Weights<QuadDot>>();
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot>>();
+}
+
+}  // namespace slimformer::kernels

@@ -1,0 +1,280 @@
+// y = x W' for one panel of weights that are whole numbers with scales: the shared body of the
+// vector tiers. quantisation.h says what the numbers mean. To be included after the tier's
+// vector-inl.h.
+//
+// Two policies make a kernel. A Dot says which instruction multiplies, and so how x is prepared
+// and how many inputs a step has; Weights<Dot> says how a step of weights is stored and what a sum
+// of theirs is worth. A panel is a row of parts (a group of inputs is one part or several), each
+// its scales and [steps] weights; only the last part may have fewer steps. x is groups too:
+// its whole numbers, its scale, and what the policies need of them.
+//
+// A tile is kTileRows rows of x by the two vectors of a step. Both its int32 sums, of the part at
+// hand, and its float32 sums, of all parts, stay in registers:
+//    8 lanes, 16 registers: 3 rows,  6 + 6 sums + 2 of W + 1 of x + 1 product.
+//   16 lanes, 32 registers: 6 rows, 12 + 12 sums + 2 of W + 1 of x.
+// 12 chains of dot products keep two pipes busy for more than their latency of 4 or 5 cycles, and
+// 8 loads a step fit beside them.
+//
+// Groups are cut into equal blocks of about 16 KiB of the panel at most, which stay in the L1 cache
+// with the rows that pass over them; a block's sum starts from zero and is added to y. Every
+// row takes the same course whatever the tile's height. One row alone has two chains, which wait
+// for their latency: 32 bytes a cycle at 16 lanes, still several times what memory delivers.
+//
+// While the first tile of a block runs, it fetches the same block of the next panel into the L2
+// cache.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/bf16.h"
+#include "kernels/kernel_table.h"
+#include "kernels/quantise-inl.h"
+#include "kernels/tiles-inl.h"
+
+namespace slimformer::kernels {
+namespace {
+namespace whole {
+
+constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 3 : 6;
+constexpr std::size_t kBlockGroups = (std::size_t{16} << 10) / (kGroup * kPanelWidth);
+
+constexpr std::size_t Groups(std::size_t k) noexcept { return DivideUp(k, kGroup); }
+
+template <class Weights>
+constexpr std::size_t kPartSteps = kGroup / Weights::kParts / Weights::Dot::kPerStep;
+template <class Weights>
+constexpr std::size_t kPartBytes = Weights::kScaleBytes + kPartSteps<Weights> * Weights::kStepBytes;
+template <class Weights>
+constexpr std::size_t kGroupBytes = Weights::kParts * kPartBytes<Weights>;
+
+// What one call of Multiply works on.
+template <class Weights>
+struct Product {
+  const typename Weights::Dot::Input* x;  // [rows, groups]
+  std::size_t x_stride;                   // groups from one row to the next
+  const std::byte* panel;
+  std::size_t panel_bytes;  // to the next panel
+  float* y;                 // [rows, kPanelWidth]
+  std::size_t y_stride;
+};
+
+// Adds a part of a group of the panel times the same part of every row to sums.
+template <class Weights, std::size_t kPart, std::size_t kRows, bool kFetchNext>
+[[gnu::always_inline]] inline void AddPart(const Product<Weights>& p, std::size_t group,
+                                           std::size_t steps,
+                                           Vector::F (&sums)[kRows][2]) noexcept {
+  using Dot = typename Weights::Dot;
+  using I = typename Dot::I;
+  const std::byte* scales = p.panel + group * kGroupBytes<Weights> + kPart * kPartBytes<Weights>;
+  const std::byte* weights = scales + Weights::kScaleBytes;
+  const typename Dot::Input* x = p.x + group;
+  I dots[kRows][2];
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < kRows; ++r) {
+    dots[r][0] = dots[r][1] = Weights::Start(x[r * p.x_stride]);
+  }
+#pragma GCC unroll 4
+  for (std::size_t i = 0; i < steps; ++i) {
+    const std::byte* step = weights + i * Weights::kStepBytes;
+    if constexpr (kFetchNext) {
+      for (std::size_t line = 0; line < Weights::kStepBytes; line += 64) {
+        Vector::Prefetch(step + line + p.panel_bytes);
+      }
+    }
+    I low;
+    I high;
+    Weights::Load(step, low, high);
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const auto& row = x[r * p.x_stride];
+      const I values = Vector::SetInt(row.steps[kPart * kPartSteps<Weights> + i]);
+      dots[r][0] = Dot::MulAdd(values, low, dots[r][0]);
+      dots[r][1] = Dot::MulAdd(values, high, dots[r][1]);
+    }
+  }
+  const Weights scale(scales);
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < kRows; ++r) {
+    scale.template Add<kPart>(x[r * p.x_stride], dots[r], sums[r]);
+  }
+}
+
+// Adds the parts of a group that begin before the end of its `steps` steps.
+template <class Weights, std::size_t kPart, std::size_t kRows, bool kFetchNext>
+[[gnu::always_inline]] inline void AddGroup(const Product<Weights>& p, std::size_t group,
+                                            std::size_t steps,
+                                            Vector::F (&sums)[kRows][2]) noexcept {
+  constexpr std::size_t kSteps = kPartSteps<Weights>;
+  AddPart<Weights, kPart, kRows, kFetchNext>(p, group, steps < kSteps ? steps : kSteps, sums);
+  if constexpr (kPart + 1 < Weights::kParts) {
+    if (steps > kSteps) {
+      AddGroup<Weights, kPart + 1, kRows, kFetchNext>(p, group, steps - kSteps, sums);
+    }
+  }
+}
+
+// Steps of the last group.
+template <class Weights>
+constexpr std::size_t LastSteps(std::size_t k) noexcept {
+  return DivideUp(k - (Groups(k) - 1) * kGroup, Weights::Dot::kPerStep);
+}
+
+// y [kRows, kPanelWidth] (+)= the sums over adjoining groups, the last of them `last_steps` long.
+template <class Weights, std::size_t kRows, bool kFetchNext>
+inline void Tile(const Product<Weights>& p, std::size_t groups, std::size_t last_steps,
+                 bool accumulate) noexcept {
+  constexpr std::size_t kSteps = kGroup / Weights::Dot::kPerStep;
+  Vector::F sums[kRows][2];
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vector::Zero();
+  const std::size_t full = last_steps == kSteps ? groups : groups - 1;
+  for (std::size_t group = 0; group < full; ++group) {
+    AddGroup<Weights, 0, kRows, kFetchNext>(p, group, kSteps, sums);
+  }
+  if (full < groups) AddGroup<Weights, 0, kRows, kFetchNext>(p, full, last_steps, sums);
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (std::size_t half = 0; half < 2; ++half) {
+      float* to = p.y + r * p.y_stride + half * Vector::kLanes;
+      Vector::F sum = sums[r][half];
+      if (accumulate) sum = Vector::Add(Vector::Load(to), sum);
+      Vector::Store(to, sum);
+    }
+  }
+}
+
+// y [rows, kPanelWidth] (+)= x panel over all of k.
+template <class Weights>
+inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool accumulate) noexcept {
+  std::size_t groups = Groups(k);
+  const std::size_t block = DivideUp(groups, DivideUp(groups, kBlockGroups));
+  while (groups > 0) {
+    const bool is_last = groups <= block;
+    const std::size_t n = is_last ? groups : block;
+    const std::size_t last_steps =
+        is_last ? LastSteps<Weights>(k) : kGroup / Weights::Dot::kPerStep;
+    ForTiles<kTileRows>(rows, [&](auto tile, std::size_t first) {
+      constexpr std::size_t kRows = decltype(tile)::kRows;
+      Product<Weights> at = p;
+      at.x += first * p.x_stride;
+      at.y += first * p.y_stride;
+      if (first == 0) {
+        Tile<Weights, kRows, true>(at, n, last_steps, accumulate);
+      } else {
+        Tile<Weights, kRows, false>(at, n, last_steps, accumulate);
+      }
+    });
+    accumulate = true;
+    p.x += n;
+    p.panel += n * kGroupBytes<Weights>;
+    groups -= n;
+  }
+}
+
+template <class Weights>
+std::size_t PanelBytes(std::size_t k) noexcept {
+  const std::size_t steps = LastSteps<Weights>(k);
+  return RoundUp((Groups(k) - 1) * kGroupBytes<Weights> +
+                     DivideUp(steps, kPartSteps<Weights>) * Weights::kScaleBytes +
+                     steps * Weights::kStepBytes,
+                 64);
+}
+
+template <class Dot>
+std::size_t InputRowBytes(std::size_t k) noexcept {
+  return Groups(k) * sizeof(typename Dot::Input);
+}
+
+template <class Dot>
+void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
+                  void* prepared) noexcept {
+  auto* to = static_cast<typename Dot::Input*>(prepared);
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t i = 0; i < k; i += kGroup) {
+      Dot::Prepare(x + r * stride + i, k - i < kGroup ? k - i : kGroup, *to++);
+    }
+  }
+}
+
+template <class Weights>
+void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, std::size_t k,
+              float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
+  Product<Weights> p;
+  p.x = static_cast<const typename Weights::Dot::Input*>(x);
+  p.x_stride = Groups(k);
+  p.panel = static_cast<const std::byte*>(panel);
+  p.panel_bytes = PanelBytes<Weights>(k);
+  if (outputs == kPanelWidth) {
+    p.y = y;
+    p.y_stride = y_stride;
+    Blocks(p, rows, k, accumulate);
+    return;
+  }
+  ThroughCopy<4 * kTileRows>(y, y_stride, rows, outputs, accumulate,
+                             [&](std::size_t first, std::size_t height, float* copy) {
+                               Product<Weights> at = p;
+                               at.x += first * p.x_stride;
+                               at.y = copy;
+                               at.y_stride = kPanelWidth;
+                               Blocks(at, height, k, accumulate);
+                             });
+}
+
+// Where the part that holds input i begins in a panel.
+template <class Weights>
+constexpr std::size_t PartAt(std::size_t i) noexcept {
+  return i / (kGroup / Weights::kParts) * kPartBytes<Weights>;
+}
+
+template <class Weights>
+void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
+               void* panel) noexcept {
+  constexpr std::size_t kPart = kGroup / Weights::kParts;
+  constexpr std::size_t kPerStep = Weights::Dot::kPerStep;
+  auto* to = static_cast<std::uint8_t*>(panel);
+  __builtin_memset(to, 0, PanelBytes<Weights>(k));  // outputs that are not there have scales of 0
+  for (std::size_t output = 0; output < outputs; ++output) {
+    for (std::size_t i = 0; i < k; i += kPart) {
+      const std::size_t n = k - i < kPart ? k - i : kPart;
+      std::uint8_t* scales = to + PartAt<Weights>(i);
+      std::int16_t q[kPart];
+      Weights::Quantise(w + output * stride + i, n, output, scales, q);
+      std::uint8_t* steps = scales + Weights::kScaleBytes;
+      for (std::size_t j = 0; j < RoundUp(n, kPerStep); ++j) {
+        Weights::Put(steps + j / kPerStep * Weights::kStepBytes, output, j % kPerStep, q[j]);
+      }
+    }
+  }
+}
+
+template <class Weights>
+void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) noexcept {
+  constexpr std::size_t kPart = kGroup / Weights::kParts;
+  constexpr std::size_t kPerStep = Weights::Dot::kPerStep;
+  for (std::size_t i = 0; i < k; ++i) {
+    const auto* scales = static_cast<const std::uint8_t*>(panel) + PartAt<Weights>(i);
+    const std::uint8_t* steps = scales + Weights::kScaleBytes;
+    const std::size_t j = i % kPart;
+    const int q = Weights::Get(steps + j / kPerStep * Weights::kStepBytes, output, j % kPerStep);
+    w[i] = Weights::Value(scales, output, q);
+  }
+}
+
+template <class Weights>
+constexpr GemmKernel MakeGemm() noexcept {
+  using Dot = typename Weights::Dot;
+  return {.panel_width = kPanelWidth,
+          .tile_rows = kTileRows,
+          .panel_bytes = &PanelBytes<Weights>,
+          .pack_panel = &PackPanel<Weights>,
+          .unpack_row = &UnpackRow<Weights>,
+          .input_row_bytes = &InputRowBytes<Dot>,
+          .prepare_input = &PrepareInput<Dot>,
+          .multiply = &Multiply<Weights>};
+}
+
+}  // namespace whole
+}  // namespace
+}  // namespace slimformer::kernels

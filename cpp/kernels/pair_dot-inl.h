@@ -1,0 +1,46 @@
+// Dot products by PMADDWD, which multiplies pairs of 16 bits and adds both products to 32 bits:
+// exact, where its sibling for bytes, PMADDUBSW, would saturate at two products of 8 bits. Weights
+// are widened as they are loaded, activations are kept as 16 bits. To be included after the tier's
+// vector-inl.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/quantise-inl.h"
+
+namespace slimformer::kernels {
+namespace {
+
+struct PairDot {
+  using I = Vector::I;
+  static constexpr std::size_t kPerStep = 2;
+  struct Input {
+    std::int32_t steps[kGroup / kPerStep];  // a pair of int16 each
+    float scale;
+    float part_sums[kGroup / kInt4Part];  // what the values of a part add up to
+  };
+
+  static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
+    auto* to = reinterpret_cast<std::int16_t*>(input.steps);
+    float sums[kGroup / kInt4Part];
+    QuantiseGroup(x, n, to, input.scale, sums);
+    for (std::size_t i = 0; i < kGroup / kInt4Part; ++i) {
+      input.part_sums[i] = sums[i] * input.scale;
+    }
+  }
+  static I MulAdd(I x, I w, I sum) noexcept { return Vector::MulAddPairs(x, w, sum); }
+
+  // int8 weights.
+  static std::uint8_t Encode(int q) noexcept { return static_cast<std::uint8_t>(q); }
+  static int Decode(std::uint8_t w) noexcept { return static_cast<std::int8_t>(w); }
+  static I Start(const Input&) noexcept { return Vector::ZeroInt(); }
+  static I LoadInt8(const std::byte* p) noexcept { return Vector::LoadInt8(p); }
+
+  static void LoadInt4(const std::byte* p, I& low, I& high) noexcept {
+    Vector::LoadInt4(p, low, high);
+  }
+};
+
+}  // namespace
+}  // namespace slimformer::kernels

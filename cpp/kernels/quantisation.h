@@ -1,0 +1,33 @@
+// How weights and activations become whole numbers: the same in every tier, bit for bit.
+//
+// The inputs of a matrix product are cut into groups of kGroup. A group of int8 values is
+// q[i] = round(v[i] * (1 / scale)), -127 <= q <= 127, to nearest, ties to even, with
+// scale = max |v| / 127, but not below kSmallestScale: the reciprocal of a smaller one would
+// overflow, and what it would keep is nothing to a float32 sum. Weights are grouped in each
+// output, activations in each row; products of groups are exact in int32, and float32 adds up the
+// groups: y = sum over groups of (scale of w) (scale of x) (q of w) . (q of x).
+//
+// A scale of weights is rounded to bfloat16, upwards so that q stays in its range; q is made with
+// the rounded one, so that this costs a step up to 2^-7 coarser and no error of its own.
+// A group with a value that is not finite has a scale that is NaN. Weights up to 2^114 are safe: a
+// group's sum times their scale, before that of x makes it small again, is finite.
+//
+// int4 weights are w = scale q + min, 0 <= q <= 15, in parts of kInt4Part inputs (int4_search.h):
+// 5 bits a weight. Their activations are those of int8.
+//
+// Why 64: the largest of 64 normal values is 2.4 standard deviations, a rounding is then off by
+// 0.6 % of one (of 32 values: 0.5 %; of 576: 0.7 %, but every outlier spoils all of them). A scale
+// of 2 bytes adds 3 % to the weights, and adding a group up costs two multiplications to 16 dot
+// products.
+#pragma once
+
+#include <cstddef>
+
+namespace slimformer::kernels {
+
+inline constexpr std::size_t kGroup = 64;
+inline constexpr std::size_t kInt4Part = 32;
+inline constexpr float kLargestInt8 = 127.0F;
+inline constexpr float kSmallestScale = 0x1p-126F;
+
+}  // namespace slimformer::kernels

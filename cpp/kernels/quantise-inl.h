@@ -1,0 +1,60 @@
+// Rounding a group of values to int8, as quantisation.h says. To be included after the tier's
+// vector-inl.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/quantisation.h"
+
+namespace slimformer::kernels {
+namespace {
+
+// n <= kLanes lanes of x from p on, the others 0.
+inline Vector::F LoadLanes(const float* p, std::size_t n) noexcept {
+  return n >= Vector::kLanes ? Vector::Load(p) : Vector::Load(p, n);
+}
+
+// The scale of x [n]: NaN where a value is not finite.
+inline float ScaleOf(const float* x, std::size_t n) noexcept {
+  Vector::F largest = Vector::Zero();
+  Vector::F poison = Vector::Zero();  // 0, or NaN
+  for (std::size_t i = 0; i < n; i += Vector::kLanes) {
+    const Vector::F v = LoadLanes(x + i, n - i);
+    largest = Vector::Max(largest, Vector::Abs(v));
+    poison = Vector::MulAdd(v, Vector::Zero(), poison);
+  }
+  const float scale = Vector::MaxLanes(largest) / kLargestInt8;
+  return (scale > kSmallestScale ? scale : kSmallestScale) + Vector::SumLanes(poison);
+}
+
+// to [kCount] = x [n] * inverse, whole numbers, zeros beyond n; returns their sum. Integer is
+// int8_t or int16_t. Where the inverse is NaN, so is the sum, and what is written is of no
+// consequence.
+template <std::size_t kCount, class Integer>
+inline float QuantisePart(const float* x, std::size_t n, float inverse, Integer* to) noexcept {
+  Vector::F sum = Vector::Zero();
+  for (std::size_t i = 0; i < kCount; i += Vector::kLanes) {
+    const Vector::F v = i < n ? LoadLanes(x + i, n - i) : Vector::Zero();
+    const Vector::F whole = Vector::Round(Vector::Mul(v, Vector::Set(inverse)));
+    Vector::StoreWhole(to + i, whole);
+    sum = Vector::Add(sum, whole);
+  }
+  return Vector::SumLanes(sum);
+}
+
+// A group of activations: to [kGroup], its scale, and the sum of each of its parts' whole numbers.
+template <class Integer>
+inline void QuantiseGroup(const float* x, std::size_t n, Integer* to, float& scale,
+                          float (&sums)[kGroup / kInt4Part]) noexcept {
+  scale = ScaleOf(x, n);
+  const float inverse = 1.0F / scale;
+  for (std::size_t part = 0; part < kGroup / kInt4Part; ++part) {
+    const std::size_t first = part * kInt4Part;
+    const std::size_t left = n > first ? n - first : 0;
+    sums[part] = QuantisePart<kInt4Part>(x + first, left, inverse, to + first);
+  }
+}
+
+}  // namespace
+}  // namespace slimformer::kernels

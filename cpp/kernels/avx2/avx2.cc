@@ -13,8 +13,8 @@ template <>
 void Overlay<Tier::avx2>(KernelTable& table) noexcept {
   table.gemm_f32 = MakeGemm<F32Panel>();
   table.gemm_bf16 = MakeGemm<Bf16Panel>();
-  table.attend_f32 = &Attend<float>;
-  table.attend_bf16 = &Attend<std::uint16_t>;
+  table.attend_f32 = &Attend<F32Page>;
+  table.attend_bf16 = &Attend<Bf16Page>;
   table.rms_norm = &RmsNorm;
   table.rope = &Rope;
   table.silu_multiply = &SiluMultiply;

@@ -1,4 +1,4 @@
-"""Measure everything by the protocol of README.md and write RESULTS.md."""
+"""Measure by the protocol of README.md and write RESULTS.md."""
 
 from __future__ import annotations
 
@@ -7,76 +7,102 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
-import engine as engine_bench
-import peers
+from lineup import line_up
+from sections import Workload, batch_section, compare, threads_section
 from slimformer.checkpoint import load, pull
-from slimformer.engine import Engine, measure_roofline
+from slimformer.engine import Engine, Weights
+from slimformer.evaluate import SHORT_PROMPT
+from slimformer.evaluate.peers import installed_peers
 
 MODEL = "smollm2-135m-instruct"
+
+SECTIONS = ("prefill", "decode", "long", "batch", "threads")
+LONG_PROMPT = 4096
+LONG_GENERATE = 32
 
 
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    parser.add_argument("--only", type=choices(SECTIONS), default=SECTIONS)
+    parser.add_argument("--weights", type=choices(get_args(Weights)), default=get_args(Weights))
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--files", type=Path, help="keeps the peers' GGUF files here")
+    parser.add_argument("--output", type=Path, help="written to besides standard output")
     options = parser.parse_args()
-    text = "\n".join(results(options)) + "\n"
-    options.output.write_text(text, encoding="utf-8")
-    print(text)
+    lines = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for line in results(options, options.files or Path(temporary)):
+            print(line, flush=True)
+            lines.append(line)
+    if options.output is not None:
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
 
-def results(options: argparse.Namespace) -> Iterator[str]:
+def choices(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Reads a list such as ``prefill,decode``."""
+
+    def read(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        if not set(found) <= set(known):
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}")
+        return found
+
+    return read
+
+
+def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Lines of RESULTS.md."""
     path = pull(MODEL)
     checkpoint = load(path)
-    tier = Engine(checkpoint, weights="bf16", threads=options.threads).tier
-    sizes = {"prompt": options.prompt, "generate": options.generate}
-    protocol = {**sizes, "threads": options.threads, "rounds": options.rounds}
-
-    before = measure_roofline(threads=options.threads)
-    pairs = peers.measure(checkpoint, path, **protocol)
-    after = measure_roofline(threads=options.threads)
-    roofline = {name: max(value, after[name]) for name, value in before.items()}
-
+    rounds, threads = options.rounds, options.threads
+    tier = Engine(checkpoint, weights="bf16", threads=threads).tier
     yield "# Results"
     yield ""
     yield "Written by `make bench`; the protocol is in [README.md](README.md)."
     yield ""
-    yield f"- model: `{MODEL}`, prompt {options.prompt}, generated {options.generate}"
-    yield f"- processor: {processor()}, {options.threads} threads, tier {tier}"
-    yield f"- peer: llama-cpp-python {version('llama-cpp-python')}, built on this machine"
-    yield (
-        f"- limits measured in the same run: {roofline['gflops']:.0f} GFLOP/s in f32, "
-        f"{roofline['gbytes_per_s']:.1f} GB/s"
-    )
-    yield ""
-    yield f"## Against llama.cpp, medians of {options.rounds} interleaved rounds"
-    yield ""
-    yield from peers.report(pairs, **sizes)
-    yield ""
-    yield "## Against the machine"
-    yield ""
-    ours = {timing.name: timing for timing, _ in pairs}
-    yield from engine_bench.report_limits(
-        ours, checkpoint, roofline, threads=options.threads, **sizes
-    )
-    yield ""
-    yield "## Every second layer removed, against the dense model"
-    yield ""
-    yield from engine_bench.report_half(engine_bench.measure_half(checkpoint, **protocol))
-    yield ""
-    yield "## Long context and batches, one run each"
-    yield ""
-    yield from engine_bench.report_loads(checkpoint, threads=options.threads)
+    yield f"- model: `{MODEL}`, medians of {rounds} rounds"
+    yield f"- processor: {processor()}, {threads} threads, tier {tier}"
+    yield f"- peers: {', '.join(peer_versions())}"
+
+    workloads = {
+        "prefill": Workload(options.prompt, 0),
+        "decode": Workload(SHORT_PROMPT, options.generate),
+        "long": Workload(LONG_PROMPT, LONG_GENERATE),
+    }
+    chosen = [workloads[name] for name in workloads if name in options.only]
+    if chosen:
+        context = max(workload.prompt + workload.generate for workload in chosen)
+        teams = list(
+            line_up(checkpoint, path, folder, options.weights, threads=threads, context=context)
+        )
+        for workload in chosen:
+            yield ""
+            yield from compare(teams, workload, rounds=rounds, threads=threads)
+    if "batch" in options.only:
+        yield ""
+        yield from batch_section(
+            checkpoint, options.weights, options.generate, rounds=rounds, threads=threads
+        )
+    if "threads" in options.only:
+        yield ""
+        yield from threads_section(checkpoint, options.weights, options.prompt, rounds=rounds)
+
+
+def peer_versions() -> Iterator[str]:
+    """Packages that the peers come from."""
+    packages = {"llama.cpp": "llama-cpp-python", "OpenVINO GenAI": "openvino-genai"}
+    return (f"{packages[peer]} {version(packages[peer])}" for peer in installed_peers())
 
 
 def processor() -> str:

@@ -182,12 +182,14 @@ void Attend(const std::string& tier, const F32Array& q, const py::array& keys,
   const std::size_t head_dim = Dim(q, 1);
   const std::size_t value_dim = Dim(out, 1);
   Require(keys.itemsize() == values.itemsize(), "keys and values must have one type");
-  Require(Size(keys) == kernels::kPagePositions * head_dim &&
+  const std::size_t padded_dim = keys.itemsize() == 4 ? head_dim : (head_dim + 1) / 2 * 2;
+  Require(Size(keys) == kernels::kPagePositions * padded_dim &&
               Size(values) == kernels::kPagePositions * value_dim,
           "keys and values must fill one page");
   Require(Dim(out, 0) == rows && Size(begin) == rows && Size(end) == rows && Size(max) == rows &&
-              Size(sum) == rows && Size(scratch) == rows * kernels::kPagePositions,
+              Size(sum) == rows,
           "every per-row array must have one entry a query");
+  Require(Size(scratch) == kernels::AttendScratch(head_dim), "scratch must be as large as asked");
   const kernels::KernelTable& table = Table(tier);
   const kernels::AttendPage attend = keys.itemsize() == 4 ? table.attend_f32 : table.attend_bf16;
   attend(q.data(), head_dim, rows, keys.data(), values.data(), head_dim, value_dim, begin.data(),
@@ -271,6 +273,7 @@ PYBIND11_MODULE(_kernels, m) {
   py::register_exception<Error>(m, "KernelError", PyExc_ValueError);
   m.attr("PAGE_POSITIONS") = kernels::kPagePositions;
   m.attr("KEY_LANES") = kernels::kKeyLanes;
+  m.def("attend_scratch", &kernels::AttendScratch, py::arg("head_dim"));
 
   m.def("tiers", [] {
     std::vector<std::string> names;

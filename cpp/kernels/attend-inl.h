@@ -1,12 +1,19 @@
 // One KV page of attention: scores, online softmax, weighted values. To be included after the
 // tier's vector-inl.h.
 //
-// Both products are outer-product tiles: a row of the page (16 keys of one dimension, or the values
-// of one position) is loaded once and multiplied by one broadcast value per query, so nothing
-// is ever summed across lanes. Scores: kRows queries by 16 positions, 12 accumulators for 6
-// queries at 8 lanes. Values: 6 queries by 2 vectors, or 3 (the query heads of one KV head in
-// decode) by 4. A tile reads positions from the first to the last that any of its queries sees;
-// a position that a query does not see has the weight 0 there.
+// Both products are outer-product tiles: two vectors of the page (32 or 16 keys of one step of
+// dimensions, or the values of one step of positions) are loaded once and multiplied by one
+// broadcast multiplier per query, so nothing is ever summed across lanes. A tile has the shape of
+// the matrix products' (gemm-inl.h): 6 queries by 2 vectors at 8 lanes, 12 by 2 at 16. Up to 3
+// queries (the query heads of one KV head in decode) take 4 vectors of values instead.
+//
+// A tile reads positions from the first to the last that any of its queries sees; a position that a
+// query does not see has the weight 0 there. Its own sums are those of a lower tile, bit for
+// bit: each is one chain over dimensions or positions. The scores of a tile of 12 queries are
+// 6 KiB, and a page of 64 wide bfloat16 keys or values 16 KiB: both in turn stay in the L1 cache.
+//
+// Maximum, sum and rescaling cost a row some 60 cycles a page whatever the page holds; its products
+// cost 128 positions * 128 multiply-adds / 16 lanes = 1024. That is why pages are not shorter.
 #pragma once
 
 #include <cstddef>
@@ -18,45 +25,95 @@
 namespace slimformer::kernels {
 namespace {
 
-constexpr std::size_t kKeyVectors = kKeyLanes / Vector::kLanes;
-constexpr std::size_t kAttendRows = 6;
+// Pages say how a step is stored, loaded and multiplied: it holds kPerStep values that are summed
+// over, in kParts vectors that take one multiply-add each.
 
-// A vector of a page, widened; the partial form reads n < kLanes values and nothing beyond.
-inline Vector::F LoadPage(const float* p) noexcept { return Vector::Load(p); }
-inline Vector::F LoadPage(const std::uint16_t* p) noexcept { return Vector::LoadBf16(p); }
-inline Vector::F LoadPage(const float* p, std::size_t n) noexcept { return Vector::Load(p, n); }
-inline Vector::F LoadPage(const std::uint16_t* p, std::size_t n) noexcept {
-  std::uint16_t copy[Vector::kLanes] = {};
-  for (std::size_t i = 0; i < n; ++i) copy[i] = p[i];
-  return Vector::LoadBf16(copy);
+struct F32Page {
+  using Value = float;
+  using Multiplier = float;  // a query's value or a softmax weight
+  using W = Vector::F;
+  static constexpr std::size_t kPerStep = 1;
+  static constexpr std::size_t kParts = 1;
+
+  template <std::size_t kPart>
+  static W Load(const float* step) noexcept {
+    return Vector::Load(step);
+  }
+  static Vector::F Broadcast(const float* x) noexcept { return Vector::Set(*x); }
+  static Vector::F MulAdd(Vector::F x, W w, Vector::F sum) noexcept {
+    return Vector::MulAdd(x, w, sum);
+  }
+  static Vector::F Weight(Vector::F below_max) noexcept { return Exp(below_max); }
+  static void Store(float* to, Vector::F x) noexcept { Vector::Store(to, x); }
+};
+
+// Pairs of bfloat16, widened.
+struct Bf16Page : F32Page {
+  using Value = std::uint16_t;
+  static constexpr std::size_t kPerStep = 2;
+  static constexpr std::size_t kParts = 2;
+
+  template <std::size_t kPart>
+  static W Load(const std::uint16_t* step) noexcept {
+    Vector::F parts[2];
+    Vector::LoadBf16Pairs(step, parts[0], parts[1]);
+    return parts[kPart];
+  }
+};
+
+constexpr std::size_t kAttendRows = Vector::kLanes == 8 ? 6 : 12;
+constexpr std::size_t kKeyVectors = 2;
+constexpr std::size_t kKeysAtOnce = kKeyVectors * Vector::kLanes;
+
+// sums [kRows, kVectors] += one part of a step: its vectors by the multipliers of each row.
+template <class Page, std::size_t kPart, std::size_t kRows, std::size_t kVectors>
+inline void AddPart(const typename Page::Multiplier* x, std::size_t x_stride,
+                    const typename Page::Value* const (&step)[kVectors],
+                    Vector::F (&sums)[kRows][kVectors]) noexcept {
+  typename Page::W w[kVectors];
+#pragma GCC unroll 8
+  for (std::size_t v = 0; v < kVectors; ++v) w[v] = Page::template Load<kPart>(step[v]);
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const auto multiplier = Page::Broadcast(x + r * x_stride + kPart);
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      sums[r][v] = Page::MulAdd(multiplier, w[v], sums[r][v]);
+    }
+  }
 }
 
-// scores [kRows, 16] (rows kPagePositions apart) = q [kRows, head_dim] keys [head_dim, 16].
-template <class Value, std::size_t kRows>
-inline void Scores(const float* q, std::size_t q_stride, const Value* keys, std::size_t head_dim,
-                   float* scores) noexcept {
-  Vector::F sums[kRows][kKeyVectors];
-#pragma GCC unroll 8
+// Sums over `steps` steps; vector v of a step is at from[v], the next step step_values further.
+template <class Page, std::size_t kRows, std::size_t kVectors>
+inline void Accumulate(const typename Page::Multiplier* x, std::size_t x_stride, std::size_t steps,
+                       const typename Page::Value* const (&from)[kVectors], std::size_t step_values,
+                       Vector::F (&sums)[kRows][kVectors]) noexcept {
+#pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (std::size_t v = 0; v < kKeyVectors; ++v) sums[r][v] = Vector::Zero();
-  }
-  for (std::size_t d = 0; d < head_dim; ++d) {
-    Vector::F key[kKeyVectors];
-#pragma GCC unroll 2
-    for (std::size_t v = 0; v < kKeyVectors; ++v) {
-      key[v] = LoadPage(keys + d * kKeyLanes + v * Vector::kLanes);
-    }
 #pragma GCC unroll 8
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const Vector::F value = Vector::Set(q[r * q_stride + d]);
-#pragma GCC unroll 2
-      for (std::size_t v = 0; v < kKeyVectors; ++v) {
-        sums[r][v] = Vector::MulAdd(value, key[v], sums[r][v]);
-      }
-    }
+    for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = Vector::Zero();
   }
+  for (std::size_t i = 0; i < steps; ++i) {
+    const typename Page::Value* step[kVectors];
 #pragma GCC unroll 8
+    for (std::size_t v = 0; v < kVectors; ++v) step[v] = from[v] + i * step_values;
+    AddPart<Page, 0>(x, x_stride, step, sums);
+    if constexpr (Page::kParts == 2) AddPart<Page, 1>(x, x_stride, step, sums);
+    x += Page::kPerStep;
+  }
+}
+
+// scores [kRows, kKeysAtOnce] (rows kPagePositions apart) = q [kRows, steps] keys.
+template <class Page, std::size_t kRows>
+inline void Scores(const typename Page::Multiplier* q, const typename Page::Value* keys,
+                   std::size_t steps, float* scores) noexcept {
+  constexpr std::size_t kStepValues = kKeyLanes * Page::kPerStep;
+  const std::size_t second =
+      Vector::kLanes < kKeyLanes ? Vector::kLanes * Page::kPerStep : steps * kStepValues;
+  const typename Page::Value* const from[kKeyVectors] = {keys, keys + second};
+  Vector::F sums[kRows][kKeyVectors];
+  Accumulate<Page>(q, steps * Page::kPerStep, steps, from, kStepValues, sums);
+#pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (std::size_t v = 0; v < kKeyVectors; ++v) {
@@ -65,160 +122,227 @@ inline void Scores(const float* q, std::size_t q_stride, const Value* keys, std:
   }
 }
 
-// out [kRows, kVectors * kLanes] = factor[r] out + weights [kRows, positions] values.
-// With kPart only the first `part` < kLanes columns exist and kVectors is 1.
-template <class Value, std::size_t kRows, std::size_t kVectors, bool kPart>
-inline void WeightedValues(const float* weights, const Value* values, std::size_t positions,
-                           std::size_t value_dim, std::size_t part, const float* factor, float* out,
+// out [kRows, kVectors * kLanes] = factor[r] out + weights [kRows, steps] values, whose steps are
+// value_dim columns long.
+template <class Page, std::size_t kRows, std::size_t kVectors>
+inline void WeightedValues(const typename Page::Multiplier* weights,
+                           const typename Page::Value* values, std::size_t steps,
+                           std::size_t value_dim, const float* factor, float* out,
                            std::size_t out_stride) noexcept {
+  const typename Page::Value* from[kVectors];
+#pragma GCC unroll 8
+  for (std::size_t v = 0; v < kVectors; ++v) from[v] = values + v * Vector::kLanes * Page::kPerStep;
   Vector::F sums[kRows][kVectors];
-#pragma GCC unroll 8
-  for (std::size_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = Vector::Zero();
-  }
-  for (std::size_t position = 0; position < positions; ++position) {
-    const Value* row = values + position * value_dim;
-    Vector::F value[kVectors];
-#pragma GCC unroll 8
-    for (std::size_t v = 0; v < kVectors; ++v) {
-      value[v] = kPart ? LoadPage(row, part) : LoadPage(row + v * Vector::kLanes);
-    }
-#pragma GCC unroll 8
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const Vector::F weight = Vector::Set(weights[r * kPagePositions + position]);
-#pragma GCC unroll 8
-      for (std::size_t v = 0; v < kVectors; ++v) {
-        sums[r][v] = Vector::MulAdd(weight, value[v], sums[r][v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
+  Accumulate<Page>(weights, kPagePositions, steps, from, value_dim * Page::kPerStep, sums);
+#pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (std::size_t v = 0; v < kVectors; ++v) {
       float* to = out + r * out_stride + v * Vector::kLanes;
-      if constexpr (kPart) {
-        const Vector::F before = Vector::Load(to, part);
-        Vector::Store(to, part, Vector::MulAdd(before, Vector::Set(factor[r]), sums[r][v]));
-      } else {
-        Vector::Store(to, Vector::MulAdd(Vector::Load(to), Vector::Set(factor[r]), sums[r][v]));
-      }
+      Vector::Store(to, Vector::MulAdd(Vector::Load(to), Vector::Set(factor[r]), sums[r][v]));
     }
   }
 }
 
+// The same for the last columns, fewer than a vector: one row after another, through copies.
+template <class Page>
+inline void LastValues(const typename Page::Multiplier* weights, const typename Page::Value* values,
+                       std::size_t steps, std::size_t value_dim, std::size_t columns, float factor,
+                       float* out) noexcept {
+  Vector::F sum = Vector::Zero();
+  for (std::size_t i = 0; i < steps; ++i) {
+    typename Page::Value copy[Vector::kLanes * Page::kPerStep] = {};
+    const typename Page::Value* row = values + i * value_dim * Page::kPerStep;
+    for (std::size_t j = 0; j < columns * Page::kPerStep; ++j) copy[j] = row[j];
+    const typename Page::Value* const step[1] = {copy};
+    Vector::F sums[1][1] = {{sum}};
+    AddPart<Page, 0>(weights + i * Page::kPerStep, 0, step, sums);
+    if constexpr (Page::kParts == 2) AddPart<Page, 1>(weights + i * Page::kPerStep, 0, step, sums);
+    sum = sums[0][0];
+  }
+  const Vector::F before = Vector::Load(out, columns);
+  Vector::Store(out, columns, Vector::MulAdd(before, Vector::Set(factor), sum));
+}
+
 // Turns the scores of positions [begin, end) of one row into weights exp(score - max), those of the
 // other positions in [first, last) into 0, and updates max and sum. Returns what the sums so far
-// are to be multiplied by. `first` is a multiple of kLanes.
+// are to be multiplied by. `first` and `last` are multiples of kLanes; weights may be scores.
+template <class Page>
 inline float Softmax(float* scores, std::int32_t first, std::int32_t last, std::int32_t begin,
-                     std::int32_t end, float* max, float* sum) noexcept {
+                     std::int32_t end, float* max, float* sum,
+                     typename Page::Multiplier* weights) noexcept {
   const auto lanes = static_cast<std::int32_t>(Vector::kLanes);
-  const float lowest = -__builtin_inff();
   if (begin >= end) {
     for (std::int32_t at = first; at < last; at += lanes) {
-      Vector::Store(scores + at, Vector::Zero());
+      Page::Store(weights + at, Vector::Zero());
     }
     return 1.0F;
   }
   Vector::F highest = Vector::Set(*max);
   for (std::int32_t at = first; at < last; at += lanes) {
-    const Vector::F score =
-        Vector::Select(Vector::Load(scores + at), Vector::Set(lowest), begin - at, end - at);
+    Vector::F score = Vector::Load(scores + at);
+    if (at < begin || at + lanes > end) {
+      score = Vector::Select(score, Vector::Set(-__builtin_inff()), begin - at, end - at);
+      Vector::Store(scores + at, score);
+    }
     highest = Vector::Max(score, highest);
-    Vector::Store(scores + at, score);
   }
   const float new_max = Vector::MaxLanes(highest);
   Vector::F total = Vector::Zero();
   for (std::int32_t at = first; at < last; at += lanes) {
-    const Vector::F weight = Exp(Vector::Sub(Vector::Load(scores + at), Vector::Set(new_max)));
+    const Vector::F below_max = Vector::Sub(Vector::Load(scores + at), Vector::Set(new_max));
+    const Vector::F weight = Page::Weight(below_max);
     total = Vector::Add(total, weight);
-    Vector::Store(scores + at, weight);
+    Page::Store(weights + at, weight);
   }
-  const float factor = Vector::FirstLane(Exp(Vector::Set(*max - new_max)));
+  // Later pages seldom hold a new maximum.
+  const float factor = new_max == *max ? 1.0F : Vector::FirstLane(Exp(Vector::Set(*max - new_max)));
   *sum = *sum * factor + Vector::SumLanes(total);
   *max = new_max;
   return factor;
 }
 
-template <class Value>
-struct Page {
-  const Value* keys;    // [kPagePositions / 16, head_dim, 16]
-  const Value* values;  // [kPagePositions, value_dim]
+// What one call of Attend works on; rows are taken off the front.
+template <class Page>
+struct Attention {
+  const float* q;
+  std::size_t q_stride;
+  const typename Page::Value* keys;
+  const typename Page::Value* values;
   std::size_t head_dim;
   std::size_t value_dim;
+  const std::int32_t* begin;
+  const std::int32_t* end;
+  float* max;
+  float* sum;
+  float* out;
+  std::size_t out_stride;
+  // Of kAttendRows rows each:
+  typename Page::Multiplier* multipliers;  // [rows, steps * kPerStep], the queries
+  float* scores;                           // [rows, kPagePositions]
+  typename Page::Multiplier* weights;      // [rows, kPagePositions], which may be the scores
 };
 
-template <class Value, std::size_t kRows>
-inline void AttendRows(const Page<Value>& page, const float* q, std::size_t q_stride,
-                       const std::int32_t* begin, const std::int32_t* end, float* max, float* sum,
-                       float* out, std::size_t out_stride, float* scores) noexcept {
+template <class Page>
+inline std::size_t KeySteps(const Attention<Page>& a) noexcept {
+  return (a.head_dim + Page::kPerStep - 1) / Page::kPerStep;
+}
+
+// The queries as multipliers, padded to whole steps.
+template <class Page, std::size_t kRows>
+inline void CopyQueries(const Attention<Page>& a) noexcept {
+  const std::size_t padded = KeySteps(a) * Page::kPerStep;
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const float* from = a.q + r * a.q_stride;
+    typename Page::Multiplier* to = a.multipliers + r * padded;
+    std::size_t d = 0;
+    for (; d + Vector::kLanes <= a.head_dim; d += Vector::kLanes) {
+      Page::Store(to + d, Vector::Load(from + d));
+    }
+    if (d == padded) continue;
+    typename Page::Multiplier rest[Vector::kLanes];
+    Page::Store(rest, Vector::Load(from + d, a.head_dim - d));
+    for (std::size_t i = d; i < padded; ++i) to[i] = rest[i - d];
+  }
+}
+
+template <class Page, std::size_t kRows>
+inline void AttendRows(const Attention<Page>& a) noexcept {
   auto first = static_cast<std::int32_t>(kPagePositions);
   std::int32_t last = 0;
   for (std::size_t r = 0; r < kRows; ++r) {
-    if (begin[r] >= end[r]) continue;
-    if (begin[r] < first) first = begin[r];
-    if (end[r] > last) last = end[r];
+    if (a.begin[r] >= a.end[r]) continue;
+    if (a.begin[r] < first) first = a.begin[r];
+    if (a.end[r] > last) last = a.end[r];
   }
   if (first >= last) return;
 
-  constexpr auto kLanes = static_cast<std::int32_t>(kKeyLanes);
-  const std::int32_t first_group = first / kLanes * kLanes;
-  const std::int32_t last_group = (last + kLanes - 1) / kLanes * kLanes;
-  for (std::int32_t group = first_group; group < last_group; group += kLanes) {
+  CopyQueries<Page, kRows>(a);
+  constexpr auto kAtOnce = static_cast<std::int32_t>(kKeysAtOnce);
+  const std::int32_t first_group = first / kAtOnce * kAtOnce;
+  const std::int32_t last_group = (last + kAtOnce - 1) / kAtOnce * kAtOnce;
+  const std::size_t key_steps = KeySteps(a);
+  for (std::int32_t group = first_group; group < last_group; group += kAtOnce) {
     const auto at = static_cast<std::size_t>(group);
-    Scores<Value, kRows>(q, q_stride, page.keys + at * page.head_dim, page.head_dim, scores + at);
+    Scores<Page, kRows>(a.multipliers, a.keys + at * key_steps * Page::kPerStep, key_steps,
+                        a.scores + at);
   }
   float factor[kRows];
   for (std::size_t r = 0; r < kRows; ++r) {
-    factor[r] = Softmax(scores + r * kPagePositions, first_group, last_group, begin[r], end[r],
-                        max + r, sum + r);
+    factor[r] = Softmax<Page>(a.scores + r * kPagePositions, first_group, last_group, a.begin[r],
+                              a.end[r], a.max + r, a.sum + r, a.weights + r * kPagePositions);
   }
 
   constexpr std::size_t kVectors = kRows <= 3 ? 4 : 2;
   constexpr std::size_t kColumns = kVectors * Vector::kLanes;
-  const auto skip = static_cast<std::size_t>(first);
-  const std::size_t positions = static_cast<std::size_t>(last) - skip;
-  const float* weights = scores + skip;
-  const Value* values = page.values + skip * page.value_dim;
+  const std::size_t skip = static_cast<std::size_t>(first) / Page::kPerStep;
+  const std::size_t steps =
+      (static_cast<std::size_t>(last) + Page::kPerStep - 1) / Page::kPerStep - skip;
+  const typename Page::Multiplier* weights = a.weights + skip * Page::kPerStep;
+  const typename Page::Value* values = a.values + skip * Page::kPerStep * a.value_dim;
   std::size_t column = 0;
-  for (; column + kColumns <= page.value_dim; column += kColumns) {
-    WeightedValues<Value, kRows, kVectors, false>(
-        weights, values + column, positions, page.value_dim, 0, factor, out + column, out_stride);
+  for (; column + kColumns <= a.value_dim; column += kColumns) {
+    WeightedValues<Page, kRows, kVectors>(weights, values + column * Page::kPerStep, steps,
+                                          a.value_dim, factor, a.out + column, a.out_stride);
   }
-  for (; column + Vector::kLanes <= page.value_dim; column += Vector::kLanes) {
-    WeightedValues<Value, kRows, 1, false>(weights, values + column, positions, page.value_dim, 0,
-                                           factor, out + column, out_stride);
+  for (; column + Vector::kLanes <= a.value_dim; column += Vector::kLanes) {
+    WeightedValues<Page, kRows, 1>(weights, values + column * Page::kPerStep, steps, a.value_dim,
+                                   factor, a.out + column, a.out_stride);
   }
-  if (column < page.value_dim) {
-    WeightedValues<Value, kRows, 1, true>(weights, values + column, positions, page.value_dim,
-                                          page.value_dim - column, factor, out + column,
-                                          out_stride);
-  }
-}
-
-template <class Value, std::size_t kRows, class... Arguments>
-inline void AttendHeight(std::size_t height, const Arguments&... arguments) noexcept {
-  if (height == kRows) {
-    AttendRows<Value, kRows>(arguments...);
-  } else if constexpr (kRows > 1) {
-    AttendHeight<Value, kRows - 1>(height, arguments...);
+  if (column == a.value_dim) return;
+  for (std::size_t r = 0; r < kRows; ++r) {
+    LastValues<Page>(weights + r * kPagePositions, values + column * Page::kPerStep, steps,
+                     a.value_dim, a.value_dim - column, factor[r],
+                     a.out + r * a.out_stride + column);
   }
 }
 
-template <class Value>
+// The highest tile that fits into `rows` rows takes the first of them; returns its height.
+template <class Page, std::size_t kRows = kAttendRows>
+inline std::size_t AttendSome(const Attention<Page>& a, std::size_t rows) noexcept {
+  if (rows >= kRows) {
+    AttendRows<Page, kRows>(a);
+    return kRows;
+  }
+  if constexpr (kRows > 4) return AttendSome<Page, kRows == 12 ? 6 : 4>(a, rows);
+  if constexpr (kRows > 1 && kRows <= 4) return AttendSome<Page, kRows - 1>(a, rows);
+  return 0;
+}
+
+template <class Page>
 void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* keys,
             const void* values, std::size_t head_dim, std::size_t value_dim,
             const std::int32_t* begin, const std::int32_t* end, float* max, float* sum, float* out,
             std::size_t out_stride, float* scratch) noexcept {
-  const Page<Value> page{static_cast<const Value*>(keys), static_cast<const Value*>(values),
-                         head_dim, value_dim};
-  for (std::size_t r = 0; r < rows;) {
-    const std::size_t height = rows - r < kAttendRows ? rows - r : kAttendRows;
-    AttendHeight<Value, kAttendRows>(height, page, q + r * q_stride, q_stride, begin + r, end + r,
-                                     max + r, sum + r, out + r * out_stride, out_stride,
-                                     scratch + r * kPagePositions);
-    r += height;
+  using Multiplier = typename Page::Multiplier;
+  float* scores = scratch;
+  float* weights = scores;
+  if constexpr (sizeof(Multiplier) < sizeof(float)) weights += kAttendRows * kPagePositions;
+  Attention<Page> a{
+      .q = q,
+      .q_stride = q_stride,
+      .keys = static_cast<const typename Page::Value*>(keys),
+      .values = static_cast<const typename Page::Value*>(values),
+      .head_dim = head_dim,
+      .value_dim = value_dim,
+      .begin = begin,
+      .end = end,
+      .max = max,
+      .sum = sum,
+      .out = out,
+      .out_stride = out_stride,
+      .multipliers = reinterpret_cast<Multiplier*>(weights + kAttendRows * kPagePositions),
+      .scores = scores,
+      .weights = reinterpret_cast<Multiplier*>(weights)};
+  while (rows > 0) {
+    const std::size_t done = AttendSome(a, rows);
+    a.q += done * q_stride;
+    a.begin += done;
+    a.end += done;
+    a.max += done;
+    a.sum += done;
+    a.out += done * out_stride;
+    rows -= done;
   }
 }
 

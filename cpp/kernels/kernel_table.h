@@ -50,10 +50,20 @@ struct GemmKernel {
                    bool accumulate) noexcept;
 };
 
-// Positions in a KV page. Keys of one KV head are stored as [kPagePositions / 16][head_dim][16],
-// values as [kPagePositions][value_dim], in float32 or bfloat16; unused slots hold zeros.
-inline constexpr std::size_t kPagePositions = 64;
+// A KV page holds kPagePositions positions of some KV heads; of one head
+//   keys    [kPagePositions / 16][head_dim / per_step][16][per_step]
+//   values  [kPagePositions / per_step][value_dim][per_step]
+// in float32 with per_step 1, or in bfloat16 with per_step 2: pairs that are summed over share 32
+// bits, as dot products want them and as a shift and a mask widen them. An odd head_dim is rounded
+// up, with zeros for what is not there; unused positions hold zeros too.
+inline constexpr std::size_t kPagePositions = 128;
 inline constexpr std::size_t kKeyLanes = 16;
+
+// Floats that attention needs to work with.
+constexpr std::size_t AttendScratch(std::size_t head_dim) noexcept {
+  constexpr std::size_t kMostRows = 12;
+  return kMostRows * (head_dim + 1 + 2 * kPagePositions);
+}
 
 // Online softmax over one KV page (Milakov and Gimelshein 2018), for `rows` queries that read the
 // same KV head. Row r sees the page's positions begin[r] <= p < end[r]; it may see none.
@@ -61,7 +71,7 @@ inline constexpr std::size_t kKeyLanes = 16;
 //   max     [rows] running maximum of the scores, -inf before the first page
 //   sum     [rows] running sum of exp(score - max), 0 before the first page
 //   out     [rows, value_dim], rows out_stride floats apart, running weighted sum, 0 before
-//   scratch [rows * kPagePositions] floats
+//   scratch [AttendScratch(head_dim)]
 // The caller divides out by sum after the last page.
 using AttendPage = void (*)(const float* q, std::size_t q_stride, std::size_t rows,
                             const void* keys, const void* values, std::size_t head_dim,

@@ -13,16 +13,19 @@
 namespace slimformer::ops {
 namespace {
 
-using kernels::kKeyLanes;
 using kernels::kPagePositions;
 
-// Query rows that pass over a page together. With heads 64 wide a page of keys, one of values,
-// the queries, the outputs and the scores are 16 KiB each: together well inside a 512 KiB L2.
-constexpr std::size_t kBlockRows = 64;
+// Query rows that pass over a page together: whole tiles of 12 or 6 for the usual numbers of heads
+// on a KV head. With heads 64 wide a page of bfloat16 keys and one of values take 32 KiB, the
+// queries and the outputs 18 KiB each: together well inside a 512 KiB L2.
+constexpr std::size_t kBlockRows = 72;
 
 // A few rows on a long context leave too few blocks to share between threads: their pages are cut
 // into ranges of this many, whose results are merged. 512 positions: merging is then noise.
-constexpr std::size_t kPagesPerRange = 8;
+constexpr std::size_t kPagesPerRange = 512 / kPagePositions;
+
+// So few rows use a page up so fast that its successor has to be fetched meanwhile.
+constexpr std::size_t kFewRows = 12;
 
 std::size_t CeilDiv(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
@@ -91,7 +94,7 @@ std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
 // What one thread needs to work on a block.
 struct Scratch {
   float* q;             // [rows, head_dim]
-  float* scores;        // [rows, kPagePositions]
+  float* kernel;        // [AttendScratch(head_dim)]
   std::int32_t* begin;  // [rows]
   std::int32_t* end;    // [rows]
   Softmax softmax;
@@ -100,7 +103,7 @@ struct Scratch {
 Scratch TakeScratch(const Context& context, const KvLayout& layout, std::size_t rows) {
   tensor::Workspace& workspace = context.workspace;
   return {workspace.Take<float>(rows * layout.head_dim),
-          workspace.Take<float>(rows * kPagePositions),
+          workspace.Take<float>(kernels::AttendScratch(layout.head_dim)),
           workspace.Take<std::int32_t>(rows),
           workspace.Take<std::int32_t>(rows),
           {workspace.Take<float>(rows), workspace.Take<float>(rows),
@@ -145,7 +148,7 @@ void AttendBlock(const Context& context, const KvLayout& layout, const Block& bl
       const std::size_t here = std::min(kPagePositions, seen - before);
       end = std::fill_n(end, heads, static_cast<std::int32_t>(here));
     }
-    if (page + 1 < block.page_end) {
+    if (rows <= kFewRows && page + 1 < block.page_end) {
       const std::byte* next = block.sequence->pages[page + 1];
       Prefetch(next + layout.KeyOffset(block.kv_slot), layout.KeyOffset(1));
       Prefetch(next + layout.ValueOffset(block.kv_slot),
@@ -155,7 +158,7 @@ void AttendBlock(const Context& context, const KvLayout& layout, const Block& bl
     attend(scratch.q, layout.head_dim, rows, data + layout.KeyOffset(block.kv_slot),
            data + layout.ValueOffset(block.kv_slot), layout.head_dim, layout.value_dim,
            scratch.begin, scratch.end, softmax.max, softmax.sum, softmax.out, layout.value_dim,
-           scratch.scores);
+           scratch.kernel);
   }
 }
 
@@ -193,25 +196,31 @@ void ScatterOutputs(const KvLayout& layout, const Block& block, const Softmax& s
 }
 
 template <class T>
-T Convert(float value) {
-  if constexpr (std::is_same_v<T, float>) {
-    return value;
-  } else {
-    return Bf16FromFloat(value);
-  }
-}
-
-template <class T>
-void StoreRow(const KvLayout& layout, std::span<const HeadGroup> groups, std::byte* page,
-              std::size_t slot, const float* keys, const float* values) {
+void StoreRow(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
+              std::byte* page, std::size_t slot, const float* keys, const float* values) {
+  const auto convert = [&](const float* from, std::size_t n, T* to) {
+    if constexpr (std::is_same_v<T, float>) {
+      std::copy_n(from, n, to);
+    } else {
+      context.kernels.to_bf16(from, n, to);
+    }
+  };
+  constexpr std::size_t kAtOnce = 64;
+  T row[kAtOnce];
+  const auto store = [&](const float* from, std::size_t n, T* to, auto index) {
+    for (std::size_t first = 0; first < n; first += kAtOnce) {
+      const std::size_t count = std::min(kAtOnce, n - first);
+      convert(from + first, count, row);
+      for (std::size_t i = 0; i < count; ++i) to[index(first + i)] = row[i];
+    }
+  };
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    const float* key = keys + groups[i].kv_head * layout.head_dim;
-    T* key_page = reinterpret_cast<T*>(page + layout.KeyOffset(i)) +
-                  slot / kKeyLanes * layout.head_dim * kKeyLanes + slot % kKeyLanes;
-    for (std::size_t d = 0; d < layout.head_dim; ++d) key_page[d * kKeyLanes] = Convert<T>(key[d]);
-    const float* value = values + groups[i].kv_head * layout.value_dim;
-    T* value_page = reinterpret_cast<T*>(page + layout.ValueOffset(i)) + slot * layout.value_dim;
-    for (std::size_t d = 0; d < layout.value_dim; ++d) value_page[d] = Convert<T>(value[d]);
+    store(keys + groups[i].kv_head * layout.head_dim, layout.head_dim,
+          reinterpret_cast<T*>(page + layout.KeyOffset(i)),
+          [&](std::size_t d) { return layout.KeyIndex(slot, d); });
+    store(values + groups[i].kv_head * layout.value_dim, layout.value_dim,
+          reinterpret_cast<T*>(page + layout.ValueOffset(i)),
+          [&](std::size_t c) { return layout.ValueIndex(slot, c); });
   }
 }
 
@@ -228,8 +237,8 @@ void StoreKeysAndValues(const Context& context, const KvLayout& layout,
       for (std::size_t r = begin; r < end; ++r) {
         const std::size_t row = sequence.first_row + r;
         const std::size_t position = sequence.position + r;
-        store(layout, groups, sequence.pages[position / kPagePositions], position % kPagePositions,
-              keys + row * key_stride, values + row * value_stride);
+        store(context, layout, groups, sequence.pages[position / kPagePositions],
+              position % kPagePositions, keys + row * key_stride, values + row * value_stride);
       }
     });
   }
@@ -239,15 +248,15 @@ void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page) {
   const std::size_t element = layout.ElementBytes();
   for (std::size_t head = 0; head < layout.heads; ++head) {
     std::byte* keys = page + layout.KeyOffset(head);
+    std::byte* values = page + layout.ValueOffset(head);
     for (std::size_t s = slot; s < kPagePositions; ++s) {
-      const std::size_t first = s / kKeyLanes * layout.head_dim * kKeyLanes + s % kKeyLanes;
       for (std::size_t d = 0; d < layout.head_dim; ++d) {
-        std::memset(keys + (first + d * kKeyLanes) * element, 0, element);
+        std::memset(keys + layout.KeyIndex(s, d) * element, 0, element);
+      }
+      for (std::size_t c = 0; c < layout.value_dim; ++c) {
+        std::memset(values + layout.ValueIndex(s, c) * element, 0, element);
       }
     }
-    const std::size_t row_bytes = layout.value_dim * element;
-    std::memset(page + layout.ValueOffset(head) + slot * row_bytes, 0,
-                (kPagePositions - slot) * row_bytes);
   }
 }
 

@@ -12,8 +12,7 @@ namespace slimformer::ops {
 enum class KvType { f32, bf16 };
 
 // A page holds kPagePositions positions of every KV head that one attention step uses: first
-// all keys, [heads][kPagePositions / kKeyLanes][head_dim][kKeyLanes], then all values,
-// [heads][kPagePositions][value_dim].
+// the keys of all heads, then the values of all, each laid out as the kernels say.
 struct KvLayout {
   KvType type;
   std::size_t heads;
@@ -21,13 +20,35 @@ struct KvLayout {
   std::size_t value_dim;
 
   std::size_t ElementBytes() const noexcept { return type == KvType::f32 ? 4 : 2; }
+
+  // Dimensions, or positions, that lie side by side.
+  std::size_t PerStep() const noexcept { return type == KvType::f32 ? 1 : 2; }
+
   std::size_t KeyOffset(std::size_t head) const noexcept {
-    return head * kernels::kPagePositions * head_dim * ElementBytes();
+    return head * kernels::kPagePositions * PaddedHeadDim() * ElementBytes();
   }
   std::size_t ValueOffset(std::size_t head) const noexcept {
     return KeyOffset(heads) + head * kernels::kPagePositions * value_dim * ElementBytes();
   }
   std::size_t PageBytes() const noexcept { return ValueOffset(heads); }
+
+  // Where a value lies within its head's keys or values, in elements.
+  std::size_t KeyIndex(std::size_t position, std::size_t dim) const noexcept {
+    const std::size_t per_step = PerStep();
+    const std::size_t group = position / kernels::kKeyLanes * PaddedHeadDim();
+    const std::size_t step = dim / per_step * per_step;
+    return (group + step) * kernels::kKeyLanes + position % kernels::kKeyLanes * per_step +
+           dim % per_step;
+  }
+  std::size_t ValueIndex(std::size_t position, std::size_t column) const noexcept {
+    const std::size_t per_step = PerStep();
+    return position / per_step * per_step * value_dim + column * per_step + position % per_step;
+  }
+
+ private:
+  std::size_t PaddedHeadDim() const noexcept {
+    return (head_dim + PerStep() - 1) / PerStep() * PerStep();
+  }
 };
 
 // A KV head and the query heads that read it. The i-th group is the i-th head of a page.

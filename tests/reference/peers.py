@@ -14,14 +14,20 @@ from slimformer.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig
 
 Array = npt.NDArray[Any]
+GgufType = Literal["f32", "bf16", "f16", "q8_0", "q4_0"]
 
+FILE_TYPES: dict[GgufType, str] = {
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q4_0": "MOSTLY_Q4_0",
+}
 ATTENTION_NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
 FFN_NAMES = {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 
 
-def write_gguf(
-    checkpoint: Checkpoint, tokenizer: Path, path: Path, dtype: Literal["f32", "bf16"]
-) -> None:
+def write_gguf(checkpoint: Checkpoint, tokenizer: Path, path: Path, dtype: GgufType) -> None:
     """Write a model of uniform layers as GGUF; its tokenizer is that of another GGUF file.
 
     llama.cpp rotates neighbouring pairs, so the rows of q and k are interleaved.
@@ -47,9 +53,10 @@ def write_gguf(
     writer.add_rope_dimension_count(attention.rope.rotary_dim)
     writer.add_rope_freq_base(attention.rope.theta)
     writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
     _copy_tokenizer(tokenizer, writer)
 
-    matrices = gguf.GGMLQuantizationType.BF16 if dtype == "bf16" else gguf.GGMLQuantizationType.F32
+    matrices = gguf.GGMLQuantizationType[dtype.upper()]
 
     def add(target: str, source: str, kind: gguf.GGMLQuantizationType) -> None:
         values = checkpoint.read_f32(source)

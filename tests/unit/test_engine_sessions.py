@@ -32,9 +32,9 @@ def test_positions_count_tokens(engine: Engine) -> None:
     session.extend([1, 2, 3])
     assert session.position == 3
     one_page = session.kv_bytes
-    session.extend([5] * 62)
-    assert (session.position, session.kv_bytes) == (65, 2 * one_page)
-    session.rewind(64)
+    session.extend([5] * 126)
+    assert (session.position, session.kv_bytes) == (129, 2 * one_page)
+    session.rewind(128)
     assert session.kv_bytes == one_page
     session.rewind(0)
     assert (session.position, session.kv_bytes) == (0, 0)

@@ -31,22 +31,44 @@ def checkpoint() -> Checkpoint:
 
 def test_models_take_turns(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, threads=1)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     first, second = measure_speed(
         [Contender("a", engine), Contender("b", engine)],
         prompt=8,
         generate=4,
         repeat=3,
-        progress=lambda what, done, total: seen.append((done, total)),
+        progress=lambda *told: seen.append(told),
     )
-    assert seen == [(step, 8) for step in range(1, 9)]
+    assert seen == [(what, step, 8) for what in ("prefill", "decode") for step in range(1, 9)]
     assert (first.name, second.name) == ("a", "b")
     assert first.prefill_ratio == first.decode_ratio == 1
     for result in (first, second):
         for spread in (result.prefill, result.decode):
             assert 0 < spread.minimum <= spread.median <= spread.maximum
+        assert result.prefill_gflops is not None
         assert result.prefill_gflops > 0
+        assert result.decode_gb_per_s is not None
         assert result.decode_gb_per_s > 0
+
+
+class Stopwatch:
+    """Another engine, which takes a second a token."""
+
+    name = "peer"
+    max_positions = 64
+
+    def run(self, prompt: int, generate: int) -> speed.Times:
+        return speed.Times(float(prompt), float(generate))
+
+
+def test_another_engine_takes_part(checkpoint: Checkpoint) -> None:
+    ours = Contender("ours", Engine(checkpoint, threads=1))
+    peer = measure_speed([ours, Stopwatch()], prompt=8, generate=4, repeat=1)[1]
+    assert (peer.name, peer.prefill.median, peer.decode.median) == ("peer", 1.0, 1.0)
+    assert 0 < peer.prefill_ratio < 1
+    assert (peer.prefill_gflops, peer.decode_gb_per_s) == (None, None)
+    with pytest.raises(ConfigError, match="peer: prompt 65"):
+        measure_speed([Stopwatch()], prompt=65, generate=1)
 
 
 def test_lengths_beyond_the_limit_are_refused(checkpoint: Checkpoint) -> None:

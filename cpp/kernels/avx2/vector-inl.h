@@ -41,10 +41,10 @@ struct Vector {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 
-  // 2^n for whole -126 <= n <= 127.
-  static F PowerOfTwo(F n) noexcept {
-    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  // x 2^n for whole -252 <= n <= 254, in two factors: 2^n itself may be no normal number.
+  static F TimesPowerOfTwo(F x, F n) noexcept {
+    const F half = Round(Mul(n, Set(0.5F)));
+    return Mul(Mul(x, PowerOfTwo(half)), PowerOfTwo(Sub(n, half)));
   }
 
   // x where the lane's index is in [begin, end), `other` elsewhere.
@@ -131,6 +131,12 @@ struct Vector {
   }
 
  private:
+  // 2^n for whole -126 <= n <= 127.
+  static F PowerOfTwo(F n) noexcept {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+
   static __m256i Mask(std::size_t n) noexcept {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);

@@ -23,8 +23,8 @@ void Overlay<Tier::avx512>(KernelTable& table) noexcept {
   table.gemm_bf16 = MakeGemm<Bf16Panel>();
   table.gemm_int8 = whole::MakeGemm<Int8Weights<PairDot>>();
   table.gemm_int4 = whole::MakeGemm<Int4Weights<PairDot>>();
-  table.attend_f32 = &Attend<float>;
-  table.attend_bf16 = &Attend<std::uint16_t>;
+  table.attend_f32 = &Attend<F32Page>;
+  table.attend_bf16 = &Attend<Bf16Page>;
   table.probe_fma = &ProbeFma;
   table.probe_read = &ProbeRead;
 }

@@ -53,11 +53,8 @@ struct Vector {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 
-  // 2^n for whole -126 <= n <= 127.
-  static F PowerOfTwo(F n) noexcept {
-    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
-  }
+  // x 2^n for whole n.
+  static F TimesPowerOfTwo(F x, F n) noexcept { return _mm512_scalef_ps(x, n); }
 
   // x where the lane's index is in [begin, end), `other` elsewhere.
   static F Select(F x, F other, std::int32_t begin, std::int32_t end) noexcept {
@@ -68,11 +65,6 @@ struct Vector {
   static float FirstLane(F x) noexcept { return _mm512_cvtss_f32(x); }
   static float SumLanes(F x) noexcept { return _mm512_reduce_add_ps(x); }
   static float MaxLanes(F x) noexcept { return _mm512_reduce_max_ps(x); }
-
-  static F LoadBf16(const std::uint16_t* p) noexcept {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-  }
 
   // Lane i of 32 bits holds column i in its low and column kLanes + i in its high half: widening
   // both takes a shift and a mask, and no shuffle.

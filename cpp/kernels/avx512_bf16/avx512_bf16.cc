@@ -7,9 +7,13 @@
 // multiply-add, so the register tile of avx512, 12 rows by 2 vectors, stays as good. Odd k: the
 // last pair is padded with zeros on both sides. The instruction takes denormals for zero and
 // adds the two products with a rounding of its own; against the rounding of x, 2^-9, both vanish.
-// Attention stays the avx512 tier's: its queries are not worth rounding.
+//
+// Attention over bfloat16 pages is made of the same instruction: queries and softmax weights are
+// rounded to bfloat16, keys and values are already. Each rounding is 2^-9 of what it rounds, as
+// that of x is in the matrix products.
 #include "kernels/avx512/vector-inl.h"
 // The bodies below are written in terms of Vector.
+#include "kernels/attend-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/overlay.h"
 
@@ -37,6 +41,48 @@ struct Bf16DotPanel {
   }
   static std::uint16_t Narrow(float w) noexcept { return Bf16FromFloat(w); }
   static float Widen(std::uint16_t w) noexcept { return FloatFromBf16(w); }
+};
+
+// exp(x) for x <= 0, off by 2^-18 at most where the rounding that follows is off by 2^-9: x log2 e
+// is 2^(whole part) times 2^f, 0 <= f < 1, a polynomial of degree 4 fitted for the least greatest
+// relative error. 0 from -138 down, NaN for NaN.
+inline Vector::F CoarseExp(Vector::F x) noexcept {
+  constexpr int kFraction = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  x = Vector::Max(Vector::Set(-200.0F), Vector::Mul(x, Vector::Set(1.44269504F)));
+  const Vector::F f = _mm512_reduce_ps(x, kFraction);
+  Vector::F p = Vector::Set(1.35341678e-02F);
+  p = Vector::MulAdd(p, f, Vector::Set(5.20114601e-02F));
+  p = Vector::MulAdd(p, f, Vector::Set(2.41442755e-01F));
+  p = Vector::MulAdd(p, f, Vector::Set(6.93003833e-01F));
+  p = Vector::MulAdd(p, f, Vector::Set(1.00000262F));
+  return _mm512_scalef_ps(p, x);  // by the whole part
+}
+
+// Pairs of bfloat16, multiplied by pairs of bfloat16.
+struct Bf16DotPage {
+  using Value = std::uint16_t;
+  using Multiplier = std::uint16_t;
+  using W = __m512i;
+  static constexpr std::size_t kPerStep = 2;
+  static constexpr std::size_t kParts = 1;
+
+  template <std::size_t kPart>
+  static W Load(const std::uint16_t* step) noexcept {
+    return _mm512_loadu_si512(step);
+  }
+  static __m512i Broadcast(const std::uint16_t* pair) noexcept {
+    int bits;
+    __builtin_memcpy(&bits, pair, sizeof(bits));
+    return _mm512_set1_epi32(bits);
+  }
+  static Vector::F MulAdd(__m512i x, W w, Vector::F sum) noexcept {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+  }
+  static Vector::F Weight(Vector::F below_max) noexcept { return CoarseExp(below_max); }
+  static void Store(std::uint16_t* to, Vector::F x) noexcept {
+    const __m256bh halves = _mm512_cvtneps_pbh(x);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(halves));
+  }
 };
 
 std::size_t InputRowBytes(std::size_t k) noexcept {
@@ -67,6 +113,7 @@ void Overlay<Tier::avx512_bf16>(KernelTable& table) noexcept {
   table.gemm_bf16 = MakeGemm<Bf16DotPanel>();
   table.gemm_bf16.input_row_bytes = &InputRowBytes;
   table.gemm_bf16.prepare_input = &PrepareInput;
+  table.attend_bf16 = &Attend<Bf16DotPage>;
 }
 
 }  // namespace slimformer::kernels

@@ -126,20 +126,22 @@ template <class Value>
 void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* keys,
             const void* values, std::size_t head_dim, std::size_t value_dim,
             const std::int32_t* begin, const std::int32_t* end, float* max, float* sum, float* out,
-            std::size_t out_stride, float* scratch) noexcept {
+            std::size_t out_stride, float* scores) noexcept {
+  constexpr std::size_t kPerStep = sizeof(float) / sizeof(Value);
+  const std::size_t padded_dim = (head_dim + kPerStep - 1) / kPerStep * kPerStep;
   const auto* k = static_cast<const Value*>(keys);
   const auto* v = static_cast<const Value*>(values);
   for (std::size_t r = 0; r < rows; ++r) {
     if (begin[r] >= end[r]) continue;
     const auto first = static_cast<std::size_t>(begin[r]);
     const auto last = static_cast<std::size_t>(end[r]);
-    float* scores = scratch + r * kPagePositions;
     float highest = max[r];
     for (std::size_t p = first; p < last; ++p) {
-      const Value* key = k + p / kKeyLanes * kKeyLanes * head_dim + p % kKeyLanes;
+      const Value* key = k + p / kKeyLanes * kKeyLanes * padded_dim + p % kKeyLanes * kPerStep;
       float score = 0.0F;
       for (std::size_t d = 0; d < head_dim; ++d) {
-        score += q[r * q_stride + d] * Widen(key[d * kKeyLanes]);
+        const std::size_t at = d / kPerStep * kPerStep * kKeyLanes + d % kPerStep;
+        score += q[r * q_stride + d] * Widen(key[at]);
       }
       scores[p] = score;
       if (score > highest) highest = score;
@@ -150,9 +152,10 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
     sum[r] *= factor;
     max[r] = highest;
     for (std::size_t p = first; p < last; ++p) {
+      const Value* value = v + p / kPerStep * kPerStep * value_dim + p % kPerStep;
       const float weight = Exp(scores[p] - highest);
       sum[r] += weight;
-      for (std::size_t c = 0; c < value_dim; ++c) to[c] += weight * Widen(v[p * value_dim + c]);
+      for (std::size_t c = 0; c < value_dim; ++c) to[c] += weight * Widen(value[c * kPerStep]);
     }
   }
 }

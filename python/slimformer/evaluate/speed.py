@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -36,11 +36,50 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of a prompt up to the logits of its last token, and of the tokens after it."""
+
+    prefill: float
+    decode: float
+
+
+class Runner(Protocol):
+    """Whatever takes part in a comparison, under the name that results go by."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a sequence at most."""
+
+    def run(self, prompt: int, generate: int) -> Times:
+        """One sequence: ``prompt`` tokens, then ``generate`` greedy ones that nothing ends."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model that takes part, under the name that results go by."""
+    """One of our own models that takes part."""
 
     name: str
     engine: Engine
+
+    @property
+    def max_positions(self) -> int:
+        """See Runner."""
+        return self.engine.config.max_positions
+
+    def run(self, prompt: int, generate: int) -> Times:
+        """See Runner."""
+        ids = some_tokens(self.engine.config.vocab_size, prompt)
+        session = self.engine.session(capacity=prompt + generate)
+        start = time.perf_counter()
+        logits = session.extend(ids)
+        prefilled = time.perf_counter()
+        for _ in range(generate):
+            logits = session.extend([int(logits.argmax())])
+        return Times(prefilled - start, time.perf_counter() - prefilled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +89,7 @@ class Speed:
     ``prefill`` and ``decode`` are in tokens per second, with batch 1. The ratios are medians
     of the pairwise ratios to the first model of the same round. ``prefill_gflops`` counts
     multiplications and additions of matrices and attention; ``decode_gb_per_s`` counts the
-    weights that a token reads.
+    weights that a token reads; both are ``None`` for another engine.
     """
 
     name: str
@@ -58,12 +97,35 @@ class Speed:
     decode: Spread
     prefill_ratio: float
     decode_ratio: float
-    prefill_gflops: float
-    decode_gb_per_s: float
+    prefill_gflops: float | None
+    decode_gb_per_s: float | None
+
+
+def run_rounds(
+    runners: Sequence[Runner],
+    *,
+    prompt: int,
+    generate: int,
+    repeat: int,
+    progress: Progress = silent,
+    what: str = "speed",
+) -> list[list[Times]]:
+    """Times of every runner, one list a round.
+
+    Everyone warms up once; then each round times everyone once, so that a machine that drifts
+    drifts for all.
+    """
+    rounds: list[list[Times]] = []
+    for number in range(repeat + 1):
+        rounds.append([])
+        for index, runner in enumerate(runners):
+            rounds[-1].append(runner.run(prompt, generate))
+            progress(what, number * len(runners) + index + 1, (repeat + 1) * len(runners))
+    return rounds[1:]
 
 
 def measure_speed(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Runner],
     *,
     prompt: int = 512,
     generate: int = 128,
@@ -72,9 +134,8 @@ def measure_speed(
 ) -> list[Speed]:
     """Time prefill and greedy decode of several models, in turn.
 
-    Every model warms up once; then each round times every model once, so that a drift of the
-    machine meets all of them. Prefill runs ``prompt`` tokens to the logits of the last one;
-    decode makes ``generate`` tokens after a prompt of 16.
+    Prefill runs ``prompt`` tokens to the logits of the last one; decode makes ``generate``
+    tokens after a prompt of 16.
 
     Parameters
     ----------
@@ -96,63 +157,49 @@ def measure_speed(
         if value < 1:
             raise ConfigError(f"{name}: expected 1 at least, found {value}")
     for contender in contenders:
-        limit = contender.engine.config.max_positions
+        limit = contender.max_positions
         if max(prompt, SHORT_PROMPT + generate) > limit:
             raise ConfigError(
                 f"{contender.name}: prompt {prompt} and {SHORT_PROMPT} + {generate} tokens: "
                 f"expected {limit} at most"
             )
-    total = (repeat + 1) * len(contenders)
-    prefill: list[list[float]] = []
-    decode: list[list[float]] = []
-    for number in range(repeat + 1):
-        prefill.append([])
-        decode.append([])
-        for index, contender in enumerate(contenders):
-            prefill[-1].append(time_prefill(contender.engine, prompt))
-            decode[-1].append(time_decode(contender.engine, generate))
-            progress("speed", number * len(contenders) + index + 1, total)
-    prefill, decode = prefill[1:], decode[1:]
+    prefill, decode = (
+        run_rounds(
+            contenders,
+            prompt=tokens,
+            generate=more,
+            repeat=repeat,
+            progress=progress,
+            what=what,
+        )
+        for what, tokens, more in (("prefill", prompt, 0), ("decode", SHORT_PROMPT, generate))
+    )
     results = []
     for index, contender in enumerate(contenders):
-        prefill_seconds = [seconds[index] for seconds in prefill]
-        decode_seconds = [seconds[index] for seconds in decode]
-        config = contender.engine.config
-        token_seconds = statistics.median(decode_seconds) / generate
+        prefill_seconds = [times[index].prefill for times in prefill]
+        decode_seconds = [times[index].decode for times in decode]
+        gflops = gbytes = None
+        if isinstance(contender, Contender):
+            flops = prefill_flops(contender.engine.config, prompt)
+            gflops = flops / statistics.median(prefill_seconds) / 1e9
+            read = decode_bytes(contender.engine) * generate
+            gbytes = read / statistics.median(decode_seconds) / 1e9
         results.append(
             Speed(
                 name=contender.name,
                 prefill=Spread.of([prompt / seconds for seconds in prefill_seconds]),
                 decode=Spread.of([generate / seconds for seconds in decode_seconds]),
-                prefill_ratio=statistics.median(row[0] / row[index] for row in prefill),
-                decode_ratio=statistics.median(row[0] / row[index] for row in decode),
-                prefill_gflops=prefill_flops(config, prompt)
-                / statistics.median(prefill_seconds)
-                / 1e9,
-                decode_gb_per_s=decode_bytes(contender.engine) / token_seconds / 1e9,
+                prefill_ratio=statistics.median(
+                    times[0].prefill / times[index].prefill for times in prefill
+                ),
+                decode_ratio=statistics.median(
+                    times[0].decode / times[index].decode for times in decode
+                ),
+                prefill_gflops=gflops,
+                decode_gb_per_s=gbytes,
             )
         )
     return results
-
-
-def time_prefill(engine: Engine, prompt: int) -> float:
-    """Seconds from a prompt of so many tokens to the logits of its last."""
-    ids = _some_tokens(engine.config.vocab_size, prompt)
-    session = engine.session(capacity=prompt)
-    start = time.perf_counter()
-    session.extend(ids)
-    return time.perf_counter() - start
-
-
-def time_decode(engine: Engine, generate: int) -> float:
-    """Seconds for so many greedy tokens after a short prompt; no token ends it early."""
-    ids = _some_tokens(engine.config.vocab_size, SHORT_PROMPT)
-    session = engine.session(capacity=SHORT_PROMPT + generate)
-    token = int(session.extend(ids).argmax())
-    start = time.perf_counter()
-    for _ in range(generate):
-        token = int(session.extend([token]).argmax())
-    return time.perf_counter() - start
 
 
 def prefill_flops(config: ModelConfig, tokens: int) -> float:
@@ -174,6 +221,6 @@ def decode_bytes(engine: Engine) -> float:
     return engine.weight_bytes * (1 - unread / config.parameters())
 
 
-def _some_tokens(vocab_size: int, count: int) -> list[int]:
-    """Token ids from anywhere in the vocabulary, the same at every call."""
-    return [int(token) for token in np.random.default_rng(0).integers(0, vocab_size, count)]
+def some_tokens(vocab_size: int, count: int, *, seed: int = 0) -> list[int]:
+    """Token ids from anywhere in the vocabulary, the same for the same seed."""
+    return [int(token) for token in np.random.default_rng(seed).integers(0, vocab_size, count)]

@@ -104,20 +104,29 @@ def bench_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     figures: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
         ("prefill tokens/s", lambda row: _spread(row, "prefill")),
         ("  x the first", lambda row: f"{row['prefill_ratio']:.2f}"),
-        ("  GFLOP/s", lambda row: number(row["prefill_gflops"])),
+        ("  GFLOP/s", lambda row: _known(row, "prefill_gflops", number)),
         ("  of the peak", lambda row: percent(row.get("prefill_share_of_peak"))),
         ("decode tokens/s", lambda row: _spread(row, "decode")),
         ("  x the first", lambda row: f"{row['decode_ratio']:.2f}"),
-        ("  GB/s", lambda row: number(row["decode_gb_per_s"])),
+        ("  GB/s", lambda row: _known(row, "decode_gb_per_s", number)),
         ("  of the memory's", lambda row: percent(row.get("decode_share_of_peak"))),
-        ("load", lambda row: f"{row['load_s']:.2f} s"),
-        ("  to the first token", lambda row: f"{row['first_token_s']:.2f} s"),
-        ("peak memory", lambda row: megabytes(row["peak_memory_bytes"])),
-        ("packed weights", lambda row: megabytes(row["weight_bytes"])),
+        ("load", lambda row: _known(row, "load_s", _seconds)),
+        ("  to the first token", lambda row: _known(row, "first_token_s", _seconds)),
+        ("peak memory", lambda row: _known(row, "peak_memory_bytes", megabytes)),
+        ("packed weights", lambda row: _known(row, "weight_bytes", megabytes)),
     )
     for label, text in figures:
         table.add_row(label, *(text(row) for row in rows))
     return table
+
+
+def _known(row: Mapping[str, Any], key: str, text: Callable[[Any], str]) -> str:
+    """What a row says; other engines leave some of it open."""
+    return text(row[key]) if key in row else ""
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s"
 
 
 def number(value: float | None) -> str:

@@ -1,0 +1,37 @@
+"""What the machine can do at most, measured beside everything else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from slimformer.engine import Engine, measure_roofline
+
+DOT_PRODUCTS: Mapping[tuple[str, str], int] = {
+    ("avx512_bf16", "bf16"): 2,
+    ("avx512_vnni", "int8"): 4,
+    ("avx512_bf16", "int8"): 4,
+}
+"""How many multiply-adds of a weight type a tier does in the time of one in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Operations and bytes per second, in thousands of millions; the operations are float32's."""
+
+    gflops: float
+    gbytes: float
+
+    @staticmethod
+    def measure(threads: int) -> Limits:
+        """Take both now."""
+        found = measure_roofline(threads=threads)
+        return Limits(found["gflops"], found["gbytes_per_s"])
+
+    def most(self, other: Limits) -> Limits:
+        """The better of two measurements: a neighbour can only slow one down."""
+        return Limits(max(self.gflops, other.gflops), max(self.gbytes, other.gbytes))
+
+    def peak(self, engine: Engine) -> float:
+        """Operations per second with an engine's weights on its tier."""
+        return self.gflops * DOT_PRODUCTS.get((engine.tier, engine.weights), 1)

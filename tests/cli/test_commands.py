@@ -70,6 +70,16 @@ def test_evaluate(run: Run, run_json: Run, dense: Path, text: Path, tasks: Path)
     assert "perplexity" in people.stdout
 
 
+def test_evaluate_lets_models_write(run: Run, run_json: Run, dense: Path) -> None:
+    (probe,) = run_json("evaluate", dense, "--probe")["probes"]
+    assert len(probe["answers"]) == 12
+    assert 0 <= probe["repetition"] <= 1
+    assert len(probe["distinct"]) == 3
+    people = run("evaluate", dense, dense, "--probe")
+    assert people.exit_code == 0
+    assert "The capital of France is" in people.stdout
+
+
 def test_evaluate_takes_what_a_shell_makes_of_a_pattern(
     run_json: Run, dense: Path, tasks: Path
 ) -> None:

@@ -19,7 +19,7 @@ from slimformer.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from slimformer.evaluate import TaskResult, TextResult
+    from slimformer.evaluate import ProbeResult, TaskResult, TextResult
 
 
 def evaluate(
@@ -36,6 +36,9 @@ def evaluate(
             help="Task files (*.jsonl), or a folder of them; may repeat, or list several.",
         ),
     ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Let the models answer a dozen prompts.")
+    ] = False,
     context: Annotated[int, typer.Option(min=2, help="Tokens in a window of text.")] = 2048,
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many windows of each text.")
@@ -54,6 +57,7 @@ def evaluate(
         evaluate_text,
         find_tasks,
         load_task,
+        probe_generation,
         read_text,
     )
 
@@ -62,12 +66,13 @@ def evaluate(
     more_tasks = [Path(name) for name in models if name.endswith(".jsonl")]
     if not names:
         raise typer.BadParameter("expected a model")
-    if not (text or tasks):
-        raise typer.BadParameter("expected --text or --tasks")
+    if not (text or tasks or probe):
+        raise typer.BadParameter("expected --text, --tasks or --probe")
     texts = [(str(path), read_text(path)) for path in text or ()]
     questions = [load_task(path) for path in find_tasks([*(tasks or ()), *more_tasks])]
 
     rows: list[dict[str, Any]] = []
+    probes: list[dict[str, Any]] = []
     for name in names:
         engine = load_engine(name, weights=weights, threads=threads, kv=kv)
         with progress_display() as progress:
@@ -79,14 +84,17 @@ def evaluate(
             for task in questions:
                 answers = evaluate_task(engine, task, max_items=max_items, progress=progress)
                 rows.append(_task_row(name, task.name, answers))
+            if probe:
+                probes.append(_probe_row(name, probe_generation(engine, progress=progress)))
         del engine
     if json:
-        print_json({"results": rows})
+        print_json({"results": rows, "probes": probes})
         return
 
-    from slimformer.report.tables import evaluation_table
+    from slimformer.report.tables import evaluation_table, probe_table
 
-    print_tables(evaluation_table(rows))
+    print_tables(*([evaluation_table(rows)] if rows else []))
+    print_tables(*([probe_table(probes)] if probes else []))
 
 
 def _text_row(model: str, text: str, result: TextResult) -> dict[str, Any]:
@@ -113,3 +121,14 @@ def _task_row(model: str, task: str, result: TaskResult) -> dict[str, Any]:
         row["accuracy_norm"] = result.accuracy_norm
         row["standard_error_norm"] = result.standard_error_norm
     return row
+
+
+def _probe_row(model: str, result: ProbeResult) -> dict[str, Any]:
+    from slimformer.evaluate.probe import PROMPTS
+
+    return {
+        "model": model,
+        "repetition": result.repetition,
+        "distinct": list(result.distinct),
+        "answers": dict(zip(PROMPTS, result.answers, strict=True)),
+    }

@@ -3,6 +3,7 @@
 from slimformer.evaluate.collapse import find_collapses
 from slimformer.evaluate.footprint import Footprint, logits_digest, measure_footprint
 from slimformer.evaluate.perplexity import TextResult, evaluate_text, read_text
+from slimformer.evaluate.probe import ProbeResult, probe_generation
 from slimformer.evaluate.speed import (
     SHORT_PROMPT,
     Contender,
@@ -21,6 +22,7 @@ __all__ = [
     "Contender",
     "Footprint",
     "Item",
+    "ProbeResult",
     "Runner",
     "Speed",
     "Spread",
@@ -36,6 +38,7 @@ __all__ = [
     "logits_digest",
     "measure_footprint",
     "measure_speed",
+    "probe_generation",
     "read_text",
     "recurring_words",
     "run_rounds",

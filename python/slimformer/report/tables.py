@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from slimformer.report.results import Results
@@ -92,6 +93,21 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             share(row.get("accuracy"), row.get("standard_error")),
             share(row.get("accuracy_norm"), row.get("standard_error_norm")),
         )
+    return table
+
+
+def probe_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What models wrote, prompt by prompt, from the probes of ``evaluate --json``."""
+    table = _table()
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_column(_short(row["model"]), overflow="fold")
+    table.add_row("phrases repeated", *(percent(row["repetition"]) for row in rows))
+    for size in (1, 2, 3):
+        label = f"distinct phrases of {size}"
+        table.add_row(label, *(percent(row["distinct"][size - 1]) for row in rows))
+    for prompt in rows[0]["answers"]:
+        table.add_row(escape(prompt), *(escape(row["answers"][prompt].strip()) for row in rows))
     return table
 
 

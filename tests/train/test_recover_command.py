@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,12 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_folder_is_recovered_in_its_place(folders: tuple[Path, Path, Path]) -> None:
+def test_a_folder_is_recovered_in_its_place(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slimformer.train import loop
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     dense, slim, text = folders
     before = load(slim)
     fingerprint, recipe = before.fingerprint, before.recipe
@@ -73,3 +82,28 @@ def test_mistakes_are_told(folders: tuple[Path, Path, Path], tmp_path: Path) -> 
         assert result.exit_code == 1
         assert result.stderr.splitlines()[-1].startswith("error: ")
     assert run("recover", slim).exit_code == 2
+
+
+def test_a_terminal_sees_bars(folders: tuple[Path, Path, Path]) -> None:
+    """Preparations and training share one display: a terminal has only one."""
+    import pty
+
+    dense, slim, text = folders
+    mine, theirs = pty.openpty()
+    program = "from slimformer.cli.main import main; main()"
+    options = ("recover", slim, "--teacher", dense, "--data", text, "--tokens", 2048)
+    process = subprocess.run(
+        [sys.executable, "-c", program, *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        check=False,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "150"},
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a closed terminal
+        while part := os.read(mine, 65536):
+            shown += part
+    os.close(mine)
+    assert process.returncode == 0, shown
+    assert b"held-out" in shown

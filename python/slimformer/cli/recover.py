@@ -16,6 +16,7 @@ from slimformer.cli.options import JsonOption, SeedOption, ThreadsOption
 
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
+    from slimformer.progress import Progress
     from slimformer.train import Recovery, Step
     from slimformer.train.settings import Report
 
@@ -90,21 +91,23 @@ def recover(
         **{name: value for name, value in chosen.items() if value is not None},  # type: ignore[arg-type]
     )
     texts = load_calibration(data) if data else None
+    state = target.with_name(target.name + STATE)
     student, dense = load_checkpoint(str(folder)), load_checkpoint(teacher)
     check_output(target, needed_bytes=student.nbytes)
-    with progress_display() as progress, _display() as report:
+    with _display() as (progress, report):
         recovery = train(
             student,
             dense,
             settings,
             texts=texts,
-            state=target.with_name(target.name + STATE),
+            state=state,
             threads=threads,
             progress=progress,
             report=report,
         )
     calibrated_on = _calibrated_on(folder)
     recovery.checkpoint.save(target)
+    state.unlink(missing_ok=True)
     read = ", ".join(map(str, data)) if data else f"text that the teacher wrote (seed {seed})"
     note = (
         f"Recovered on {recovery.tokens:,} tokens of {read} in {recovery.seconds / 60:.1f} "
@@ -162,18 +165,26 @@ def _tell(recovery: Recovery, target: Path, note: str, *, json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _display() -> Iterator[Report]:
-    """Show training on standard error: a bar on a terminal, else some lines."""
+def _display() -> Iterator[tuple[Progress, Report]]:
+    """Show preparations and training on standard error: bars on a terminal, else some lines."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        with progress_display() as progress:
+            yield progress, _Lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, TaskID, TextColumn
+    from rich.progress import Progress as Bars
 
-    columns = (TextColumn("train"), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("first step", total=1.0)
-        yield lambda step: bar.update(task, completed=step.share, description=_line(step))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def show(what: str, done: float, total: float, text: str = "") -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, text="")
+            bars.update(tasks[what], completed=done, total=total, text=text)
+
+        yield show, lambda step: show("train", step.share, 1.0, _line(step))
 
 
 class _Lines:

@@ -120,10 +120,7 @@ class Run:
                 if state is not None and time.monotonic() - saved > SAVE_SECONDS:
                     save_state(state, self.identity, self._content())
                     saved = time.monotonic()
-            recovery = self._confirmed()
-        if state is not None:
-            state.unlink(missing_ok=True)
-        return recovery
+            return self._confirmed()
 
     def _finished(self) -> bool:
         return self._share() >= 1 or self.position.fruitless >= self.settings.patience
@@ -287,9 +284,10 @@ def _threads(count: int) -> Iterator[None]:
 def _identity(
     student: Checkpoint, teacher: Checkpoint, settings: Settings, train: Windows, held_out: Windows
 ) -> str:
-    """A hash of all that decides how training goes."""
+    """A hash of all that decides how training goes, but for how long it does."""
+    lasting = dataclasses.replace(settings, minutes=None, tokens=1, patience=1)
     digest = hashlib.sha256()
-    digest.update(f"{student.fingerprint} {teacher.fingerprint} {settings}".encode())
+    digest.update(f"{student.fingerprint} {teacher.fingerprint} {lasting}".encode())
     for windows in (train, held_out):
         digest.update(f"{windows.shape}".encode())
         digest.update(windows.tobytes())

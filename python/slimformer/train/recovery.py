@@ -46,8 +46,8 @@ def recover(
     texts
         What to read; without any the teacher writes some.
     state
-        A file that the work is saved to on its way and goes on from if it is there; it is removed
-        in the end.
+        A file that the work is saved to on its way, and goes on from if it is there, with the same
+        settings or another budget. Remove it when the result is safe.
     threads
         0 takes all cores.
     progress

@@ -27,9 +27,9 @@ from slimformer.train.teacher import make_teacher
 from slimformer.train.windows import Feed
 from slimformer.train.zeros import Zeros
 
-MICRO_TOKENS = 2048
+MICRO_TOKENS = 1024
 """Tokens that run forwards and backwards at once. Their activations are what memory is needed
-for, a megabyte a token in a model of 135 million parameters; matrix products are at full speed."""
+for, 1.5 MB a token in a model of 135 million parameters; matrix products are at full speed."""
 
 EVALUATE_TOKENS = 32768
 """Tokens between looks at held-out text, each of which takes as long as a twentieth of them."""

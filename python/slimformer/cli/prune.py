@@ -108,19 +108,22 @@ def prune(
     criterion: Annotated[
         str | None,
         typer.Option(
-            help="magnitude, activation, obs, block_influence or greedy_loss.",
+            help="loss, obs, activation, magnitude, block_influence or greedy_loss.",
             rich_help_panel=METHOD,
         ),
     ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="uniform (each layer the same share) or global.", rich_help_panel=METHOD),
+        typer.Option(
+            help="global (wherever it costs least) or uniform (each layer the same share).",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     protect: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Layers that stay whole, counted from the end if negative, or none; else 0,-1.",
+            help="Layers that stay whole, counted from the end if negative, or none.",
             rich_help_panel=METHOD,
         ),
     ] = None,

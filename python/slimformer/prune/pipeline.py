@@ -25,14 +25,18 @@ from slimformer.prune.stream import Windows
 from slimformer.prune.structures import check_structures
 from slimformer.prune.surgery import apply
 
-PLAN_TOKENS = 4096
-"""Choosing what goes needs few tokens; a greedy search runs all of them again and again."""
+PLAN_TOKENS = 10240
+"""Choosing what goes needs few tokens."""
 
-REPAIR_TOKENS = 32768
+SEARCH_TOKENS = 4096
+"""A greedy search runs all of its tokens again and again."""
+
+REPAIR_TOKENS = 98304
 """The refit over-fits few tokens; more of them help more than anything else."""
 
 PROTECT = (0, -1)
-"""The first layer carries the analysis of the text, the last one the choice of the token."""
+"""Layers that stay whole where a criterion does not know what their errors do to the predictions:
+the first carries the analysis of the text, the last the choice of the token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +56,12 @@ def plan(
     *,
     keep: float | None = None,
     max_bytes: int | None = None,
-    structures: Sequence[str] = ("neurons",),
-    criterion: Criterion = "obs",
-    allocation: Allocation = "uniform",
+    structures: Sequence[str] = ("kv_groups", "neurons"),
+    criterion: Criterion = "loss",
+    allocation: Allocation | None = None,
     calibration: Sequence[str] | None = None,
-    tokens: int = PLAN_TOKENS,
-    protect: Sequence[int] = PROTECT,
+    tokens: int | None = None,
+    protect: Sequence[int] | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress = silent,
@@ -73,17 +77,19 @@ def plan(
     structures
         What may go: some of layers, attention, ffn, kv_groups, heads, neurons.
     criterion
-        What a unit costs: magnitude, activation, obs; for layers, attention and ffn also
+        What a unit costs: loss, obs, activation, magnitude; for layers, attention and ffn also
         block_influence and greedy_loss.
     allocation
         ``global``: wherever in the model it costs least. ``uniform``: the same share of every
-        layer that is not protected.
+        layer that is not protected. By default global for the criterion loss, whose costs may
+        be compared between layers, and uniform for others.
     calibration
         Texts; without any the model writes some itself.
     tokens
-        About how many tokens of them to use.
+        About how many tokens of them to use; by default what the criterion needs.
     protect
-        Layers that stay whole; negative ones count from the end.
+        Layers that stay whole; negative ones count from the end. By default none for the
+        criterion loss, which prices them all, and the first and the last for others.
     seed
         Of the choice of text. The same seed gives the same recipe.
 
@@ -100,6 +106,8 @@ def plan(
         raise ConfigError("plan: give either keep or max_bytes")
     wanted = check_structures(tuple(structures))
     check_criterion(criterion, wanted)
+    if allocation is None:
+        allocation = "global" if criterion == "loss" else "uniform"
     if allocation not in ("global", "uniform"):
         raise ConfigError(f"allocation: expected global or uniform, found {allocation!r}")
     budget = (
@@ -107,7 +115,11 @@ def plan(
         if keep is not None
         else bytes_budget(checkpoint, max_bytes or 0)
     )
+    if protect is None:
+        protect = () if criterion == "loss" else PROTECT
     protected = _layer_indices(checkpoint, protect)
+    if tokens is None:
+        tokens = SEARCH_TOKENS if criterion == "greedy_loss" else PLAN_TOKENS
     windows = None
     if criterion != "magnitude":
         windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)

@@ -35,6 +35,14 @@ class Repair(str, enum.Enum):
     NONE = "none"
 
 
+class Effort(str, enum.Enum):
+    """How much work goes into choosing and repairing."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    THOROUGH = "thorough"
+
+
 class Dtype(str, enum.Enum):
     """Element types of a saved model."""
 
@@ -130,6 +138,13 @@ def prune(
     repair: Annotated[
         Repair, typer.Option(help="What is done to the weights that stay.", rich_help_panel=METHOD)
     ] = Repair.REFIT,
+    effort: Annotated[
+        Effort,
+        typer.Option(
+            help="Minutes, tens of minutes or an hour for a small model, and how well it is done.",
+            rich_help_panel=METHOD,
+        ),
+    ] = Effort.FAST,
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
@@ -183,6 +198,7 @@ def prune(
     texts = load_calibration(calibration) if calibration else None
     with progress_display() as progress:
         common: dict[str, Any] = {
+            "effort": effort.value,
             "calibration": texts,
             "seed": seed,
             "threads": threads,

@@ -69,8 +69,8 @@ class Refit:
     """Outcome of ``choose``: ``damping`` is ``None`` where the old weight is the better one.
 
     ``without`` holds, for each part of the text, the weight that has not seen it. ``before`` and
-    ``after`` are errors of the old weight and of these on the parts that they have not seen; see
-    ``Evidence.error``.
+    ``after`` are errors on the last part, of the old weight and of the one that has not seen it;
+    see ``Evidence.error``.
     """
 
     weight: Array
@@ -111,9 +111,9 @@ def least_squares(evidence: Evidence, weight: Array, damping: float) -> Array:
 def choose(parts: Sequence[Evidence], weight: Array) -> Refit:
     """Refit with the damping that does best on text not fitted, if it does better than nothing.
 
-    Each part of the text is held out once, and what was fitted on the others is measured on
-    it. The damping is chosen on the last part alone: the error falls and then rises with it, so
-    the search walks downhill from ``FIRST_DAMPING`` and solves for a few of them only.
+    The damping is chosen, and the refit accepted, by what a fit on all other parts does on the
+    last one: the error falls and then rises with the damping, so the search walks downhill from
+    ``FIRST_DAMPING`` and solves for a few of them only.
 
     Parameters
     ----------
@@ -125,36 +125,26 @@ def choose(parts: Sequence[Evidence], weight: Array) -> Refit:
     total = functools.reduce(operator.add, parts)
     others = [total - part for part in parts]
     found: dict[int, Array] = {}
+    errors: dict[int, float] = {}
 
     def error(step: int) -> float:
         if not 0 <= step < len(DAMPINGS):
             return np.inf
-        if step not in found:
+        if step not in errors:
             found[step] = least_squares(others[-1], weight, DAMPINGS[step])
-        return parts[-1].error(found[step])
+            errors[step] = parts[-1].error(found[step])
+        return errors[step]
 
     best = DAMPINGS.index(FIRST_DAMPING)
     while (nearest := min((best, best - 1, best + 1), key=error)) != best:
         best = nearest
-    without = (
-        *(least_squares(other, weight, DAMPINGS[best]) for other in others[:-1]),
-        found[best],
-    )
-    before = _mean_error(parts, [weight] * len(parts))
-    after = _mean_error(parts, without)
+    before, after = parts[-1].error(weight), errors[best]
     if not after < before:
         return Refit(weight, (weight,) * len(parts), None, before, before)
-    return Refit(
-        least_squares(total, weight, DAMPINGS[best]), without, DAMPINGS[best], before, after
-    )
-
-
-def _mean_error(parts: Sequence[Evidence], weights: Sequence[Array]) -> float:
-    """Mean squared error over the tokens of all parts, each with its own weight."""
-    summed = sum(
-        part.count * part.error(weight) for part, weight in zip(parts, weights, strict=True)
-    )
-    return summed / max(1, sum(part.count for part in parts))
+    damping = DAMPINGS[best]
+    without = [least_squares(other, weight, damping) for other in others[:-1]]
+    new = least_squares(total, weight, damping)
+    return Refit(new, (*without, found[best]), damping, before, after)
 
 
 def mean_compensation(weight: Array, kept: Columns, mean: Array, gram: Array) -> Array:

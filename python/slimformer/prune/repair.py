@@ -22,7 +22,7 @@ from slimformer.config import LinkConfig
 from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
-from slimformer.prune.recipe import Recipe
+from slimformer.prune.recipe import Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, mean_compensation
 from slimformer.prune.stream import (
     Hidden,
@@ -107,12 +107,19 @@ class _Repair:
         self.target = embed(dense, windows)  # the dense stream
         self.stream = self.target.copy()  # the pruned stream
         self.weights: dict[str, npt.NDArray[Any]] = {}
+        self.cut = False  # whether anything has been removed so far
 
     def layer(self, source: int, index: int | None, method: Literal["refit", "mean"]) -> None:
         """Take both streams through the dense layer ``source``, ``index`` in the pruned model."""
+        whole = keep_all(source, self.dense.config.layers[source])
+        self.cut |= index is None or self.recipe.layers[index] != whole
+        if not self.cut:
+            for rows, after, _ in chunks(self._layer_engine(source), self.target):
+                self.target[rows] = self.stream[rows] = after
+            return
         between = np.empty_like(self.target)
         if method == "refit":
-            engine = layer_engine(self.dense, source, threads=self.threads)
+            engine = self._layer_engine(source)
             for rows, after, captured in chunks(engine, self.target, capture=["ffn_input"]):
                 between[rows] = captured["ffn_input"]
                 self.target[rows] = after
@@ -205,6 +212,9 @@ class _Repair:
         tap = _TAP[sub_block]
         parts = [captured[tap] for _, _, captured in chunks(engine, self.stream, capture=[tap])]
         return np.concatenate(parts)
+
+    def _layer_engine(self, source: int) -> Engine:
+        return layer_engine(self.dense, source, threads=self.threads)
 
     def _engine(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Engine:
         return layer_engine(

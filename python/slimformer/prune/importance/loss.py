@@ -27,13 +27,13 @@ from slimformer.prune.stream import Hidden, Windows, precision
 
 Array = npt.NDArray[np.float64]
 
-TRIAL_TOKENS = 2048
+TRIAL_TOKENS = 1024
 """Tokens that trials run on, held out from the statistics."""
 
 TRIAL_WINDOW = 256
 """Tokens in a window of a trial: shorter windows hold more different text."""
 
-PREDICTION_STRIDE = 4
+PREDICTION_STRIDE = 2
 """The head costs a quarter of a pass; it runs on one token of a trial in so many."""
 
 TRIAL_SHARE = 0.25

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
@@ -16,14 +17,21 @@ using ops::Moments;
 
 constexpr std::ptrdiff_t kMostColumns = std::ptrdiff_t{1} << 24;
 
+const kernels::GemmKernel& GemmNamed(const std::string& products) {
+  const kernels::KernelTable& kernels = kernels::SelectKernels();
+  if (products == "f32") return kernels.gemm_f32;
+  if (products == "bf16") return kernels.gemm_bf16;
+  throw Error(ErrorKind::config, "products: expected one of f32, bf16, found '" + products + "'");
+}
+
 std::shared_ptr<Moments> MakeMoments(std::ptrdiff_t width, bool gram, std::ptrdiff_t target_width,
-                                     int threads) {
+                                     const std::string& products, int threads) {
   if (width < 1 || width > kMostColumns || target_width < 0 || target_width > kMostColumns) {
     throw Error(ErrorKind::config, "moments: cannot have width " + std::to_string(width) +
                                        " and target width " + std::to_string(target_width));
   }
   return std::make_shared<Moments>(static_cast<std::size_t>(width), gram,
-                                   static_cast<std::size_t>(target_width), kernels::SelectKernels(),
+                                   static_cast<std::size_t>(target_width), GemmNamed(products),
                                    ThreadPool::Shared(threads));
 }
 
@@ -75,7 +83,7 @@ Array<double> Cross(const Moments& moments) {
 void BindMoments(py::module_& module) {
   py::class_<Moments, std::shared_ptr<Moments>>(module, "Moments")
       .def(py::init(&MakeMoments), py::arg("width"), py::kw_only(), py::arg("gram") = true,
-           py::arg("target_width") = 0, py::arg("threads") = 0)
+           py::arg("target_width") = 0, py::arg("products") = "f32", py::arg("threads") = 0)
       .def("update", &Update, py::arg("x"), py::arg("target") = py::none())
       .def_property_readonly("count", &Moments::count)
       .def_property_readonly("sum", &CopyVector<&Moments::CopySum>)

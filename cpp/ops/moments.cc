@@ -31,14 +31,38 @@ void Transpose(ThreadPool& pool, const float* x, std::size_t rows, std::size_t c
   });
 }
 
+// The rows of a matrix as a kernel reads them, kTileColumns at a time.
+struct Tiles {
+  const std::byte* data;
+  std::size_t bytes;  // from one tile to the next
+  std::size_t count;
+};
+
+// left [width, rows].
+Tiles PrepareTiles(ThreadPool& pool, tensor::Workspace& workspace, const kernels::GemmKernel& gemm,
+                   const float* left, std::size_t width, std::size_t rows) {
+  const std::size_t count = (width + kTileColumns - 1) / kTileColumns;
+  if (gemm.prepare_input == nullptr) {
+    return {reinterpret_cast<const std::byte*>(left), kTileColumns * rows * sizeof(float), count};
+  }
+  const std::size_t bytes = (gemm.input_bytes(kTileColumns, rows) + 63) / 64 * 64;
+  auto* prepared = workspace.Take<std::byte>(count * bytes);
+  pool.ParallelFor(count, [&](std::size_t t, int) {
+    const std::size_t column = t * kTileColumns;
+    gemm.prepare_input(left + column * rows, rows, std::min(kTileColumns, width - column), rows,
+                       prepared + t * bytes);
+  });
+  return {prepared, bytes, count};
+}
+
 }  // namespace
 
 Moments::Moments(std::size_t width, bool gram, std::size_t target_width,
-                 const kernels::KernelTable& kernels, std::shared_ptr<ThreadPool> pool)
+                 const kernels::GemmKernel& gemm, std::shared_ptr<ThreadPool> pool)
     : width_(width),
       target_width_(target_width),
       has_gram_(gram),
-      kernels_(kernels),
+      gemm_(gemm),
       pool_(std::move(pool)),
       sum_(width),
       sum_squares_(width),
@@ -80,27 +104,28 @@ void Moments::UpdateSums(const float* x, std::size_t rows) {
 
 void Moments::AddProducts(const float* left, const float* right, std::size_t right_width,
                           std::size_t rows, bool symmetric, double* sums) {
-  const kernels::GemmKernel& gemm = kernels_.gemm_f32;  // reads float32 rows as they are
-  const std::size_t panels = (right_width + gemm.panel_width - 1) / gemm.panel_width;
+  const std::size_t panels = (right_width + gemm_.panel_width - 1) / gemm_.panel_width;
   const auto workers = static_cast<std::size_t>(pool_->size());
   const tensor::Workspace::Frame frame(workspace_);
-  auto* packed = workspace_.Take<std::byte>(workers * gemm.panel_bytes(rows));
-  auto* tiles = workspace_.Take<float>(workers * kTileColumns * gemm.panel_width);
+  const Tiles tiles = PrepareTiles(*pool_, workspace_, gemm_, left, width_, rows);
+  auto* packed = workspace_.Take<std::byte>(workers * gemm_.panel_bytes(rows));
+  auto* products = workspace_.Take<float>(workers * kTileColumns * gemm_.panel_width);
   pool_->ParallelFor(panels, [&](std::size_t panel, int worker) {
-    const std::size_t first = panel * gemm.panel_width;
-    const std::size_t outputs = std::min(gemm.panel_width, right_width - first);
+    const std::size_t first = panel * gemm_.panel_width;
+    const std::size_t outputs = std::min(gemm_.panel_width, right_width - first);
     const auto mine = static_cast<std::size_t>(worker);
-    std::byte* panel_data = packed + mine * gemm.panel_bytes(rows);
-    float* tile = tiles + mine * kTileColumns * gemm.panel_width;
-    gemm.pack_panel(right + first * rows, rows, outputs, rows, panel_data);
-    for (std::size_t column = symmetric ? first : 0; column < width_; column += kTileColumns) {
+    std::byte* panel_data = packed + mine * gemm_.panel_bytes(rows);
+    float* tile = products + mine * kTileColumns * gemm_.panel_width;
+    gemm_.pack_panel(right + first * rows, rows, outputs, rows, panel_data);
+    for (std::size_t t = symmetric ? first / kTileColumns : 0; t < tiles.count; ++t) {
+      const std::size_t column = t * kTileColumns;
       const std::size_t n = std::min(kTileColumns, width_ - column);
-      gemm.multiply(left + column * rows, rows, n, panel_data, rows, tile, gemm.panel_width,
-                    outputs, false);
+      gemm_.multiply(tiles.data + t * tiles.bytes, rows, n, panel_data, rows, tile,
+                     gemm_.panel_width, outputs, false);
       for (std::size_t i = 0; i < n; ++i) {
         double* row = sums + (column + i) * right_width + first;
         for (std::size_t j = 0; j < outputs; ++j) {
-          row[j] += static_cast<double>(tile[i * gemm.panel_width + j]);
+          row[j] += static_cast<double>(tile[i * gemm_.panel_width + j]);
         }
       }
     }

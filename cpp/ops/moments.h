@@ -14,14 +14,16 @@
 namespace slimformer::ops {
 
 // Everything is accumulated in float64. Products are first summed in float32 over blocks of
-// 1,024 rows, where the fast matrix product has an error of about 1e-6 of their size.
+// 1,024 rows, where the fast matrix product has an error of about 1e-6 of their size. A product
+// of bfloat16 rounds x and target first: an error of 2^-8 in each value, independent from token to
+// token, but twice the speed where the CPU multiplies bfloat16.
 // The same rows, cut into updates in the same way, give the same bits for any number of threads.
 // Several threads may use one object, each call seeing whole updates.
 class Moments {
  public:
-  // Without `gram` there is no X'X, with target_width 0 no X'Y.
-  Moments(std::size_t width, bool gram, std::size_t target_width,
-          const kernels::KernelTable& kernels, std::shared_ptr<ThreadPool> pool);
+  // Without `gram` there is no X'X, with target_width 0 no X'Y. `gemm` multiplies.
+  Moments(std::size_t width, bool gram, std::size_t target_width, const kernels::GemmKernel& gemm,
+          std::shared_ptr<ThreadPool> pool);
 
   // Adds x [rows, width] and, where the moments have targets, target [rows, target_width].
   void Update(const float* x, const float* target, std::size_t rows);
@@ -48,7 +50,7 @@ class Moments {
   std::size_t width_;
   std::size_t target_width_;
   bool has_gram_;
-  const kernels::KernelTable& kernels_;
+  const kernels::GemmKernel& gemm_;
   std::shared_ptr<ThreadPool> pool_;
   tensor::Workspace workspace_;
 

@@ -104,7 +104,13 @@ class Sampler:
 
 class Moments:
     def __init__(
-        self, width: int, *, gram: bool = ..., target_width: int = ..., threads: int = ...
+        self,
+        width: int,
+        *,
+        gram: bool = ...,
+        target_width: int = ...,
+        products: str = ...,
+        threads: int = ...,
     ) -> None: ...
     def update(
         self, x: npt.NDArray[np.float32], target: npt.NDArray[np.float32] | None = ...

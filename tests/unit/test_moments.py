@@ -16,6 +16,10 @@ TOLERANCE = 2e-6
 """Of the largest entry: products are summed in float32 over blocks of 1,024 rows."""
 
 
+ROUNDED_TOLERANCE = 1.01 * 2.0**-7
+"""Of the product of absolute values: each of two factors is rounded by 2^-8 at most."""
+
+
 def close(found: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
 
@@ -53,6 +57,20 @@ def test_many_rows_are_cut_into_blocks() -> None:
     moments.update(x)
     x64 = x.astype(np.float64)
     assert close(moments.gram, x64.T @ x64)
+
+
+@given(seed=st.integers(0, 1 << 31), width=st.integers(1, 140), rows=st.integers(1, 1100))
+def test_products_of_bfloat16(seed: int, width: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    moments = Moments(width, target_width=5, products="bf16", threads=2)
+    x = rng.standard_normal((rows, width)).astype(np.float32) + 1
+    target = rng.standard_normal((rows, 5)).astype(np.float32) + 1
+    moments.update(x, target)
+    for found, right in ((moments.gram, x), (moments.cross, target)):
+        x64, right64 = x.astype(np.float64), right.astype(np.float64)
+        error = np.abs(found - x64.T @ right64)
+        assert np.all(error <= ROUNDED_TOLERANCE * np.abs(x64).T @ np.abs(right64))
+    np.testing.assert_array_equal(moments.gram, moments.gram.T)
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
@@ -102,3 +120,5 @@ def test_arguments_that_do_not_fit() -> None:
     for width in (0, -1, 1 << 40):
         with pytest.raises(ConfigError):
             Moments(width)
+    with pytest.raises(ConfigError, match="products"):
+        Moments(3, products="f8")

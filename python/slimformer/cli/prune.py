@@ -35,6 +35,14 @@ class Repair(str, enum.Enum):
     NONE = "none"
 
 
+class Effort(str, enum.Enum):
+    """How much work goes into choosing and repairing."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    THOROUGH = "thorough"
+
+
 class Dtype(str, enum.Enum):
     """Element types of a saved model."""
 
@@ -108,25 +116,35 @@ def prune(
     criterion: Annotated[
         str | None,
         typer.Option(
-            help="magnitude, activation, obs, block_influence or greedy_loss.",
+            help="loss, obs, activation, magnitude, block_influence or greedy_loss.",
             rich_help_panel=METHOD,
         ),
     ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="uniform (each layer the same share) or global.", rich_help_panel=METHOD),
+        typer.Option(
+            help="global (wherever it costs least) or uniform (each layer the same share).",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     protect: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Layers that stay whole, counted from the end if negative, or none; else 0,-1.",
+            help="Layers that stay whole, counted from the end if negative, or none.",
             rich_help_panel=METHOD,
         ),
     ] = None,
     repair: Annotated[
         Repair, typer.Option(help="What is done to the weights that stay.", rich_help_panel=METHOD)
     ] = Repair.REFIT,
+    effort: Annotated[
+        Effort,
+        typer.Option(
+            help="Minutes, tens of minutes or an hour for a small model, and how well it is done.",
+            rich_help_panel=METHOD,
+        ),
+    ] = Effort.FAST,
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
@@ -180,6 +198,7 @@ def prune(
     texts = load_calibration(calibration) if calibration else None
     with progress_display() as progress:
         common: dict[str, Any] = {
+            "effort": effort.value,
             "calibration": texts,
             "seed": seed,
             "threads": threads,

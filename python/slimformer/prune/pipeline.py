@@ -12,27 +12,27 @@ from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
 from slimformer.prune.allocate import Allocation, allocate
-from slimformer.prune.budget import bytes_budget, keep_budget
+from slimformer.prune.budget import Budget, bytes_budget, keep_budget
 from slimformer.prune.calibrate import make_windows
+from slimformer.prune.effort import Effort, work
 from slimformer.prune.importance import Criterion, check_criterion, magnitude, score_model
 from slimformer.prune.importance.statistics import layer_statistics
 from slimformer.prune.recipe import KeptFfn, KeptLayer, KeptLink, Recipe, keep_all, keep_heads
 from slimformer.prune.remainder import dearest_neurons
 from slimformer.prune.repair import REPAIRS, Repair
 from slimformer.prune.repair import repair as repair_weights
+from slimformer.prune.rounds import in_rounds
 from slimformer.prune.sample import sample_calibration
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import check_structures
 from slimformer.prune.surgery import apply
 
-PLAN_TOKENS = 4096
-"""Choosing what goes needs few tokens; a greedy search runs all of them again and again."""
-
-REPAIR_TOKENS = 32768
-"""The refit over-fits few tokens; more of them help more than anything else."""
+PROFILE_TOKENS = 4096
+"""Block influence is a mean over tokens, and needs few."""
 
 PROTECT = (0, -1)
-"""The first layer carries the analysis of the text, the last one the choice of the token."""
+"""Layers that stay whole where a criterion does not know what their errors do to the predictions:
+the first carries the analysis of the text, the last the choice of the token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,13 @@ def plan(
     *,
     keep: float | None = None,
     max_bytes: int | None = None,
-    structures: Sequence[str] = ("neurons",),
-    criterion: Criterion = "obs",
-    allocation: Allocation = "uniform",
+    structures: Sequence[str] = ("kv_groups", "neurons"),
+    criterion: Criterion = "loss",
+    allocation: Allocation | None = None,
+    effort: Effort = "fast",
     calibration: Sequence[str] | None = None,
-    tokens: int = PLAN_TOKENS,
-    protect: Sequence[int] = PROTECT,
+    tokens: int | None = None,
+    protect: Sequence[int] | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress = silent,
@@ -73,17 +74,22 @@ def plan(
     structures
         What may go: some of layers, attention, ffn, kv_groups, heads, neurons.
     criterion
-        What a unit costs: magnitude, activation, obs; for layers, attention and ffn also
+        What a unit costs: loss, obs, activation, magnitude; for layers, attention and ffn also
         block_influence and greedy_loss.
     allocation
         ``global``: wherever in the model it costs least. ``uniform``: the same share of every
-        layer that is not protected.
+        layer that is not protected. By default global for the criterion loss, whose costs may
+        be compared between layers, and uniform for others.
+    effort
+        fast, balanced or thorough: in how many rounds the criterion loss prices and removes
+        units, and on how much text; see ``slimformer.prune.effort``.
     calibration
         Texts; without any the model writes some itself.
     tokens
-        About how many tokens of them to use.
+        About how many tokens of them to price units on; by default what the effort says.
     protect
-        Layers that stay whole; negative ones count from the end.
+        Layers that stay whole; negative ones count from the end. By default none for the
+        criterion loss, which prices them all, and the first and the last for others.
     seed
         Of the choice of text. The same seed gives the same recipe.
 
@@ -100,36 +106,62 @@ def plan(
         raise ConfigError("plan: give either keep or max_bytes")
     wanted = check_structures(tuple(structures))
     check_criterion(criterion, wanted)
+    if allocation is None:
+        allocation = "global" if criterion == "loss" else "uniform"
     if allocation not in ("global", "uniform"):
         raise ConfigError(f"allocation: expected global or uniform, found {allocation!r}")
-    budget = (
-        keep_budget(checkpoint, keep)
-        if keep is not None
-        else bytes_budget(checkpoint, max_bytes or 0)
-    )
+
+    def budget_of(model: Checkpoint) -> Budget:
+        if keep is not None:
+            return keep_budget(model, keep)
+        return bytes_budget(model, max_bytes or 0)
+
+    budget = budget_of(checkpoint)
+    rounds = work(effort).rounds if criterion == "loss" else 1
+    if protect is None:
+        protect = () if criterion == "loss" else PROTECT
     protected = _layer_indices(checkpoint, protect)
     windows = None
     if criterion != "magnitude":
-        windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)
-    scores = score_model(
-        checkpoint,
-        windows,
-        budget,
-        criterion=criterion,
-        structures=wanted,
-        protect=protected,
-        threads=threads,
-        progress=progress,
+        n_tokens = work(effort).plan_tokens if tokens is None else tokens
+        windows = _windows(checkpoint, calibration, n_tokens, seed, threads, progress)
+
+    def choose(model: Checkpoint, made_by: Recipe, budget: Budget) -> Recipe:
+        whole = frozenset(i for i, kept in enumerate(made_by.layers) if kept.source in protected)
+        scores = score_model(
+            model,
+            windows,
+            budget,
+            criterion=criterion,
+            structures=wanted,
+            protect=whole,
+            threads=threads,
+            progress=progress,
+        )
+        kept = allocate(
+            model.config,
+            scores,
+            budget,
+            structures=wanted,
+            allocation=allocation,
+            protect=whole,
+        )
+        return Recipe(model.name, model.fingerprint, kept)
+
+    def repaired(recipe: Recipe) -> Checkpoint:
+        return prune(
+            checkpoint,
+            recipe,
+            calibration=calibration,
+            tokens=work(effort).round_tokens,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+
+    return in_rounds(
+        checkpoint, budget, lambda model: budget_of(model).rate, rounds, choose, repaired
     )
-    kept = allocate(
-        checkpoint.config,
-        scores,
-        budget,
-        structures=wanted,
-        allocation=allocation,
-        protect=protected,
-    )
-    return Recipe(checkpoint.name, checkpoint.fingerprint, kept)
 
 
 def prune(
@@ -137,8 +169,9 @@ def prune(
     recipe: Recipe,
     *,
     repair: Repair = "refit",
+    effort: Effort = "fast",
     calibration: Sequence[str] | None = None,
-    tokens: int = REPAIR_TOKENS,
+    tokens: int | None = None,
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
     seed: int = 0,
     threads: int = 0,
@@ -153,8 +186,12 @@ def prune(
     repair
         ``refit``: least squares towards the dense model's residual stream. ``mean``: only the
         mean output of what went is made up for. ``none``: surgery alone.
-    calibration, tokens, seed
+    effort
+        fast, balanced or thorough: how much text the repair is fitted on.
+    calibration, seed
         As for ``plan``.
+    tokens
+        About how many tokens to fit on, instead of what the effort says.
     dtype
         Element type of the result. ``auto``: as the source has it, bf16 if it is quantised.
 
@@ -173,11 +210,13 @@ def prune(
     """
     if repair not in REPAIRS:
         raise ConfigError(f"repair: expected one of {', '.join(REPAIRS)}, found {repair!r}")
+    work(effort)
     stored = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
     slim = dataclasses.replace(cast(apply(checkpoint, recipe), stored), quantised=False)
     if repair == "none":
         return slim
-    windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)
+    n_tokens = work(effort).repair_tokens if tokens is None else tokens
+    windows = _windows(checkpoint, calibration, n_tokens, seed, threads, progress)
     return repair_weights(
         checkpoint, slim, recipe, windows, method=repair, threads=threads, progress=progress
     )
@@ -241,7 +280,7 @@ def profile(
     checkpoint: Checkpoint,
     *,
     calibration: Sequence[str] | None = None,
-    tokens: int = PLAN_TOKENS,
+    tokens: int = PROFILE_TOKENS,
     seed: int = 0,
     threads: int = 0,
     progress: Progress = silent,

@@ -10,6 +10,8 @@ Týr-the-Pruner, arXiv 2503.09657).
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,9 +22,17 @@ from slimformer.config import LinkConfig
 from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
-from slimformer.prune.recipe import Recipe
+from slimformer.prune.recipe import Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, mean_compensation
-from slimformer.prune.stream import Hidden, Windows, chunks, embed, inverse_lengths, layer_engine
+from slimformer.prune.stream import (
+    Hidden,
+    Windows,
+    chunks,
+    embed,
+    inverse_lengths,
+    layer_engine,
+    precision,
+)
 from slimformer.prune.surgery import kept_columns
 
 Array = npt.NDArray[np.float64]
@@ -32,8 +42,8 @@ SUB_BLOCKS: tuple[SubBlock, ...] = get_args(SubBlock)
 Repair = Literal["refit", "mean", "none"]
 REPAIRS: tuple[Repair, ...] = get_args(Repair)
 
-HELD_OUT = 8
-"""One calibration window in this many is held out to choose the damping."""
+PARTS = 4
+"""Parts of the text, each of which is held out once."""
 
 _TAP = {"attention": "attention_heads", "ffn": "ffn_neurons"}
 _PROJECTION = {"attention": "attention.o", "ffn": "ffn.down"}
@@ -66,7 +76,7 @@ def repair(
     DataError
         Activations on the text that are not finite.
     """
-    run = _Repair(dense, pruned, recipe, _at_least_two(windows), threads)
+    run = _Repair(dense, pruned, recipe, _in_parts(windows), threads)
     position = {kept.source: index for index, kept in enumerate(recipe.layers)}
     n_layers = len(dense.config.layers)
     for source in range(n_layers):
@@ -84,23 +94,32 @@ class _Repair:
         dense: Checkpoint,
         pruned: Checkpoint,
         recipe: Recipe,
-        windows: Windows,
+        parts: list[Windows],
         threads: int,
     ) -> None:
         self.dense = dense
         self.pruned = pruned
         self.recipe = recipe
         self.threads = threads
-        self.held_out = np.arange(len(windows)) % HELD_OUT == min(HELD_OUT, len(windows)) - 1
+        windows = np.concatenate(parts)
+        ends = np.cumsum([len(part) for part in parts]).tolist()
+        self.parts = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
         self.target = embed(dense, windows)  # the dense stream
         self.stream = self.target.copy()  # the pruned stream
         self.weights: dict[str, npt.NDArray[Any]] = {}
+        self.cut = False  # whether anything has been removed so far
 
     def layer(self, source: int, index: int | None, method: Literal["refit", "mean"]) -> None:
         """Take both streams through the dense layer ``source``, ``index`` in the pruned model."""
+        whole = keep_all(source, self.dense.config.layers[source])
+        self.cut |= index is None or self.recipe.layers[index] != whole
+        if not self.cut:
+            for rows, after, _ in chunks(self._layer_engine(source), self.target):
+                self.target[rows] = self.stream[rows] = after
+            return
         between = np.empty_like(self.target)
         if method == "refit":
-            engine = layer_engine(self.dense, source, threads=self.threads)
+            engine = self._layer_engine(source)
             for rows, after, captured in chunks(engine, self.target, capture=["ffn_input"]):
                 between[rows] = captured["ffn_input"]
                 self.target[rows] = after
@@ -127,9 +146,11 @@ class _Repair:
         name = f"layers.{index}.{_PROJECTION[sub_block]}"
         inputs = self._inputs(self.pruned, index, sub_block)
         bias = self._bias(name)
-        fit, held_out = self._evidence(inputs, wanted, bias, name)
         weight = self.pruned.read_f32(f"{name}.weight").astype(np.float64)
-        self._finish(name, choose(fit, held_out, weight).weight, inputs, bias)
+        parts = [self._evidence(inputs, wanted, bias, rows) for rows in self.parts]
+        _check_finite(name, *(part.energy for part in parts), *(part.gram for part in parts))
+        refit = choose(parts, weight)
+        self._finish(name, refit.weight, refit.without, inputs, bias)
 
     def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
         """Fold the mean output of what went from a sub-block into what stays."""
@@ -147,39 +168,43 @@ class _Repair:
             moments.sum / moments.count,
             moments.gram / moments.count,
         )
-        self._finish(name, new, inputs[..., kept], self._bias(name))
+        without = (new,) * len(self.parts)
+        self._finish(name, new, without, inputs[..., kept], self._bias(name))
 
-    def _finish(self, name: str, weight: Array, inputs: Hidden, bias: Hidden) -> None:
-        """Keep the weight as the checkpoint will store it and move the pruned stream on."""
-        stored = weight.astype(DTYPES[self.pruned.tensors[f"{name}.weight"].dtype])
-        self.weights[f"{name}.weight"] = stored
-        self.stream += inputs @ stored.astype(np.float32).T + bias
+    def _finish(
+        self, name: str, weight: Array, without: Sequence[Array], inputs: Hidden, bias: Hidden
+    ) -> None:
+        """Keep the weight as the checkpoint will store it and move the pruned stream on.
 
-    def _evidence(
-        self, inputs: Hidden, wanted: Hidden, bias: Hidden, name: str
-    ) -> tuple[Evidence, Evidence]:
-        """Moments on the windows to fit and on those held out.
+        Each part of the text moves with the weight that was found ``without`` it.
+        """
+        stored = DTYPES[self.pruned.tensors[f"{name}.weight"].dtype]
+        self.weights[f"{name}.weight"] = weight.astype(stored)
+        for rows, unseen in zip(self.parts, without, strict=True):
+            self.stream[rows] += inputs[rows] @ unseen.astype(stored).astype(np.float32).T + bias
+
+    def _evidence(self, inputs: Hidden, wanted: Hidden, bias: Hidden, rows: slice) -> Evidence:
+        """Moments on one part of the text.
 
         A token counts by the inverse square of the wanted stream's length: the next layer
         normalises the stream, so what matters is the error relative to it. Unweighted, a few
         tokens with massive activations would decide everything.
         """
         width, channels = inputs.shape[-1], wanted.shape[-1]
-        moments = [
-            Moments(width, gram=True, target_width=channels, threads=self.threads) for _ in range(2)
-        ]
-        energy = [0.0, 0.0]
-        for window, held_out in enumerate(self.held_out.astype(int)):
-            scale = inverse_lengths(wanted[window])
-            outputs = (wanted[window] - self.stream[window] - bias) * scale
-            moments[held_out].update(inputs[window] * scale, outputs)
-            energy[held_out] += float(np.einsum("to,to->", outputs, outputs, dtype=np.float64))
-        _check_finite(name, energy[0], energy[1], moments[0].sum, moments[1].sum)
-        fit, held = (
-            Evidence(one.gram, one.cross, squares, one.count)
-            for one, squares in zip(moments, energy, strict=True)
+        moments = Moments(
+            width,
+            gram=True,
+            target_width=channels,
+            products=precision(self.dense),
+            threads=self.threads,
         )
-        return fit, held
+        energy = 0.0
+        for read, target, stream in zip(inputs[rows], wanted[rows], self.stream[rows], strict=True):
+            scale = inverse_lengths(target)
+            outputs = (target - stream - bias) * scale
+            moments.update(read * scale, outputs)
+            energy += float(np.einsum("to,to->", outputs, outputs, dtype=np.float64))
+        return Evidence(moments.gram, moments.cross, energy, moments.count)
 
     def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
         """What a projection reads on the pruned stream, [windows, tokens, columns]."""
@@ -187,6 +212,9 @@ class _Repair:
         tap = _TAP[sub_block]
         parts = [captured[tap] for _, _, captured in chunks(engine, self.stream, capture=[tap])]
         return np.concatenate(parts)
+
+    def _layer_engine(self, source: int) -> Engine:
+        return layer_engine(self.dense, source, threads=self.threads)
 
     def _engine(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Engine:
         return layer_engine(
@@ -209,9 +237,10 @@ def _check_finite(name: str, *values: float | Array) -> None:
         raise DataError(f"{name}: activations on the calibration text are not finite")
 
 
-def _at_least_two(windows: Windows) -> Windows:
-    """The windows, a single one cut in two, so that one can be held out."""
-    if len(windows) > 1:
-        return windows
-    half = windows.shape[1] // 2
-    return windows[:, : 2 * half].reshape(2, half)
+def _in_parts(windows: Windows) -> list[Windows]:
+    """The windows dealt out evenly, a single one cut in two, so that one part can be held out."""
+    if len(windows) == 1:
+        half = windows.shape[1] // 2
+        windows = windows[:, : 2 * half].reshape(2, half)
+    parts = min(PARTS, len(windows))
+    return [windows[part::parts] for part in range(parts)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,15 @@ def inverse_lengths(stream: Hidden) -> Hidden:
     return result
 
 
+def precision(checkpoint: Checkpoint) -> Literal["f32", "bf16"]:
+    """What to calculate with: no more than the pruned model's weights will be stored in.
+
+    Where the CPU multiplies bfloat16, text flows twice as fast for it.
+    """
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    return "bf16" if checkpoint.quantised or "bf16" in stored else "f32"
+
+
 def layer_engine(
     checkpoint: Checkpoint,
     index: int,
@@ -50,7 +60,7 @@ def layer_engine(
     ffn: bool = True,
     threads: int = 0,
 ) -> Engine:
-    """An engine that holds one layer, or one of its sub-blocks, in float32.
+    """An engine that holds one layer, or one of its sub-blocks, in ``precision(checkpoint)``.
 
     The embedding is a placeholder of one row: only ``run_layers`` may be called.
     """
@@ -66,7 +76,7 @@ def layer_engine(
     tensors["embedding.weight"] = Tensor.of(np.zeros((1, channels), np.float32))
     tensors["final_norm.weight"] = Tensor.of(np.ones(channels, np.float32))
     single = Checkpoint(f"{checkpoint.name}, layer {index}", config, tensors)
-    return Engine(single, weights="f32", threads=threads)
+    return Engine(single, weights=precision(checkpoint), threads=threads)
 
 
 def chunks(

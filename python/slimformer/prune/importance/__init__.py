@@ -13,6 +13,7 @@ from slimformer.prune.importance import (
     activation,
     block_influence,
     greedy_loss,
+    loss,
     magnitude,
     obs,
 )
@@ -21,7 +22,7 @@ from slimformer.prune.importance.statistics import LayerStatistics, layer_statis
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import STRUCTURES, Structure
 
-Criterion = Literal["magnitude", "activation", "block_influence", "greedy_loss", "obs"]
+Criterion = Literal["magnitude", "activation", "block_influence", "greedy_loss", "obs", "loss"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 _Score = Callable[[Checkpoint, int, LayerStatistics], LayerScores]
@@ -34,6 +35,7 @@ RATES: dict[Criterion, tuple[Structure, ...]] = {
     "block_influence": BLOCKS,
     "greedy_loss": BLOCKS,
     "obs": STRUCTURES,
+    "loss": STRUCTURES,
 }
 """The structures that each criterion rates."""
 
@@ -74,7 +76,9 @@ def score_model(
         scores = tuple(magnitude.score(checkpoint, index) for index in range(len(layers)))
     else:
         assert windows is not None
-        if criterion == "greedy_loss":
+        if criterion == "loss":
+            scores = loss.score_model(checkpoint, windows, threads=threads, progress=progress)
+        elif criterion == "greedy_loss":
             scores = greedy_loss.score_model(
                 checkpoint,
                 windows,

@@ -45,14 +45,12 @@ Tiles PrepareTiles(ThreadPool& pool, tensor::Workspace& workspace, const kernels
   if (gemm.prepare_input == nullptr) {
     return {reinterpret_cast<const std::byte*>(left), kTileColumns * rows * sizeof(float), count};
   }
-  const std::size_t bytes = (gemm.input_bytes(kTileColumns, rows) + 63) / 64 * 64;
-  auto* prepared = workspace.Take<std::byte>(count * bytes);
-  pool.ParallelFor(count, [&](std::size_t t, int) {
-    const std::size_t column = t * kTileColumns;
-    gemm.prepare_input(left + column * rows, rows, std::min(kTileColumns, width - column), rows,
-                       prepared + t * bytes);
+  const std::size_t row_bytes = gemm.input_row_bytes(rows);
+  auto* prepared = workspace.Take<std::byte>(width * row_bytes);
+  ForRows(pool, width, rows, [&](std::size_t begin, std::size_t end) {
+    gemm.prepare_input(left + begin * rows, rows, end - begin, rows, prepared + begin * row_bytes);
   });
-  return {prepared, bytes, count};
+  return {prepared, kTileColumns * row_bytes, count};
 }
 
 }  // namespace

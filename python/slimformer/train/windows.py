@@ -23,8 +23,8 @@ as long as training on a third of them."""
 HELD_OUT = 8
 """At most one window in so many is held out."""
 
-SAMPLES = 4
-SAMPLE_TOKENS = 16384
+SAMPLES = 2
+SAMPLE_TOKENS = 32768
 """Without text the teacher writes so many batches of so many tokens. They are read again and
 again; what that costs shows on those held out."""
 

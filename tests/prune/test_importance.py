@@ -19,7 +19,7 @@ from slimformer.prune import apply, plan, profile
 from slimformer.prune.budget import keep_budget
 from slimformer.prune.divergence import Predictions
 from slimformer.prune.importance import CRITERIA, RATES, Criterion, score_model
-from slimformer.prune.importance.loss import PREDICTION_STRIDE
+from slimformer.prune.importance.loss import PREDICTION_STRIDE, SCARCITY
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.importance.statistics import layer_statistics
 
@@ -31,10 +31,12 @@ def windows_of(model: Checkpoint, count: int = 3, tokens: int = 40) -> npt.NDArr
     return rng.integers(0, model.config.vocab_size, (count, tokens)).astype(np.int32)
 
 
-def rate(model: Checkpoint, criterion: Criterion, threads: int = 1) -> Scores:
+def rate(
+    model: Checkpoint, criterion: Criterion, threads: int = 1, windows: slice = slice(None)
+) -> Scores:
     return score_model(
         model,
-        windows_of(model),
+        windows_of(model)[windows],
         keep_budget(model, 0.6),
         criterion=criterion,
         structures=RATES[criterion],
@@ -130,6 +132,19 @@ def test_loss_prices_what_a_sub_block_does_to_the_predictions(sub_block: str) ->
     prices = [getattr(rate(one, "loss")[1], sub_block) for one in (model, faint)]
     # Divergence grows with the square of what is added, as long as that is little.
     assert prices[1] < 0.05 * prices[0]
+
+
+def test_units_get_dearer_as_others_go() -> None:
+    model = uniform_model(layers=2, neurons=40)
+    # One window in three is kept for the trials.
+    by_error = rate(model, "obs", windows=slice(2))[0].neurons
+    by_loss = rate(model, "loss")[0].neurons
+    assert by_error is not None
+    assert by_loss is not None
+    order = np.argsort(by_error, kind="stable")
+    rates = by_loss[order] / by_error[order]
+    assert np.all(np.diff(rates) > 0)
+    assert rates[20] == pytest.approx(2**SCARCITY * rates[0], rel=1e-6)
 
 
 def test_loss_is_what_the_trial_costs() -> None:

@@ -122,6 +122,9 @@ def choose(parts: Sequence[Evidence], weight: Array) -> Refit:
     weight
         Old weights of the kept columns, [outputs, inputs].
     """
+    before = parts[-1].error(weight)
+    if before == 0:
+        return Refit(weight, (weight,) * len(parts), None, before, before)
     total = functools.reduce(operator.add, parts)
     others = [total - part for part in parts]
     found: dict[int, Array] = {}
@@ -138,7 +141,7 @@ def choose(parts: Sequence[Evidence], weight: Array) -> Refit:
     best = DAMPINGS.index(FIRST_DAMPING)
     while (nearest := min((best, best - 1, best + 1), key=error)) != best:
         best = nearest
-    before, after = parts[-1].error(weight), errors[best]
+    after = errors[best]
     if not after < before:
         return Refit(weight, (weight,) * len(parts), None, before, before)
     damping = DAMPINGS[best]

@@ -45,6 +45,9 @@ REPAIRS: tuple[Repair, ...] = get_args(Repair)
 PARTS = 4
 """Parts of the text, each of which is held out once."""
 
+WISHES = 2
+"""What a projection is refitted for: the output of what went, and the drift."""
+
 _TAP = {"attention": "attention_heads", "ffn": "ffn_neurons"}
 _PROJECTION = {"attention": "attention.o", "ffn": "ffn.down"}
 
@@ -101,6 +104,7 @@ class _Repair:
         self.pruned = pruned
         self.recipe = recipe
         self.threads = threads
+        self._products = precision(dense)
         windows = np.concatenate(parts)
         ends = np.cumsum([len(part) for part in parts]).tolist()
         self.parts = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
@@ -132,7 +136,7 @@ class _Repair:
                 self._pass_link(index, sub_block)
             elif part is not None and method == "refit":
                 wanted = between if sub_block == "attention" else self.target
-                self._refit(index, sub_block, wanted)
+                self._refit(source, index, sub_block, wanted)
             elif part is not None:
                 self._compensate(source, index, sub_block)
 
@@ -141,16 +145,37 @@ class _Repair:
         for rows, after, _ in chunks(engine, self.stream):
             self.stream[rows] = after
 
-    def _refit(self, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
-        """Solve for the projection whose output takes the pruned stream to ``wanted``."""
+    def _refit(self, source: int, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
+        """Solve for the projection whose output takes the pruned stream to ``wanted``.
+
+        It has to make up for two things, each with a damping of its own: what the removed
+        columns added, which the kept ones know much of, and the drift of the layers before,
+        which they know little of.
+        """
         name = f"layers.{index}.{_PROJECTION[sub_block]}"
-        inputs = self._inputs(self.pruned, index, sub_block)
-        bias = self._bias(name)
-        weight = self.pruned.read_f32(f"{name}.weight").astype(np.float64)
-        parts = [self._evidence(inputs, wanted, bias, rows) for rows in self.parts]
-        _check_finite(name, *(part.energy for part in parts), *(part.gram for part in parts))
-        refit = choose(parts, weight)
-        self._finish(name, refit.weight, refit.without, inputs, bias)
+        layer = self.dense.config.layers[source]
+        kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
+        weight = self.dense.read_f32(f"layers.{source}.{_PROJECTION[sub_block]}.weight")
+        gone = np.setdiff1d(np.arange(weight.shape[1]), kept)
+        inputs = np.empty((*self.stream.shape[:2], len(kept)), np.float32)
+        engine = self._engine(self.dense, source, sub_block)
+        tap = _TAP[sub_block]
+        evidence = []
+        for part in self.parts:
+            sums = _EvidenceSums(len(kept), weight.shape[0], self._products, self.threads)
+            for rows, after, captured in chunks(engine, self.stream[part], capture=[tap]):
+                target = wanted[part][rows]
+                lost = captured[tap][..., gone] @ weight[:, gone].T
+                inputs[part][rows] = captured[tap][..., kept]
+                sums.add(inputs[part][rows], (lost, target - after), inverse_lengths(target))
+            evidence.append(sums.evidence(name))
+        old = weight[:, kept].astype(np.float64)
+        new, without = old, [old] * len(self.parts)
+        for parts in zip(*evidence, strict=True):
+            change = choose(parts, np.zeros_like(old))
+            new = new + change.weight
+            without = [w + unseen for w, unseen in zip(without, change.without, strict=True)]
+        self._finish(name, new, without, inputs, self._bias(name))
 
     def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
         """Fold the mean output of what went from a sub-block into what stays."""
@@ -183,29 +208,6 @@ class _Repair:
         for rows, unseen in zip(self.parts, without, strict=True):
             self.stream[rows] += inputs[rows] @ unseen.astype(stored).astype(np.float32).T + bias
 
-    def _evidence(self, inputs: Hidden, wanted: Hidden, bias: Hidden, rows: slice) -> Evidence:
-        """Moments on one part of the text.
-
-        A token counts by the inverse square of the wanted stream's length: the next layer
-        normalises the stream, so what matters is the error relative to it. Unweighted, a few
-        tokens with massive activations would decide everything.
-        """
-        width, channels = inputs.shape[-1], wanted.shape[-1]
-        moments = Moments(
-            width,
-            gram=True,
-            target_width=channels,
-            products=precision(self.dense),
-            threads=self.threads,
-        )
-        energy = 0.0
-        for read, target, stream in zip(inputs[rows], wanted[rows], self.stream[rows], strict=True):
-            scale = inverse_lengths(target)
-            outputs = (target - stream - bias) * scale
-            moments.update(read * scale, outputs)
-            energy += float(np.einsum("to,to->", outputs, outputs, dtype=np.float64))
-        return Evidence(moments.gram, moments.cross, energy, moments.count)
-
     def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
         """What a projection reads on the pruned stream, [windows, tokens, columns]."""
         engine = self._engine(checkpoint, index, sub_block)
@@ -230,6 +232,42 @@ class _Repair:
         if f"{name}.bias" in self.pruned.tensors:
             return self.pruned.read_f32(f"{name}.bias")
         return np.zeros(self.pruned.config.n_channels, np.float32)
+
+
+class _EvidenceSums:
+    """Gathers the evidence for several wishes that one projection has to meet.
+
+    A token counts by the inverse square of the wanted stream's length: the next layer
+    normalises the stream, so what matters is the error relative to it. Unweighted, a few
+    tokens with massive activations would decide everything.
+    """
+
+    def __init__(
+        self, width: int, channels: int, products: Literal["f32", "bf16"], threads: int
+    ) -> None:
+        self._moments = Moments(
+            width, target_width=WISHES * channels, products=products, threads=threads
+        )
+        self._energies = np.zeros(WISHES)
+
+    def add(self, inputs: Hidden, wishes: tuple[Hidden, ...], scale: Hidden) -> None:
+        """Add some windows: inputs and wishes [windows, tokens, width], scale one a token."""
+        outputs = np.concatenate(wishes, axis=-1) * scale
+        split = outputs.reshape(-1, WISHES, outputs.shape[-1] // WISHES)
+        self._energies += np.einsum("twc,twc->w", split, split, dtype=np.float64)
+        scaled = inputs * scale
+        self._moments.update(
+            scaled.reshape(-1, scaled.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
+        )
+
+    def evidence(self, name: str) -> list[Evidence]:
+        """The evidence for each wish."""
+        gram, crosses = self._moments.gram, np.split(self._moments.cross, WISHES, axis=1)
+        _check_finite(name, gram, *crosses, *self._energies)
+        return [
+            Evidence(gram, cross, float(energy), self._moments.count)
+            for cross, energy in zip(crosses, self._energies, strict=True)
+        ]
 
 
 def _check_finite(name: str, *values: float | Array) -> None:

@@ -39,6 +39,12 @@ PREDICTION_STRIDE = 2
 TRIAL_SHARE = 0.25
 """Share of the units that go in a trial, about what goes when all is done."""
 
+SCARCITY = 1.0
+"""Power of the share that is left of a sub-block by which its units get dearer as others go.
+
+Trials leave all other layers intact, which make up for much; once they are pruned too, they do
+not. Without this the middle layers, cheap one by one, would lose most of their neurons."""
+
 
 def score_model(
     checkpoint: Checkpoint,
@@ -184,7 +190,14 @@ def _in_nats(rated: LayerScores, attention_rate: float, ffn_rate: float) -> Laye
         None if attention is None and ffn is None else (attention or 0.0) + (ffn or 0.0),
         attention,
         ffn,
-        None if rated.kv_groups is None else rated.kv_groups * attention_rate,
-        None if rated.heads is None else rated.heads * attention_rate,
-        None if rated.neurons is None else rated.neurons * ffn_rate,
+        None if rated.kv_groups is None else _scarce(rated.kv_groups) * attention_rate,
+        None if rated.heads is None else _scarce(rated.heads) * attention_rate,
+        None if rated.neurons is None else _scarce(rated.neurons) * ffn_rate,
     )
+
+
+def _scarce(scores: Array) -> Array:
+    """Scores that grow as the cheaper units of the same sub-block go."""
+    share_left = np.empty(len(scores))
+    share_left[np.argsort(scores, kind="stable")] = 1 - np.arange(len(scores)) / len(scores)
+    return np.asarray(scores / share_left**SCARCITY)

@@ -20,8 +20,10 @@
 // row takes the same course whatever the tile's height. One row alone has two chains, which wait
 // for their latency: 32 bytes a cycle at 16 lanes, still several times what memory delivers.
 //
-// While the first tile of a block runs, it fetches the same block of the next panel into the L2
-// cache.
+// While the first tile of a block runs, it fetches ahead into the L2 cache: the same block of the
+// next panel, or, where one tile is all there is and the panel is read once from end to end,
+// kAheadBytes, half a microsecond at the rate of memory, so that little of a task's first panel
+// comes unannounced.
 #pragma once
 
 #include <cstddef>
@@ -39,6 +41,8 @@ namespace whole {
 constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 3 : 6;
 constexpr std::size_t kBlockGroups = (std::size_t{16} << 10) / (kGroup * kPanelWidth);
 
+constexpr std::size_t kAheadBytes = std::size_t{8} << 10;
+
 constexpr std::size_t Groups(std::size_t k) noexcept { return DivideUp(k, kGroup); }
 
 template <class Weights>
@@ -54,8 +58,8 @@ struct Product {
   const typename Weights::Dot::Input* x;  // [rows, groups]
   std::size_t x_stride;                   // groups from one row to the next
   const std::byte* panel;
-  std::size_t panel_bytes;  // to the next panel
-  float* y;                 // [rows, kPanelWidth]
+  std::size_t ahead;  // bytes to what is fetched
+  float* y;           // [rows, kPanelWidth]
   std::size_t y_stride;
 };
 
@@ -79,7 +83,7 @@ template <class Weights, std::size_t kPart, std::size_t kRows, bool kFetchNext>
     const std::byte* step = weights + i * Weights::kStepBytes;
     if constexpr (kFetchNext) {
       for (std::size_t line = 0; line < Weights::kStepBytes; line += 64) {
-        Vector::Prefetch(step + line + p.panel_bytes);
+        Vector::Prefetch(step + line + p.ahead);
       }
     }
     I low;
@@ -205,7 +209,7 @@ void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, s
   p.x = static_cast<const typename Weights::Dot::Input*>(x);
   p.x_stride = Groups(k);
   p.panel = static_cast<const std::byte*>(panel);
-  p.panel_bytes = PanelBytes<Weights>(k);
+  p.ahead = rows <= kTileRows ? kAheadBytes : PanelBytes<Weights>(k);
   if (outputs == kPanelWidth) {
     p.y = y;
     p.y_stride = y_stride;
@@ -222,25 +226,34 @@ void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, s
                              });
 }
 
-// Where the part that holds input i begins in a panel.
+template <class Weights>
+constexpr std::size_t kPart = kGroup / Weights::kParts;
+
+// Where the part that begins with input i lies in a panel.
 template <class Weights>
 constexpr std::size_t PartAt(std::size_t i) noexcept {
-  return i / (kGroup / Weights::kParts) * kPartBytes<Weights>;
+  return i / kPart<Weights> * kPartBytes<Weights>;
 }
 
 template <class Weights>
 void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
                void* panel) noexcept {
-  constexpr std::size_t kPart = kGroup / Weights::kParts;
   constexpr std::size_t kPerStep = Weights::Dot::kPerStep;
   auto* to = static_cast<std::uint8_t*>(panel);
   __builtin_memset(to, 0, PanelBytes<Weights>(k));  // outputs that are not there have scales of 0
   for (std::size_t output = 0; output < outputs; ++output) {
-    for (std::size_t i = 0; i < k; i += kPart) {
-      const std::size_t n = k - i < kPart ? k - i : kPart;
+    float rotated[kGroup];
+    for (std::size_t i = 0; i < k; i += kPart<Weights>) {
+      const std::size_t in_group = i % kGroup;
+      const float* group = w + output * stride + (i - in_group);
+      if (k - (i - in_group) >= kGroup) {
+        if (in_group == 0) Rotate(group, 1.0F / kGroup, rotated);
+        group = rotated;
+      }
+      const std::size_t n = k - i < kPart<Weights> ? k - i : kPart<Weights>;
       std::uint8_t* scales = to + PartAt<Weights>(i);
-      std::int16_t q[kPart];
-      Weights::Quantise(w + output * stride + i, n, output, scales, q);
+      std::int16_t q[kPart<Weights>];
+      Weights::Quantise(group + in_group, n, output, scales, q);
       std::uint8_t* steps = scales + Weights::kScaleBytes;
       for (std::size_t j = 0; j < RoundUp(n, kPerStep); ++j) {
         Weights::Put(steps + j / kPerStep * Weights::kStepBytes, output, j % kPerStep, q[j]);
@@ -251,14 +264,14 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
 
 template <class Weights>
 void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) noexcept {
-  constexpr std::size_t kPart = kGroup / Weights::kParts;
   constexpr std::size_t kPerStep = Weights::Dot::kPerStep;
   for (std::size_t i = 0; i < k; ++i) {
     const auto* scales = static_cast<const std::uint8_t*>(panel) + PartAt<Weights>(i);
     const std::uint8_t* steps = scales + Weights::kScaleBytes;
-    const std::size_t j = i % kPart;
+    const std::size_t j = i % kPart<Weights>;
     const int q = Weights::Get(steps + j / kPerStep * Weights::kStepBytes, output, j % kPerStep);
     w[i] = Weights::Value(scales, output, q);
+    if ((i + 1) % kGroup == 0) Rotate(w + i + 1 - kGroup, 1.0F, w + i + 1 - kGroup);
   }
 }
 

@@ -1,5 +1,5 @@
-// Rounding a group of values to int8, as quantisation.h says. To be included after the tier's
-// vector-inl.h.
+// Rotating a group of values and rounding it to int8, as quantisation.h says. To be included after
+// the tier's vector-inl.h.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,37 @@ namespace {
 // n <= kLanes lanes of x from p on, the others 0.
 inline Vector::F LoadLanes(const float* p, std::size_t n) noexcept {
   return n >= Vector::kLanes ? Vector::Load(p) : Vector::Load(p, n);
+}
+
+// Butterflies within each of the vectors, from stride kStride down.
+template <std::size_t kStride, std::size_t kVectors>
+inline void ButterflyLanes(Vector::F (&v)[kVectors]) noexcept {
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kVectors; ++i) v[i] = Vector::Butterfly<kStride>(v[i]);
+  if constexpr (kStride > 1) ButterflyLanes<kStride / 2>(v);
+}
+
+// to [kGroup] = the transform of x [kGroup] times factor; they may be the same.
+inline void Rotate(const float* x, float factor, float* to) noexcept {
+  constexpr std::size_t kVectors = kGroup / Vector::kLanes;
+  Vector::F v[kVectors];
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kVectors; ++i) v[i] = Vector::Load(x + i * Vector::kLanes);
+#pragma GCC unroll 8
+  for (std::size_t stride = kVectors / 2; stride > 0; stride /= 2) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kVectors; ++i) {
+      if (i & stride) continue;
+      const Vector::F low = v[i];
+      v[i] = Vector::Add(low, v[i + stride]);
+      v[i + stride] = Vector::Sub(low, v[i + stride]);
+    }
+  }
+  ButterflyLanes<Vector::kLanes / 2>(v);
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kVectors; ++i) {
+    Vector::Store(to + i * Vector::kLanes, Vector::Mul(v[i], Vector::Set(factor)));
+  }
 }
 
 // The scale of x [n]: NaN where a value is not finite.
@@ -47,6 +78,11 @@ inline float QuantisePart(const float* x, std::size_t n, float inverse, Integer*
 template <class Integer>
 inline void QuantiseGroup(const float* x, std::size_t n, Integer* to, float& scale,
                           float (&sums)[kGroup / kInt4Part]) noexcept {
+  float rotated[kGroup];
+  if (n == kGroup) {
+    Rotate(x, 1.0F, rotated);
+    x = rotated;
+  }
   scale = ScaleOf(x, n);
   const float inverse = 1.0F / scale;
   for (std::size_t part = 0; part < kGroup / kInt4Part; ++part) {

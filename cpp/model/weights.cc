@@ -81,7 +81,7 @@ WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type,
   Weights& w = *weights_;
   const auto vocab_size = static_cast<std::size_t>(w.spec.vocab_size);
   const auto n_channels = static_cast<std::size_t>(w.spec.n_channels);
-  AddMatrix("embedding.weight", w.embedding, vocab_size, n_channels);
+  AddMatrix("embedding.weight", w.embedding, vocab_size, n_channels, Reach::wide);
   w.layers.resize(w.spec.layers.size());  // slots point into it: it must not grow from here on
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     const LayerSpec& layer = w.spec.layers[i];
@@ -98,12 +98,14 @@ WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type,
     }
   }
   AddVector("final_norm.weight", w.final_norm, n_channels);
-  if (!w.spec.tied_head) AddMatrix("head.weight", w.untied_head, vocab_size, n_channels);
+  if (!w.spec.tied_head) {
+    AddMatrix("head.weight", w.untied_head, vocab_size, n_channels, Reach::wide);
+  }
 }
 
 void WeightsBuilder::AddMatrix(const std::string& name, Matrix& target, std::size_t rows,
-                               std::size_t cols) {
-  slots_[name] = {{rows, cols}, &target};
+                               std::size_t cols, Reach reach) {
+  slots_[name] = {{rows, cols}, &target, reach};
 }
 
 void WeightsBuilder::AddVector(const std::string& name, Vector& target, std::size_t size) {
@@ -111,8 +113,8 @@ void WeightsBuilder::AddVector(const std::string& name, Vector& target, std::siz
 }
 
 void WeightsBuilder::AddLinear(const std::string& name, LinearWeights& target, std::size_t rows,
-                               std::size_t cols, bool bias) {
-  AddMatrix(name + ".weight", target.weight, rows, cols);
+                               std::size_t cols, bool bias, Reach reach) {
+  AddMatrix(name + ".weight", target.weight, rows, cols, reach);
   if (bias) AddVector(name + ".bias", target.bias, rows);
 }
 
@@ -126,8 +128,9 @@ void WeightsBuilder::AddAttention(const std::string& prefix, const AttentionSpec
   const auto value_dim = static_cast<std::size_t>(spec.value_dim);
   AddVector(prefix + ".norm.weight", attention.norm, n_channels);
   AddLinear(prefix + ".q", attention.q, n_heads * head_dim, n_channels, spec.qkv_bias);
-  AddLinear(prefix + ".k", attention.k, n_kv_heads * head_dim, n_channels, spec.qkv_bias);
-  AddLinear(prefix + ".v", attention.v, n_kv_heads * value_dim, n_channels, spec.qkv_bias);
+  const Reach reach = n_heads > n_kv_heads ? Reach::wide : Reach::own;
+  AddLinear(prefix + ".k", attention.k, n_kv_heads * head_dim, n_channels, spec.qkv_bias, reach);
+  AddLinear(prefix + ".v", attention.v, n_kv_heads * value_dim, n_channels, spec.qkv_bias, reach);
   AddLinear(prefix + ".o", attention.o, n_channels, n_heads * value_dim, spec.output_bias);
 }
 
@@ -166,6 +169,12 @@ void WeightsBuilder::AddLink(const std::string& prefix, const LinkSpec& spec, Li
   }
 }
 
+tensor::WeightType WeightsBuilder::PackedType(const Slot& slot) const {
+  if (std::holds_alternative<Vector*>(slot.target)) return tensor::WeightType::f32;
+  const bool keep = slot.reach == Reach::wide && weights_->type == tensor::WeightType::int4;
+  return keep ? tensor::WeightType::int8 : weights_->type;
+}
+
 void WeightsBuilder::Load(const std::string& name, const TensorSource& source, ThreadPool& pool) {
   if (weights_ == nullptr) throw Error(ErrorKind::config, "the model has been finished");
   const auto found = slots_.find(name);
@@ -180,7 +189,7 @@ void WeightsBuilder::Load(const std::string& name, const TensorSource& source, T
                                        ", found " + ShapeText(source.shape));
   }
   const bool is_vector = std::holds_alternative<Vector*>(slot.target);
-  const tensor::WeightType packed = is_vector ? tensor::WeightType::f32 : weights_->type;
+  const tensor::WeightType packed = PackedType(slot);
   std::size_t size = 1;
   for (const std::size_t dimension : slot.shape) size *= dimension;
   if (!AllFinite(source, size, packed, pool)) {

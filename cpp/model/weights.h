@@ -103,20 +103,29 @@ class WeightsBuilder {
   std::shared_ptr<const Weights> Finish();
 
  private:
+  // How far an error of a matrix goes. int4 loses the same share of every matrix, since rotation
+  // makes them all look alike; but a row of the embedding is all that its token begins with,
+  // nothing comes after the head, and several query heads read what shared keys and values lost.
+  // Those matrices are kept as int8.
+  enum class Reach { own, wide };
+
   struct Slot {
     std::vector<std::size_t> shape;
     std::variant<Matrix*, Vector*> target;
+    Reach reach = Reach::own;
     bool loaded = false;
   };
 
-  void AddMatrix(const std::string& name, Matrix& target, std::size_t rows, std::size_t cols);
+  void AddMatrix(const std::string& name, Matrix& target, std::size_t rows, std::size_t cols,
+                 Reach reach = Reach::own);
   void AddVector(const std::string& name, Vector& target, std::size_t size);
   void AddLinear(const std::string& name, LinearWeights& target, std::size_t rows, std::size_t cols,
-                 bool bias);
+                 bool bias, Reach reach = Reach::own);
   void AddAttention(const std::string& prefix, const AttentionSpec& spec,
                     SubBlock<AttentionWeights>& target);
   void AddFfn(const std::string& prefix, const FfnSpec& spec, SubBlock<FfnWeights>& target);
   void AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target);
+  tensor::WeightType PackedType(const Slot& slot) const;
 
   std::shared_ptr<Weights> weights_;
   std::map<std::string, Slot> slots_;

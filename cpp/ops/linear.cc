@@ -16,9 +16,11 @@ using tensor::PackedMatrix;
 constexpr std::size_t kRowBlockBytes = std::size_t{384} << 10;
 constexpr std::size_t kMostBlockRows = 192;
 
-// A task is worth handing out from about 50 microseconds of arithmetic, or of reading weights, on.
+// A task is worth handing out from some ten microseconds of arithmetic on. Where reading weights is
+// what takes time, every thread gets the same number of tasks, as few as this size allows: at the
+// end of each, what it fetched ahead is another thread's to use.
 constexpr std::size_t kTaskFlops = std::size_t{4} << 20;
-constexpr std::size_t kTaskBytes = std::size_t{128} << 10;
+constexpr std::size_t kTaskBytes = std::size_t{512} << 10;
 
 constexpr std::size_t DivideUp(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
 constexpr std::size_t RoundUp(std::size_t n, std::size_t unit) { return DivideUp(n, unit) * unit; }
@@ -45,14 +47,16 @@ RowBlocks CutRows(std::size_t rows, std::size_t cols, const GemmKernel& kernel) 
   return {rows, height, DivideUp(rows, height)};
 }
 
-// Panels that one task multiplies by one block of rows.
-std::size_t PanelsOfTask(const PackedMatrix& matrix, const RowBlocks& blocks) {
-  const GemmKernel& kernel = matrix.kernel();
+// Panels of all outputs, one after another, that one task multiplies by one block of rows.
+std::size_t PanelsOfTask(std::span<const LinearOutput> outputs, std::size_t panels,
+                         const RowBlocks& blocks, std::size_t threads) {
+  const PackedMatrix& any = outputs.front().matrix;
   const std::size_t height = std::min(blocks.rows, blocks.height);
-  const std::size_t flops = 2 * height * matrix.cols() * kernel.panel_width;
-  const std::size_t by_flops = DivideUp(kTaskFlops, flops);
-  const std::size_t by_bytes = DivideUp(kTaskBytes, kernel.panel_bytes(matrix.cols()));
-  return std::min({by_flops, by_bytes, matrix.panels()});
+  const std::size_t flops = 2 * height * any.cols() * any.kernel().panel_width;
+  std::size_t bytes = 0;
+  for (const LinearOutput& output : outputs) bytes += output.matrix.bytes();
+  const std::size_t tasks = RoundUp(DivideUp(bytes, kTaskBytes), threads);
+  return std::min(DivideUp(kTaskFlops, flops), DivideUp(panels, tasks));
 }
 
 // x as the kernel reads it.
@@ -86,8 +90,8 @@ void AddBias(const float* bias, std::size_t outputs, std::size_t rows, float* y,
 }
 
 // Panels [first, last) of one layer for one block of rows.
-void RunTask(const LinearOutput& output, const Input& input, const RowBlocks& blocks,
-             std::size_t block, std::size_t first, std::size_t last) {
+void RunPanels(const LinearOutput& output, const Input& input, const RowBlocks& blocks,
+               std::size_t block, std::size_t first, std::size_t last) {
   const PackedMatrix& matrix = output.matrix;
   const GemmKernel& kernel = matrix.kernel();
   const std::size_t rows = blocks.Height(block);
@@ -114,20 +118,22 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
   const tensor::Workspace::Frame frame(workspace);
   const Input input = PrepareInput(pool, workspace, kernel, x, x_stride, rows, cols);
 
-  // Tasks are numbered layer by layer, in a layer block by block, in a block group of panels by
-  // group: neighbours share their rows.
-  const auto groups = [&](const LinearOutput& output) {
-    return DivideUp(output.matrix.panels(), PanelsOfTask(output.matrix, blocks));
-  };
-  std::size_t tasks = 0;
-  for (const LinearOutput& output : outputs) tasks += blocks.count * groups(output);
-  pool.ParallelFor(tasks, [&](std::size_t task, int) {
-    const LinearOutput* output = outputs.data();
-    for (; task >= blocks.count * groups(*output); ++output) task -= blocks.count * groups(*output);
-    const std::size_t panels = PanelsOfTask(output->matrix, blocks);
-    const std::size_t first = task % groups(*output) * panels;
-    const std::size_t last = std::min(first + panels, output->matrix.panels());
-    RunTask(*output, input, blocks, task / groups(*output), first, last);
+  std::size_t panels = 0;
+  for (const LinearOutput& output : outputs) panels += output.matrix.panels();
+  const auto threads = static_cast<std::size_t>(pool.size());
+  const std::size_t of_task = PanelsOfTask(outputs, panels, blocks, threads);
+  // Tasks are numbered block by block: neighbours share their rows.
+  const std::size_t groups = DivideUp(panels, of_task);
+  pool.ParallelFor(blocks.count * groups, [&](std::size_t task, int) {
+    std::size_t first = task % groups * of_task;
+    std::size_t last = std::min(first + of_task, panels);
+    for (const LinearOutput& output : outputs) {
+      const std::size_t own = output.matrix.panels();
+      if (first < own) RunPanels(output, input, blocks, task / groups, first, std::min(last, own));
+      if (last <= own) break;
+      first -= std::min(first, own);
+      last -= own;
+    }
   });
 }
 

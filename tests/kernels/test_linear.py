@@ -10,7 +10,14 @@ import numpy.typing as npt
 import pytest
 
 from kernels.memory import place
-from reference.quantised import GROUP, PART, int8_inputs, int8_weights
+from reference.quantised import (
+    GROUP,
+    PART,
+    int8_inputs,
+    int8_weights,
+    rotated,
+    rotated_weights,
+)
 from slimformer import _kernels as kernels
 
 F32 = npt.NDArray[np.float32]
@@ -43,7 +50,7 @@ def rounded(w: F32, tier: str, weights: str) -> F32:
     if weights == "bf16":
         return w.astype(ml_dtypes.bfloat16).astype(np.float32)
     if weights == "int8":
-        return int8_weights(w).astype(np.float32)  # no more digits than float32 has
+        return rotated(int8_weights(w).astype(np.float32))
     return unpacked(matrix(tier, weights, w), w.shape)
 
 
@@ -54,13 +61,21 @@ def unpacked(packed: kernels.Matrix, shape: tuple[int, ...]) -> F32:
     return rows
 
 
-def read(x: F32, tier: str, weights: str) -> npt.NDArray[Any]:
-    """The inputs as the kernel reads them."""
-    if weights in ("int8", "int4"):
-        return int8_inputs(x)
+def operands(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The inputs and weights that the kernel multiplies, and what w's roundings are relative to.
+
+    int4 weights q * scale + minimum are summed as two products, either of which is at most twice
+    as large as the largest weight of its part would make it.
+    """
+    if weights == "int4":
+        kept = rotated_weights(rounded(w, tier, weights).astype(np.float64))
+        return int8_inputs(x), kept, 4 * largest_of_parts(kept)
+    if weights == "int8":
+        return int8_inputs(x), int8_weights(w), np.abs(int8_weights(w))
     if tier == "avx512_bf16" and weights == "bf16":  # its dot products take bfloat16 inputs
-        return x.astype(ml_dtypes.bfloat16)
-    return x
+        x = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    kept = rounded(w, tier, weights).astype(np.float64)
+    return x.astype(np.float64), kept, np.abs(kept)
 
 
 def reference(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.ndarray]:
@@ -68,13 +83,9 @@ def reference(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.n
 
     A sum of k products rounds k times, each time by EPS of a partial sum, with random signs: so
     sqrt(k) EPS of the sum of the magnitudes, and a few more for small k. Products of whole numbers
-    add up exactly in their group, which then rounds two or three times. int4 weights
-    q * scale + minimum are summed as two products, either of which is at most twice as large as
-    the largest weight of its part would make it.
+    add up exactly in their group, which then rounds two or three times.
     """
-    x64 = read(x, tier, weights).astype(np.float64)
-    w64 = rounded(w, tier, weights).astype(np.float64)
-    magnitudes = 4 * largest_of_parts(w64) if weights == "int4" else np.abs(w64)
+    x64, w64, magnitudes = operands(x, w, tier, weights)
     bound = (4 + np.sqrt(x.shape[1])) * EPS * (np.abs(x64) @ magnitudes.T)
     return x64 @ w64.T, bound
 
@@ -236,14 +247,11 @@ def test_int8_of_values_far_apart(tier: str, rng: np.random.Generator) -> None:
 
 
 def test_int4_keeps_what_has_sixteen_values(tier: str, rng: np.random.Generator) -> None:
-    """Weights that were on such lines already come back as they were."""
-    outputs, parts = 21, 5
-    scale = rng.choice([0.5, 0.0625, 3.0], (outputs, parts, 1))
-    low = scale * rng.integers(-20, 20, (outputs, parts, 1))
-    q = rng.integers(0, 16, (outputs, parts, PART))
-    q[..., 0], q[..., 1] = 0, 15
-    w = (scale * q + low).astype(np.float32).reshape(outputs, parts * PART)
-    w = np.ascontiguousarray(w[:, :-7])
+    """Weights that were on such lines already come back, in a short group, as they were."""
+    scale = rng.choice([0.5, 0.0625, 3.0], (50, 1))
+    q = rng.integers(0, 16, (50, 29))
+    q[:, 0], q[:, 1] = 0, 15
+    w = (scale * (q + rng.integers(-20, 20, (50, 1)))).astype(np.float32)
     kept = unpacked(matrix(tier, "int4", w), w.shape)
     np.testing.assert_allclose(kept, w, rtol=0, atol=1e-6 * float(np.abs(w).max()))
 
@@ -252,13 +260,15 @@ def test_int4_keeps_what_has_sixteen_values(tier: str, rng: np.random.Generator)
 def test_int4_loses_less_than_the_range_would(
     tier: str, size: float, rng: np.random.Generator
 ) -> None:
-    w = (rng.standard_normal((33, 20 * PART)) * size).astype(np.float32)
-    kept = unpacked(matrix(tier, "int4", w), w.shape).astype(np.float64)
-    parts = w.astype(np.float64).reshape(-1, PART)
+    w = (rng.standard_normal((33, 10 * GROUP)) * size).astype(np.float32)
+    kept = unpacked(matrix(tier, "int4", w), w.shape)
+    found, parts = (
+        rotated_weights(values.astype(np.float64)).reshape(-1, PART) for values in (kept, w)
+    )
     low = parts.min(axis=1, keepdims=True)
     scale = (parts.max(axis=1, keepdims=True) - low) / 15
     plain = np.rint((parts - low) / scale) * scale + low
-    lost = ((kept.reshape(-1, PART) - parts) ** 2).sum(axis=1)
+    lost = ((found - parts) ** 2).sum(axis=1)
     by_range = ((plain - parts) ** 2).sum(axis=1)
     assert lost.sum() < 0.93 * by_range.sum()
     assert (lost < 1.05 * by_range).mean() > 0.99  # scale and minimum are rounded to bfloat16

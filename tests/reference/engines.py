@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from reference.forward import Read, ReferenceMask, forward
 from reference.models import random_checkpoint, random_config
-from reference.quantised import int8_weights
+from reference.quantised import int8_weights, rotated
 from slimformer import _kernels
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint
+from slimformer.config import AttentionConfig, ModelConfig
 from slimformer.engine import Engine, Mask, build_info
 
 TIERS: list[str] = build_info()["tiers"]
@@ -91,9 +92,21 @@ def packed_read(checkpoint: Checkpoint, weights: Weights) -> Read:
             return values
         if weights == "bf16":
             return values.astype(DTYPES["bf16"]).astype(np.float32)
-        return int8_weights(values) if weights == "int8" else int4_weights(values)
+        if weights == "int8" or reaches_far(checkpoint.config, name):
+            return rotated(int8_weights(values))
+        return int4_weights(values)
 
     return read
+
+
+def reaches_far(config: ModelConfig, name: str) -> bool:
+    """Whether int4 keeps a matrix as int8."""
+    parts = name.split(".")
+    if parts[0] in ("embedding", "head"):
+        return True
+    attention = config.layers[int(parts[1])].attention
+    shared = isinstance(attention, AttentionConfig) and attention.n_heads > attention.n_kv_heads
+    return shared and parts[2:4] in (["attention", "k"], ["attention", "v"])
 
 
 def int4_weights(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

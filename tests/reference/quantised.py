@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 GROUP = 64
+"""Inputs that are rotated together and have one int8 scale."""
+
 PART = 32
 """Inputs of a part of int4 weights."""
 
@@ -21,17 +23,39 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
+def rotated(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Every whole group of [rows, inputs] transformed; twice gives 64 times the values."""
+    rows, inputs = values.shape
+    whole = inputs // GROUP * GROUP
+    groups = values[:, :whole].reshape(rows, -1, GROUP)
+    stride = GROUP // 2
+    while stride > 0:
+        pairs = groups.reshape(rows, -1, 2, stride)
+        low, high = pairs[:, :, 0], pairs[:, :, 1]
+        groups = np.stack([low + high, low - high], axis=2)
+        stride //= 2
+    return np.concatenate([groups.reshape(rows, whole), values[:, whole:]], axis=1)
+
+
+def rotated_weights(w: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Weights [outputs, inputs] whose product with rotated inputs is that of both as they were."""
+    whole = w.shape[1] // GROUP * GROUP
+    turned = rotated(w)
+    turned[:, :whole] /= GROUP
+    return turned
+
+
 def int8_weights(w: F32) -> F64:
-    """Weights [outputs, inputs] once packed as int8."""
-    groups, scale = _groups(w)
+    """Rotated weights [outputs, inputs] as int8 holds them."""
+    groups, scale = _groups(rotated_weights(w))
     bits = scale.view(np.uint32)
     scale = ((bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32)
     return _rounded(groups, scale, w.shape[1])
 
 
 def int8_inputs(x: F32) -> F64:
-    """Inputs [rows, inputs] as products with such weights read them."""
-    groups, scale = _groups(x)
+    """Rotated inputs [rows, inputs] as products with such weights read them."""
+    groups, scale = _groups(rotated(x))
     return _rounded(groups, scale, x.shape[1])
 
 
@@ -46,7 +70,7 @@ def _groups(values: F32) -> tuple[F32, F32]:
 
 
 def _rounded(groups: F32, scale: F32, inputs: int) -> F64:
-    inverse: npt.NDArray[Any] = np.float32(1) / scale
-    whole = np.rint(groups * inverse)
-    values = whole.astype(np.float64) * scale.astype(np.float64)
-    return values.reshape(len(groups), -1)[:, :inputs]
+    inverse = np.float32(1) / scale
+    whole: F64 = np.rint(groups * inverse).astype(np.float64)
+    values = (whole * scale.astype(np.float64)).reshape(len(groups), -1)
+    return values[:, :inputs]

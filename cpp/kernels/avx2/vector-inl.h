@@ -125,6 +125,21 @@ struct Vector {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
   }
 
+  // Lane i: x[i] + x[i + stride], or x[i - stride] - x[i] where i has the stride's bit.
+  template <std::size_t kStride>
+  static F Butterfly(F x) noexcept {
+    if constexpr (kStride == 4) {
+      const F other = _mm256_permute2f128_ps(x, x, 1);
+      return _mm256_blend_ps(Add(x, other), Sub(other, x), 0xf0);
+    } else if constexpr (kStride == 2) {
+      const F other = _mm256_permute_ps(x, 0x4e);
+      return _mm256_blend_ps(Add(x, other), Sub(other, x), 0xcc);
+    } else {
+      const F other = _mm256_permute_ps(x, 0xb1);
+      return _mm256_blend_ps(Add(x, other), Sub(other, x), 0xaa);
+    }
+  }
+
   // Into the second-level cache. Any address is allowed.
   static void Prefetch(const void* p) noexcept {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

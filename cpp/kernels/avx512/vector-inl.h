@@ -104,6 +104,24 @@ struct Vector {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(x, w));
   }
 
+  // Lane i: x[i] + x[i + stride], or x[i - stride] - x[i] where i has the stride's bit.
+  template <std::size_t kStride>
+  static F Butterfly(F x) noexcept {
+    if constexpr (kStride == 8) {
+      const F other = _mm512_shuffle_f32x4(x, x, 0x4e);
+      return _mm512_mask_sub_ps(Add(x, other), 0xff00, other, x);
+    } else if constexpr (kStride == 4) {
+      const F other = _mm512_shuffle_f32x4(x, x, 0xb1);
+      return _mm512_mask_sub_ps(Add(x, other), 0xf0f0, other, x);
+    } else if constexpr (kStride == 2) {
+      const F other = _mm512_permute_ps(x, 0x4e);
+      return _mm512_mask_sub_ps(Add(x, other), 0xcccc, other, x);
+    } else {
+      const F other = _mm512_permute_ps(x, 0xb1);
+      return _mm512_mask_sub_ps(Add(x, other), 0xaaaa, other, x);
+    }
+  }
+
   // Into the second-level cache. Any address is allowed.
   static void Prefetch(const void* p) noexcept {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

@@ -54,9 +54,16 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
   auto* bytes = static_cast<unsigned char*>(panel);
   __builtin_memset(bytes, 0, PanelBytes(k));
   for (std::size_t c = 0; c < outputs; ++c) {
+    float values[kGroup];
     for (std::size_t p = 0; p < Parts(k); ++p) {
+      const std::size_t in_group = p * kInt4Part % kGroup;
+      const std::size_t first = p * kInt4Part - in_group;
+      if (in_group == 0) {
+        const std::size_t of_group = k - first < kGroup ? k - first : kGroup;
+        whole::LoadGroup(w + c * stride + first, of_group, 1.0F / kGroup, values);
+      }
       const std::size_t n = Size(k, p);
-      const Int4Search search(w + c * stride + p * kInt4Part, n);
+      const Int4Search search(values + in_group, n);
       const Int4Part& found = search.best();
       unsigned char* part = bytes + p * kPartBytes;
       const Scale scale = {found.scale, found.min};
@@ -75,6 +82,7 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
     const Scale scale = ScaleOf(part, output);
     const auto q = static_cast<float>(Weight(part, i % kInt4Part, output));
     w[i] = q * FloatFromBf16(scale.scale) + FloatFromBf16(scale.min);
+    if ((i + 1) % kGroup == 0) whole::Rotate(w + i + 1 - kGroup);
   }
 }
 

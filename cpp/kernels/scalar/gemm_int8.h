@@ -37,16 +37,17 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
   __builtin_memset(bytes, 0, PanelBytes(k));
   for (std::size_t c = 0; c < outputs; ++c) {
     for (std::size_t group = 0; group < Groups(k); ++group) {
-      const float* from = w + c * stride + group * kGroup;
       const std::size_t n = Size(k, group);
+      float values[kGroup];
+      whole::LoadGroup(w + c * stride + group * kGroup, n, 1.0F / kGroup, values);
       unsigned char* to = bytes + group * kGroupBytes;
-      const auto bits = __builtin_bit_cast(std::uint32_t, whole::Scale(from, n));
+      const auto bits = __builtin_bit_cast(std::uint32_t, whole::Scale(values, n));
       const auto scale = static_cast<std::uint16_t>((bits + 0xffffU) >> 16);  // rounded up
       __builtin_memcpy(to + c * sizeof(scale), &scale, sizeof(scale));
       const float inverse = 1.0F / FloatFromBf16(scale);
       for (std::size_t i = 0; i < n; ++i) {
         to[kScaleBytes + i * kWidth + c] =
-            static_cast<unsigned char>(whole::Round(from[i] * inverse));
+            static_cast<unsigned char>(whole::Round(values[i] * inverse));
       }
     }
   }
@@ -66,6 +67,7 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
   for (std::size_t i = 0; i < k; ++i) {
     const auto* group = static_cast<const unsigned char*>(panel) + i / kGroup * kGroupBytes;
     w[i] = static_cast<float>(Weight(group, i % kGroup, output)) * ScaleOf(group, output);
+    if ((i + 1) % kGroup == 0) whole::Rotate(w + i + 1 - kGroup);
   }
 }
 

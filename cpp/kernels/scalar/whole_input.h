@@ -20,6 +20,27 @@ struct Input {
 
 constexpr std::size_t Groups(std::size_t k) noexcept { return (k + kGroup - 1) / kGroup; }
 
+// v [kGroup] becomes its transform.
+void Rotate(float* v) noexcept {
+  for (std::size_t stride = kGroup / 2; stride > 0; stride /= 2) {
+    for (std::size_t i = 0; i < kGroup; ++i) {
+      if ((i & stride) != 0) continue;
+      const float low = v[i];
+      const float high = v[i + stride];
+      v[i] = low + high;
+      v[i + stride] = low - high;
+    }
+  }
+}
+
+// values [n] = a group of x [n] as it is rounded, its transform times factor if it is whole.
+void LoadGroup(const float* x, std::size_t n, float factor, float* values) noexcept {
+  for (std::size_t i = 0; i < n; ++i) values[i] = x[i];
+  if (n < kGroup) return;
+  Rotate(values);
+  for (std::size_t i = 0; i < n; ++i) values[i] *= factor;
+}
+
 // NaN where a value is not finite.
 float Scale(const float* x, std::size_t n) noexcept {
   float largest = 0.0F;
@@ -46,11 +67,12 @@ void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::siz
   auto* to = static_cast<Input*>(prepared);
   for (std::size_t r = 0; r < rows; ++r) {
     for (std::size_t first = 0; first < k; first += kGroup, ++to) {
-      const float* from = x + r * stride + first;
       const std::size_t n = k - first < kGroup ? k - first : kGroup;
-      to->scale = Scale(from, n);
+      float values[kGroup];
+      LoadGroup(x + r * stride + first, n, 1.0F, values);
+      to->scale = Scale(values, n);
       const float inverse = 1.0F / to->scale;
-      for (std::size_t i = 0; i < n; ++i) to->q[i] = Round(from[i] * inverse);
+      for (std::size_t i = 0; i < n; ++i) to->q[i] = Round(values[i] * inverse);
     }
   }
 }

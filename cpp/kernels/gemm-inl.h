@@ -19,8 +19,10 @@
 // fewer than 8 chains of multiply-adds wait for their own latency. They run several blocks of k
 // side by side instead, which adds up in the same order.
 //
-// While the first tile of a block runs, it fetches the same block of the next panel into the
-// L2 cache: with few rows a panel is used once, and memory latency is all there is to hide.
+// While a block's tiles run, the same block of the next panel is fetched into the L2 cache. A
+// single tile, with which a panel is used once, fetches step by step: memory latency is all there
+// is to hide. Of many tiles each fetches its share, since one that fetched all of it would wait for
+// memory twice as long as it computes.
 #pragma once
 
 #include <cstddef>
@@ -160,18 +162,30 @@ inline void TileOfHeight(const Product<Panel>& p, std::size_t height, std::size_
   }
 }
 
+// Fetches part `share` of `shares` of the same block of the next panel.
+template <class Panel>
+inline void FetchShare(const Product<Panel>& p, std::size_t steps, std::size_t share,
+                       std::size_t shares) noexcept {
+  const char* next = reinterpret_cast<const char*>(p.panel) + p.panel_bytes;
+  const std::size_t lines = steps * kStepWeights<Panel> * sizeof(*p.panel) / 64;
+  for (std::size_t i = lines * share / shares; i < lines * (share + 1) / shares; ++i) {
+    Vector::Prefetch(next + i * 64);
+  }
+}
+
 // All rows over one block, in tiles of nearly equal height.
 template <class Panel>
 inline void OneBlock(Product<Panel> p, std::size_t rows, std::size_t steps,
                      bool accumulate) noexcept {
-  for (bool first = true; rows > 0; first = false) {
-    const std::size_t tiles = (rows + kTileRows - 1) / kTileRows;
+  if (rows <= kTileRows) {
+    TileOfHeight<Panel, 1, true>(p, rows, steps, accumulate);
+    return;
+  }
+  const std::size_t count = (rows + kTileRows - 1) / kTileRows;
+  for (std::size_t tiles = count; tiles > 0; --tiles) {
     const std::size_t height = (rows + tiles - 1) / tiles;
-    if (first) {
-      TileOfHeight<Panel, 1, true>(p, height, steps, accumulate);
-    } else {
-      TileOfHeight<Panel, 1, false>(p, height, steps, accumulate);
-    }
+    FetchShare(p, steps, count - tiles, count);
+    TileOfHeight<Panel, 1, false>(p, height, steps, accumulate);
     p.x += height * p.x_stride;
     p.y += height * p.y_stride;
     rows -= height;

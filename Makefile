@@ -1,5 +1,5 @@
 # The words of the project; CI uses the same ones.
-#   make setup build test lint peers parity asan bench
+#   make setup build test lint peers parity asan bench proportion
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +12,7 @@ CPP_FILES = $(wildcard cpp/*/*.h cpp/*/*/*.h cpp/*/*.cc cpp/*/*/*.cc)
 # llama.cpp is built from source, for this machine and without what a comparison does not need.
 PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF
 
-.PHONY: setup build test lint peers parity asan bench clean
+.PHONY: setup build test lint peers parity asan bench proportion clean
 
 setup: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[test,lint]'
@@ -37,9 +37,9 @@ lint:
 	$(CMAKE) --build --preset debug
 	$(BIN)/pytest tests/test_codebase.py
 
-# torch, transformers and llama.cpp, which `make parity` and `make bench` compare with.
+# torch, transformers, llama.cpp and OpenVINO, which `make parity` and `make bench` compare with.
 peers: $(BIN)/pip
-	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[test,parity]'
+	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[test,parity,peers]'
 
 # The tests that `make test` leaves out: the real model, here and in other engines.
 parity:
@@ -62,7 +62,11 @@ asan:
 	PYTHONPATH=$(ASAN_STAGE) $(BIN)/python -m pytest $(ASAN_TESTS)
 
 bench:
-	PYTHONPATH=tests $(BIN)/python bench/run.py
+	PYTHONPATH=tests $(BIN)/python bench/run.py --output bench/RESULTS.md $(BENCH_OPTIONS)
+
+# A table of what pruning gains against what it removes, and bench/proportion.png.
+proportion:
+	$(BIN)/python bench/proportion.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from reference.peers import GgufType, write_gguf
 from slimformer.checkpoint import Checkpoint
 from slimformer.engine import Engine, Kv, Weights
 from slimformer.evaluate import Contender, Runner
-from slimformer.evaluate.peers import installed_peers, open_peer
+from slimformer.evaluate.peers import open_peer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ def line_up(
     tokenizer: Path,
     folder: Path,
     weights: Iterable[Weights],
+    peers: Sequence[str],
     *,
     threads: int,
     context: int,
@@ -60,13 +61,13 @@ def line_up(
     """A team for each weight type; GGUF files that `folder` does not hold yet are written to it."""
     for kind in weights:
         opponents = OPPONENTS[kind]
-        peers = []
-        for peer in installed_peers():
+        opened = []
+        for peer in peers:
             dtype = opponents.llama_cpp if peer == "llama.cpp" else opponents.openvino
             path = folder / f"{dtype}.gguf"
             if not path.exists():
                 write_gguf(checkpoint, tokenizer, path, dtype)
-            peers.append(
+            opened.append(
                 open_peer(
                     peer,
                     path,
@@ -77,4 +78,4 @@ def line_up(
                 )
             )
         engine = own_engine(checkpoint, kind, threads=threads)
-        yield Team(kind, Contender(f"slimformer {kind}", engine), tuple(peers))
+        yield Team(kind, Contender(f"slimformer {kind}", engine), tuple(opened))

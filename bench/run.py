@@ -32,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", type=choices(SECTIONS), default=SECTIONS)
     parser.add_argument("--weights", type=choices(get_args(Weights)), default=get_args(Weights))
+    parser.add_argument("--peers", type=choices(installed_peers()), default=installed_peers())
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=128)
@@ -73,7 +74,7 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     yield ""
     yield f"- model: `{MODEL}`, medians of {rounds} rounds"
     yield f"- processor: {processor()}, {threads} threads, tier {tier}"
-    yield f"- peers: {', '.join(peer_versions())}"
+    yield f"- peers: {', '.join(peer_versions(options.peers))}"
 
     workloads = {
         "prefill": Workload(options.prompt, 0),
@@ -84,7 +85,15 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     if chosen:
         context = max(workload.prompt + workload.generate for workload in chosen)
         teams = list(
-            line_up(checkpoint, path, folder, options.weights, threads=threads, context=context)
+            line_up(
+                checkpoint,
+                path,
+                folder,
+                options.weights,
+                options.peers,
+                threads=threads,
+                context=context,
+            )
         )
         for workload in chosen:
             yield ""
@@ -99,10 +108,10 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         yield from threads_section(checkpoint, options.weights, options.prompt, rounds=rounds)
 
 
-def peer_versions() -> Iterator[str]:
+def peer_versions(peers: Sequence[str]) -> Iterator[str]:
     """Packages that the peers come from."""
     packages = {"llama.cpp": "llama-cpp-python", "OpenVINO GenAI": "openvino-genai"}
-    return (f"{packages[peer]} {version(packages[peer])}" for peer in installed_peers())
+    return (f"{packages[peer]} {version(packages[peer])}" for peer in peers)
 
 
 def processor() -> str:

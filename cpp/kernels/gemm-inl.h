@@ -19,8 +19,10 @@
 // fewer than 8 chains of multiply-adds wait for their own latency. They run several blocks of k
 // side by side instead, which adds up in the same order.
 //
-// While the first tile of a block runs, it fetches the same block of the next panel into the
-// L2 cache: with few rows a panel is used once, and memory latency is all there is to hide.
+// While a block's tiles run, the same block of the next panel is fetched into the L2 cache. A
+// single tile, with which a panel is used once, fetches step by step: memory latency is all there
+// is to hide. Of many tiles each fetches its share, since one that fetched all of it would wait for
+// memory twice as long as it computes.
 #pragma once
 
 #include <cstddef>
@@ -145,19 +147,35 @@ inline void Tile(const Product<Panel>& p, std::size_t steps, bool accumulate) no
   }
 }
 
-// All rows over one block.
+// Fetches part `share` of `shares` of the same block of the next panel.
+template <class Panel>
+inline void FetchShare(const Product<Panel>& p, std::size_t steps, std::size_t share,
+                       std::size_t shares) noexcept {
+  const char* next = reinterpret_cast<const char*>(p.panel) + p.panel_bytes;
+  const std::size_t lines = steps * kStepWeights<Panel> * sizeof(*p.panel) / 64;
+  for (std::size_t i = lines * share / shares; i < lines * (share + 1) / shares; ++i) {
+    Vector::Prefetch(next + i * 64);
+  }
+}
+
+// All rows over one block, in tiles of nearly equal height.
 template <class Panel>
 inline void OneBlock(const Product<Panel>& p, std::size_t rows, std::size_t steps,
                      bool accumulate) noexcept {
+  if (rows <= kTileRows) {
+    WithHeight<kTileRows>(rows, [&](auto tile) {
+      Tile<Panel, decltype(tile)::kRows, 1, true>(p, steps, accumulate);
+    });
+    return;
+  }
+  const std::size_t tiles = DivideUp(rows, kTileRows);
+  std::size_t done = 0;
   ForTiles<kTileRows>(rows, [&](auto tile, std::size_t first) {
+    FetchShare(p, steps, done++, tiles);
     Product<Panel> at = p;
     at.x += first * p.x_stride;
     at.y += first * p.y_stride;
-    if (first == 0) {
-      Tile<Panel, decltype(tile)::kRows, 1, true>(at, steps, accumulate);
-    } else {
-      Tile<Panel, decltype(tile)::kRows, 1, false>(at, steps, accumulate);
-    }
+    Tile<Panel, decltype(tile)::kRows, 1, false>(at, steps, accumulate);
   });
 }
 

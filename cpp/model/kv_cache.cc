@@ -29,9 +29,9 @@ std::vector<std::byte*> KvCache::Prepare(std::size_t step, std::size_t position,
   const std::size_t page_bytes = cache.layout.PageBytes();
   const std::size_t first = position / kPagePositions;
   if (first < cache.pages.size()) {
-    std::shared_ptr<Page>& page = cache.pages[first];
+    std::shared_ptr<KvPage>& page = cache.pages[first];
     if (page.use_count() > 1) {
-      auto copy = std::make_shared<Page>(page_bytes);
+      auto copy = std::make_shared<KvPage>(page_bytes);
       std::memcpy(copy->data(), page->data(), page_bytes);
       page = std::move(copy);
     } else {
@@ -43,9 +43,7 @@ std::vector<std::byte*> KvCache::Prepare(std::size_t step, std::size_t position,
     }
   }
   while (cache.pages.size() < PagesFor(position + rows)) {
-    auto page = std::make_shared<Page>(page_bytes);
-    std::memset(page->data(), 0, page_bytes);
-    cache.pages.push_back(std::move(page));
+    cache.pages.push_back(std::make_shared<KvPage>(page_bytes));
   }
   cache.written = position + rows;
   std::vector<std::byte*> pages;

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "base/aligned_buffer.h"
+#include "model/kv_memory.h"
 #include "model/plan.h"
 #include "ops/attention.h"
 
@@ -31,11 +31,9 @@ class KvCache {
   std::size_t bytes() const noexcept;
 
  private:
-  using Page = AlignedBuffer<std::byte>;
-
   struct StepCache {
     ops::KvLayout layout;
-    std::vector<std::shared_ptr<Page>> pages;
+    std::vector<std::shared_ptr<KvPage>> pages;
     std::size_t written = 0;  // positions that the last page was written up to
   };
 

@@ -180,47 +180,73 @@ void MergeRanges(const KvLayout& layout, std::span<const Block> blocks) {
   }
 }
 
-void ScatterOutputs(const KvLayout& layout, const Block& block, const Softmax& softmax, float* out,
-                    std::size_t out_stride) {
+void ScatterOutputs(const Context& context, const KvLayout& layout, const Block& block,
+                    const Softmax& softmax, float* out, std::size_t out_stride) {
   std::size_t r = 0;
   for (std::size_t p = 0; p < block.positions; ++p) {
     float* row = out + (block.sequence->first_row + block.first + p) * out_stride;
     for (const std::size_t head : block.group->heads) {
-      const float factor = 1.0F / softmax.sum[r];
-      const float* source = softmax.out + r * layout.value_dim;
       float* target = row + head * layout.value_dim;
-      for (std::size_t j = 0; j < layout.value_dim; ++j) target[j] = source[j] * factor;
+      std::copy_n(softmax.out + r * layout.value_dim, layout.value_dim, target);
+      context.kernels.scale(1.0F / softmax.sum[r], layout.value_dim, target);
       ++r;
     }
   }
 }
 
+// Writes one position of one head as a page holds it.
+template <class T>
+class RowWriter {
+ public:
+  RowWriter(const Context& context, const KvLayout& layout)
+      : kernels_(context.kernels), layout_(layout) {}
+
+  void Keys(const float* key, std::size_t slot, T* page) const {
+    Convert(key, layout_.head_dim, [&](std::size_t first, std::size_t count, const T* row) {
+      for (std::size_t i = 0; i < count; ++i) page[layout_.KeyIndex(slot, first + i)] = row[i];
+    });
+  }
+
+  void Values(const float* value, std::size_t slot, T* page) const {
+    T* to = page + layout_.ValueIndex(slot, 0);
+    Convert(value, layout_.value_dim, [&](std::size_t first, std::size_t count, const T* row) {
+      for (std::size_t i = 0; i < count; ++i) to[(first + i) * kPerStep] = row[i];
+    });
+  }
+
+ private:
+  static constexpr std::size_t kPerStep = sizeof(float) / sizeof(T);
+
+  // Calls store(first, count, converted) for a row, some values at a time.
+  template <class Store>
+  void Convert(const float* from, std::size_t n, Store store) const {
+    if constexpr (std::is_same_v<T, float>) {
+      store(0, n, from);
+    } else {
+      constexpr std::size_t kAtOnce = 64;
+      T row[kAtOnce];
+      for (std::size_t first = 0; first < n; first += kAtOnce) {
+        const std::size_t count = std::min(kAtOnce, n - first);
+        kernels_.to_bf16(from + first, count, row);
+        store(first, count, row);
+      }
+    }
+  }
+
+  const kernels::KernelTable& kernels_;
+  const KvLayout& layout_;
+};
+
 template <class T>
 void StoreRow(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
               std::byte* page, std::size_t slot, const float* keys, const float* values) {
-  const auto convert = [&](const float* from, std::size_t n, T* to) {
-    if constexpr (std::is_same_v<T, float>) {
-      std::copy_n(from, n, to);
-    } else {
-      context.kernels.to_bf16(from, n, to);
-    }
-  };
-  constexpr std::size_t kAtOnce = 64;
-  T row[kAtOnce];
-  const auto store = [&](const float* from, std::size_t n, T* to, auto index) {
-    for (std::size_t first = 0; first < n; first += kAtOnce) {
-      const std::size_t count = std::min(kAtOnce, n - first);
-      convert(from + first, count, row);
-      for (std::size_t i = 0; i < count; ++i) to[index(first + i)] = row[i];
-    }
-  };
+  const RowWriter<T> writer(context, layout);
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    store(keys + groups[i].kv_head * layout.head_dim, layout.head_dim,
-          reinterpret_cast<T*>(page + layout.KeyOffset(i)),
-          [&](std::size_t d) { return layout.KeyIndex(slot, d); });
-    store(values + groups[i].kv_head * layout.value_dim, layout.value_dim,
-          reinterpret_cast<T*>(page + layout.ValueOffset(i)),
-          [&](std::size_t c) { return layout.ValueIndex(slot, c); });
+    const std::size_t head = groups[i].kv_head;
+    writer.Keys(keys + head * layout.head_dim, slot,
+                reinterpret_cast<T*>(page + layout.KeyOffset(i)));
+    writer.Values(values + head * layout.value_dim, slot,
+                  reinterpret_cast<T*>(page + layout.ValueOffset(i)));
   }
 }
 
@@ -279,7 +305,7 @@ void Attend(const Context& context, const KvLayout& layout, std::span<const Head
     GatherQueries(context, layout, block, scale, q, q_stride, mine.q);
     if (block.ranges == 1) {
       AttendBlock(context, layout, block, mine, mine.softmax);
-      ScatterOutputs(layout, block, mine.softmax, out, out_stride);
+      ScatterOutputs(context, layout, block, mine.softmax, out, out_stride);
     } else {
       AttendBlock(context, layout, block, mine, block.partial);
     }
@@ -287,7 +313,7 @@ void Attend(const Context& context, const KvLayout& layout, std::span<const Head
   for (std::size_t i = 0; i < blocks.size(); i += blocks[i].ranges) {
     if (blocks[i].ranges > 1) {
       MergeRanges(layout, std::span(blocks).subspan(i, blocks[i].ranges));
-      ScatterOutputs(layout, blocks[i], blocks[i].partial, out, out_stride);
+      ScatterOutputs(context, layout, blocks[i], blocks[i].partial, out, out_stride);
     }
   }
 }

@@ -44,6 +44,10 @@ def test_a_model_file_that_is_none(run: Run, tmp_path: Path) -> None:
     assert_failed(run("inspect", tmp_path / "broken.gguf"), "broken.gguf")
 
 
+def test_peers_read_nothing_but_gguf(run: Run, dense: Path) -> None:
+    assert_failed(run("bench", dense, "--peers", "--json"), "--peers", "GGUF")
+
+
 def test_text_and_tasks_that_cannot_be_used(run: Run, dense: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     assert_failed(run("evaluate", dense, "--text", tmp_path / "empty.txt"), "empty.txt")

@@ -96,9 +96,12 @@ void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::siz
   for (std::size_t r = 0; r < rows; ++r) {
     auto* to = static_cast<std::uint16_t*>(prepared) + r * 2 * steps;
     const float* from = x + r * stride;
-    for (std::size_t i = 0; i < k; i += Vector::kLanes) {
-      const auto left = static_cast<std::uint32_t>(k - i < Vector::kLanes ? k - i : Vector::kLanes);
-      const auto mask = static_cast<__mmask16>((1U << left) - 1U);
+    std::size_t i = 0;
+    for (; i + Vector::kLanes <= k; i += Vector::kLanes) {
+      Bf16DotPage::Store(to + i, Vector::Load(from + i));
+    }
+    if (i < k) {  // masked stores of halves are slow, so only where they must be
+      const auto mask = static_cast<__mmask16>((1U << (k - i)) - 1U);
       const __m256bh halves = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from + i));
       _mm256_mask_storeu_epi16(to + i, mask, reinterpret_cast<__m256i>(halves));
     }

@@ -116,9 +116,8 @@ def measure(checkpoint: Checkpoint, structure: str, options: argparse.Namespace)
 
 
 def _speedup(rounds: Sequence[Sequence[Times]], index: int, figure: str) -> float:
-    return statistics.median(
-        getattr(times[0], figure) / getattr(times[index], figure) for times in rounds
-    )
+    ratios = (getattr(times[0], figure) / getattr(times[index], figure) for times in rounds)
+    return float(statistics.median(ratios))
 
 
 def table(points: Sequence[Point]) -> Iterator[str]:

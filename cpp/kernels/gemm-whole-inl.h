@@ -4,12 +4,12 @@
 //
 // Two policies make a kernel. A Dot says which instruction multiplies, and so how x is prepared
 // and how many inputs a step has; Weights<Dot> says how a step of weights is stored and what a sum
-// of theirs is worth. A panel is a row of parts (a group of inputs is one part or several), each
-// its scales and [steps] weights; only the last part may have fewer steps. x is groups too:
-// its whole numbers, its scale, and what the policies need of them.
+// of theirs is worth. A panel is a row of groups, each its scales and [steps] weights; only the
+// last group may have fewer steps. x is groups too: its whole numbers, its scale, and what the
+// policies need of them.
 //
-// A tile is kTileRows rows of x by the two vectors of a step. Both its int32 sums, of the part at
-// hand, and its float32 sums, of all parts, stay in registers:
+// A tile is kTileRows rows of x by the two vectors of a step. Both its int32 sums, of the group at
+// hand, and its float32 sums, of all groups, stay in registers:
 //    8 lanes, 16 registers: 3 rows,  6 + 6 sums + 2 of W + 1 of x + 1 product.
 //   16 lanes, 32 registers: 6 rows, 12 + 12 sums + 2 of W + 1 of x.
 // 12 chains of dot products keep two pipes busy for more than their latency of 4 or 5 cycles, and
@@ -46,11 +46,10 @@ constexpr std::size_t kAheadBytes = std::size_t{8} << 10;
 constexpr std::size_t Groups(std::size_t k) noexcept { return DivideUp(k, kGroup); }
 
 template <class Weights>
-constexpr std::size_t kPartSteps = kGroup / Weights::kParts / Weights::Dot::kPerStep;
+constexpr std::size_t kGroupSteps = kGroup / Weights::Dot::kPerStep;
 template <class Weights>
-constexpr std::size_t kPartBytes = Weights::kScaleBytes + kPartSteps<Weights> * Weights::kStepBytes;
-template <class Weights>
-constexpr std::size_t kGroupBytes = Weights::kParts * kPartBytes<Weights>;
+constexpr std::size_t kGroupBytes =
+    Weights::kScaleBytes + kGroupSteps<Weights> * Weights::kStepBytes;
 
 // What one call of Multiply works on.
 template <class Weights>
@@ -63,14 +62,14 @@ struct Product {
   std::size_t y_stride;
 };
 
-// Adds a part of a group of the panel times the same part of every row to sums.
-template <class Weights, std::size_t kPart, std::size_t kRows, bool kFetchNext>
-[[gnu::always_inline]] inline void AddPart(const Product<Weights>& p, std::size_t group,
-                                           std::size_t steps,
-                                           Vector::F (&sums)[kRows][2]) noexcept {
+// Adds a group of the panel times the same group of every row to sums.
+template <class Weights, std::size_t kRows, bool kFetchNext>
+[[gnu::always_inline]] inline void AddGroup(const Product<Weights>& p, std::size_t group,
+                                            std::size_t steps,
+                                            Vector::F (&sums)[kRows][2]) noexcept {
   using Dot = typename Weights::Dot;
   using I = typename Dot::I;
-  const std::byte* scales = p.panel + group * kGroupBytes<Weights> + kPart * kPartBytes<Weights>;
+  const std::byte* scales = p.panel + group * kGroupBytes<Weights>;
   const std::byte* weights = scales + Weights::kScaleBytes;
   const typename Dot::Input* x = p.x + group;
   I dots[kRows][2];
@@ -91,8 +90,7 @@ template <class Weights, std::size_t kPart, std::size_t kRows, bool kFetchNext>
     Weights::Load(step, low, high);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kRows; ++r) {
-      const auto& row = x[r * p.x_stride];
-      const I values = Vector::SetInt(row.steps[kPart * kPartSteps<Weights> + i]);
+      const I values = Vector::SetInt(x[r * p.x_stride].steps[i]);
       dots[r][0] = Dot::MulAdd(values, low, dots[r][0]);
       dots[r][1] = Dot::MulAdd(values, high, dots[r][1]);
     }
@@ -100,21 +98,7 @@ template <class Weights, std::size_t kPart, std::size_t kRows, bool kFetchNext>
   const Weights scale(scales);
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    scale.template Add<kPart>(x[r * p.x_stride], dots[r], sums[r]);
-  }
-}
-
-// Adds the parts of a group that begin before the end of its `steps` steps.
-template <class Weights, std::size_t kPart, std::size_t kRows, bool kFetchNext>
-[[gnu::always_inline]] inline void AddGroup(const Product<Weights>& p, std::size_t group,
-                                            std::size_t steps,
-                                            Vector::F (&sums)[kRows][2]) noexcept {
-  constexpr std::size_t kSteps = kPartSteps<Weights>;
-  AddPart<Weights, kPart, kRows, kFetchNext>(p, group, steps < kSteps ? steps : kSteps, sums);
-  if constexpr (kPart + 1 < Weights::kParts) {
-    if (steps > kSteps) {
-      AddGroup<Weights, kPart + 1, kRows, kFetchNext>(p, group, steps - kSteps, sums);
-    }
+    scale.Add(x[r * p.x_stride], dots[r], sums[r]);
   }
 }
 
@@ -128,15 +112,15 @@ constexpr std::size_t LastSteps(std::size_t k) noexcept {
 template <class Weights, std::size_t kRows, bool kFetchNext>
 inline void Tile(const Product<Weights>& p, std::size_t groups, std::size_t last_steps,
                  bool accumulate) noexcept {
-  constexpr std::size_t kSteps = kGroup / Weights::Dot::kPerStep;
+  constexpr std::size_t kSteps = kGroupSteps<Weights>;
   Vector::F sums[kRows][2];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vector::Zero();
   const std::size_t full = last_steps == kSteps ? groups : groups - 1;
   for (std::size_t group = 0; group < full; ++group) {
-    AddGroup<Weights, 0, kRows, kFetchNext>(p, group, kSteps, sums);
+    AddGroup<Weights, kRows, kFetchNext>(p, group, kSteps, sums);
   }
-  if (full < groups) AddGroup<Weights, 0, kRows, kFetchNext>(p, full, last_steps, sums);
+  if (full < groups) AddGroup<Weights, kRows, kFetchNext>(p, full, last_steps, sums);
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -157,8 +141,7 @@ inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool acc
   while (groups > 0) {
     const bool is_last = groups <= block;
     const std::size_t n = is_last ? groups : block;
-    const std::size_t last_steps =
-        is_last ? LastSteps<Weights>(k) : kGroup / Weights::Dot::kPerStep;
+    const std::size_t last_steps = is_last ? LastSteps<Weights>(k) : kGroupSteps<Weights>;
     ForTiles<kTileRows>(rows, [&](auto tile, std::size_t first) {
       constexpr std::size_t kRows = decltype(tile)::kRows;
       Product<Weights> at = p;
@@ -179,11 +162,8 @@ inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool acc
 
 template <class Weights>
 std::size_t PanelBytes(std::size_t k) noexcept {
-  const std::size_t steps = LastSteps<Weights>(k);
-  return RoundUp((Groups(k) - 1) * kGroupBytes<Weights> +
-                     DivideUp(steps, kPartSteps<Weights>) * Weights::kScaleBytes +
-                     steps * Weights::kStepBytes,
-                 64);
+  const std::size_t whole = (Groups(k) - 1) * kGroupBytes<Weights>;
+  return RoundUp(whole + Weights::kScaleBytes + LastSteps<Weights>(k) * Weights::kStepBytes, 64);
 }
 
 template <class Dot>
@@ -227,36 +207,27 @@ void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, s
 }
 
 template <class Weights>
-constexpr std::size_t kPart = kGroup / Weights::kParts;
-
-// Where the part that begins with input i lies in a panel.
-template <class Weights>
-constexpr std::size_t PartAt(std::size_t i) noexcept {
-  return i / kPart<Weights> * kPartBytes<Weights>;
-}
-
-template <class Weights>
 void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
                void* panel) noexcept {
-  constexpr std::size_t kPerStep = Weights::Dot::kPerStep;
-  auto* to = static_cast<std::uint8_t*>(panel);
-  __builtin_memset(to, 0, PanelBytes<Weights>(k));  // outputs that are not there have scales of 0
+  using Dot = typename Weights::Dot;
+  __builtin_memset(panel, 0,
+                   PanelBytes<Weights>(k));  // outputs that are not there have scales of 0
   for (std::size_t output = 0; output < outputs; ++output) {
-    float rotated[kGroup];
-    for (std::size_t i = 0; i < k; i += kPart<Weights>) {
-      const std::size_t in_group = i % kGroup;
-      const float* group = w + output * stride + (i - in_group);
-      if (k - (i - in_group) >= kGroup) {
-        if (in_group == 0) Rotate(group, 1.0F / kGroup, rotated);
+    auto* scales = static_cast<std::uint8_t*>(panel);
+    for (std::size_t i = 0; i < k; i += kGroup, scales += kGroupBytes<Weights>) {
+      const std::size_t n = k - i < kGroup ? k - i : kGroup;
+      const float* group = w + output * stride + i;
+      float rotated[kGroup];
+      if (Dot::kRotated && n == kGroup) {
+        Rotate(group, 1.0F / kGroup, rotated);
         group = rotated;
       }
-      const std::size_t n = k - i < kPart<Weights> ? k - i : kPart<Weights>;
-      std::uint8_t* scales = to + PartAt<Weights>(i);
-      std::int16_t q[kPart<Weights>];
-      Weights::Quantise(group + in_group, n, output, scales, q);
+      std::int16_t q[kGroup];
+      Weights::Quantise(group, n, output, scales, q);
       std::uint8_t* steps = scales + Weights::kScaleBytes;
-      for (std::size_t j = 0; j < RoundUp(n, kPerStep); ++j) {
-        Weights::Put(steps + j / kPerStep * Weights::kStepBytes, output, j % kPerStep, q[j]);
+      for (std::size_t j = 0; j < RoundUp(n, Dot::kPerStep); ++j) {
+        Weights::Put(steps + j / Dot::kPerStep * Weights::kStepBytes, output, j % Dot::kPerStep,
+                     q[j]);
       }
     }
   }
@@ -264,14 +235,16 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
 
 template <class Weights>
 void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) noexcept {
-  constexpr std::size_t kPerStep = Weights::Dot::kPerStep;
-  for (std::size_t i = 0; i < k; ++i) {
-    const auto* scales = static_cast<const std::uint8_t*>(panel) + PartAt<Weights>(i);
+  using Dot = typename Weights::Dot;
+  const auto* scales = static_cast<const std::uint8_t*>(panel);
+  for (std::size_t i = 0; i < k; i += kGroup, scales += kGroupBytes<Weights>) {
     const std::uint8_t* steps = scales + Weights::kScaleBytes;
-    const std::size_t j = i % kPart<Weights>;
-    const int q = Weights::Get(steps + j / kPerStep * Weights::kStepBytes, output, j % kPerStep);
-    w[i] = Weights::Value(scales, output, q);
-    if ((i + 1) % kGroup == 0) Rotate(w + i + 1 - kGroup, 1.0F, w + i + 1 - kGroup);
+    const std::size_t n = k - i < kGroup ? k - i : kGroup;
+    for (std::size_t j = 0; j < n; ++j) {
+      const std::uint8_t* step = steps + j / Dot::kPerStep * Weights::kStepBytes;
+      w[i + j] = Weights::Value(scales, output, Weights::Get(step, output, j % Dot::kPerStep));
+    }
+    if (Dot::kRotated && n == kGroup) Rotate(w + i, 1.0F, w + i);
   }
 }
 

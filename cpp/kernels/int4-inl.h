@@ -1,11 +1,11 @@
-// int4 weights: a group is two parts, each a scale and a minimum for every output, interleaved as
+// int4 weights: a group is a scale and a minimum for every output, interleaved as
 // Vector::LoadBf16Pairs reads them, before steps of [kLanes][kPerStep] bytes. The low four bits of
 // a byte are a weight of output i, the high ones of output kLanes + i, so that widening both takes
 // a mask and a shift. To be included after the tier's vector-inl.h.
 //
 // Weights are 0 to 15, as unsigned bytes or int16: no offset is needed. The minimum times the sum
-// of x over the part is the same product for all of them, one multiply-add more. Beside 8 dot
-// products of 4 inputs, adding up a part takes 3 of 11 multiplications.
+// of x over the group is the same product for all of them, one multiply-add more. Beside 8 dot
+// products of 4 inputs, adding up a group takes 3 of 11 multiplications.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,6 @@ template <class OneDot>
 struct Int4Weights {
   using Dot = OneDot;
   using I = typename Dot::I;
-  static constexpr std::size_t kParts = kGroup / kInt4Part;
   static constexpr std::size_t kScaleBytes = kPanelWidth * 2 * sizeof(std::uint16_t);
   static constexpr std::size_t kStepBytes = kPanelWidth * Dot::kPerStep / 2;
 
@@ -36,10 +35,9 @@ struct Int4Weights {
     Vector::LoadBf16Pairs(pairs, scale[0], min[0]);
     Vector::LoadBf16Pairs(pairs + kPanelWidth, scale[1], min[1]);
   }
-  template <std::size_t kPart>
   void Add(const typename Dot::Input& x, const I (&dots)[2], Vector::F (&sums)[2]) const noexcept {
     const Vector::F x_scale = Vector::Set(x.scale);
-    const Vector::F x_sum = Vector::Set(x.part_sums[kPart]);
+    const Vector::F x_sum = Vector::Set(x.sum);
 #pragma GCC unroll 2
     for (std::size_t half = 0; half < 2; ++half) {
       const Vector::F scaled = Vector::Mul(Vector::ToFloat(dots[half]), scale[half]);
@@ -51,10 +49,10 @@ struct Int4Weights {
   static void Quantise(const float* w, std::size_t n, std::size_t output, std::uint8_t* scales,
                        std::int16_t* q) noexcept {
     const Int4Search search(w, n);
-    const Int4Part& part = search.best();
-    __builtin_memcpy(scales + Slot(output), &part.scale, sizeof(part.scale));
-    __builtin_memcpy(scales + Slot(output) + sizeof(part.scale), &part.min, sizeof(part.min));
-    for (std::size_t i = 0; i < kInt4Part; ++i) q[i] = i < n ? part.q[i] : std::int16_t{0};
+    const Int4Group& found = search.best();
+    __builtin_memcpy(scales + Slot(output), &found.scale, sizeof(found.scale));
+    __builtin_memcpy(scales + Slot(output) + sizeof(found.scale), &found.min, sizeof(found.min));
+    for (std::size_t i = 0; i < kGroup; ++i) q[i] = i < n ? found.q[i] : std::int16_t{0};
   }
   static void Put(std::uint8_t* step, std::size_t output, std::size_t of_step, int q) noexcept {
     std::uint8_t& byte = step[output % Vector::kLanes * Dot::kPerStep + of_step];

@@ -1,4 +1,4 @@
-// Finding the scale and the minimum that lose least of a part of int4 weights: plain code that
+// Finding the scale and the minimum that lose least of a group of int4 weights: plain code that
 // every tier compiles for itself.
 //
 // w = scale q + min, 0 <= q <= 15, both of them bfloat16. For given q the best scale and minimum
@@ -16,15 +16,15 @@
 namespace slimformer::kernels {
 namespace {
 
-struct Int4Part {
+struct Int4Group {
   std::uint16_t scale = 0;  // bfloat16
   std::uint16_t min = 0;    // bfloat16
-  std::int16_t q[kInt4Part] = {};
+  std::int16_t q[kGroup] = {};
 };
 
 class Int4Search {
  public:
-  // w [n], 1 <= n <= kInt4Part. A value that is not finite makes the minimum NaN.
+  // w [n], 1 <= n <= kGroup. A value that is not finite makes the minimum NaN.
   Int4Search(const float* w, std::size_t n) noexcept {
     float high = lowest_ = w[0];
     bool finite = true;
@@ -40,9 +40,9 @@ class Int4Search {
     }
     best_.min = Bf16FromFloat(lowest_);
     if (range_ < kSmallestRange) return;  // one value, for all that float32 sums can tell
-    // A short part is filled up with its own values.
+    // A short group is filled up with its own values.
     const float inverse = 1.0F / range_;
-    for (std::size_t i = 0; i < kInt4Part; ++i) {
+    for (std::size_t i = 0; i < kGroup; ++i) {
       unit_[i / kLanes][i % kLanes] = (w[i % n] - lowest_) * inverse;
     }
     for (const Vector4& unit : unit_) sum_ += unit;
@@ -50,7 +50,7 @@ class Int4Search {
     for (const float width : kWidths) Descend({width / kMost, (1.0F - width) / 2.0F});
   }
 
-  const Int4Part& best() const noexcept { return best_; }
+  const Int4Group& best() const noexcept { return best_; }
 
  private:
   static constexpr float kMost = 15.0F;
@@ -60,7 +60,7 @@ class Int4Search {
   // Four lanes, as the compiler's own vectors: sums keep their order, and every processor that
   // the code runs on has registers for them.
   static constexpr std::size_t kLanes = 4;
-  static constexpr std::size_t kVectors = kInt4Part / kLanes;
+  static constexpr std::size_t kVectors = kGroup / kLanes;
   typedef float Vector4 __attribute__((vector_size(kLanes * sizeof(float))));
 
   // In units of the range, from the lowest value on.
@@ -95,7 +95,7 @@ class Int4Search {
   }
 
   Line Regress() const noexcept {
-    constexpr float kCount = kInt4Part;
+    constexpr float kCount = kGroup;
     Vector4 of_q = {};
     Vector4 of_squares = {};
     Vector4 of_products = {};
@@ -128,7 +128,7 @@ class Int4Search {
     error_ = error;
     best_.scale = scale;
     best_.min = min;
-    for (std::size_t i = 0; i < kInt4Part; ++i) {
+    for (std::size_t i = 0; i < kGroup; ++i) {
       best_.q[i] = static_cast<std::int16_t>(q_[i / kLanes][i % kLanes]);
     }
   }
@@ -139,7 +139,7 @@ class Int4Search {
   Vector4 sum_ = {};  // of unit_
   Vector4 q_[kVectors];
   float error_ = __builtin_inff();
-  Int4Part best_;
+  Int4Group best_;
 };
 
 }  // namespace

@@ -1,9 +1,9 @@
-// int8 weights: a part is a whole group, [kPanelWidth] scales (bfloat16, as Vector::LoadBf16Pairs
+// int8 weights: a group is [kPanelWidth] scales (bfloat16, as Vector::LoadBf16Pairs
 // reads them) before steps of [kPanelWidth][kPerStep] bytes. To be included after the tier's
 // vector-inl.h.
 //
 // Adding up a group takes a conversion, a multiplication by the scale of w and a multiply-add by
-// that of x for each pair of sums: beside 16 dot products of 4 inputs, 2 of 18 multiplications.
+// that of x for each pair of sums: beside 8 dot products of 4 inputs, 2 of 10 multiplications.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,6 @@ template <class OneDot>
 struct Int8Weights {
   using Dot = OneDot;
   using I = typename Dot::I;
-  static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kScaleBytes = kPanelWidth * sizeof(std::uint16_t);
   static constexpr std::size_t kStepBytes = kPanelWidth * Dot::kPerStep;
 
@@ -34,7 +33,6 @@ struct Int8Weights {
     Vector::LoadBf16Pairs(reinterpret_cast<const std::uint16_t*>(scales), scale[0], scale[1]);
   }
   // A product of the two scales alone might overflow where the sum is 0.
-  template <std::size_t kPart>
   void Add(const typename Dot::Input& x, const I (&dots)[2], Vector::F (&sums)[2]) const noexcept {
     const Vector::F x_scale = Vector::Set(x.scale);
 #pragma GCC unroll 2
@@ -48,7 +46,7 @@ struct Int8Weights {
                        std::int16_t* q) noexcept {
     const std::uint16_t scale_bits = RoundUpToBf16(ScaleOf(w, n));
     __builtin_memcpy(scales + Slot(output), &scale_bits, sizeof(scale_bits));
-    QuantisePart<kGroup>(w, n, 1.0F / FloatFromBf16(scale_bits), q);
+    QuantiseGroup(w, n, FloatFromBf16(scale_bits), q);
   }
   static void Put(std::uint8_t* step, std::size_t output, std::size_t of_step, int q) noexcept {
     step[output * Dot::kPerStep + of_step] = Dot::Encode(q);

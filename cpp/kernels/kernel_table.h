@@ -85,7 +85,7 @@ struct KernelTable {
   GemmKernel gemm_f32;
   GemmKernel gemm_bf16;
   GemmKernel gemm_int8;  // see quantisation.h
-  GemmKernel gemm_int4;  // reads inputs in the same form
+  GemmKernel gemm_int4;
 
   AttendPage attend_f32;
   AttendPage attend_bf16;

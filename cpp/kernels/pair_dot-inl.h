@@ -12,22 +12,21 @@
 namespace slimformer::kernels {
 namespace {
 
+template <bool kRotatedGroups>
 struct PairDot {
   using I = Vector::I;
+  static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 2;
   struct Input {
     std::int32_t steps[kGroup / kPerStep];  // a pair of int16 each
     float scale;
-    float part_sums[kGroup / kInt4Part];  // what the values of a part add up to
+    float sum;  // of the values; int4
   };
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int16_t*>(input.steps);
-    float sums[kGroup / kInt4Part];
-    QuantiseGroup(x, n, to, input.scale, sums);
-    for (std::size_t i = 0; i < kGroup / kInt4Part; ++i) {
-      input.part_sums[i] = sums[i] * input.scale;
-    }
+    const float sum = QuantiseInput<kRotated>(x, n, to, input.scale);
+    input.sum = sum * input.scale;
   }
   static I MulAdd(I x, I w, I sum) noexcept { return Vector::MulAddPairs(x, w, sum); }
 

@@ -59,37 +59,31 @@ inline float ScaleOf(const float* x, std::size_t n) noexcept {
   return (scale > kSmallestScale ? scale : kSmallestScale) + Vector::SumLanes(poison);
 }
 
-// to [kCount] = x [n] * inverse, whole numbers, zeros beyond n; returns their sum. Integer is
-// int8_t or int16_t. Where the inverse is NaN, so is the sum, and what is written is of no
-// consequence.
-template <std::size_t kCount, class Integer>
-inline float QuantisePart(const float* x, std::size_t n, float inverse, Integer* to) noexcept {
+// to [kGroup] = x [n] / scale, whole numbers, zeros beyond n; returns their sum. Integer is int8_t
+// or int16_t. Where the scale is NaN, so is the sum, and what is written is of no consequence.
+template <class Integer>
+inline float QuantiseGroup(const float* x, std::size_t n, float scale, Integer* to) noexcept {
+  const Vector::F inverse = Vector::Set(1.0F / scale);
   Vector::F sum = Vector::Zero();
-  for (std::size_t i = 0; i < kCount; i += Vector::kLanes) {
+  for (std::size_t i = 0; i < kGroup; i += Vector::kLanes) {
     const Vector::F v = i < n ? LoadLanes(x + i, n - i) : Vector::Zero();
-    const Vector::F whole = Vector::Round(Vector::Mul(v, Vector::Set(inverse)));
+    const Vector::F whole = Vector::Round(Vector::Mul(v, inverse));
     Vector::StoreWhole(to + i, whole);
     sum = Vector::Add(sum, whole);
   }
   return Vector::SumLanes(sum);
 }
 
-// A group of activations: to [kGroup], its scale, and the sum of each of its parts' whole numbers.
-template <class Integer>
-inline void QuantiseGroup(const float* x, std::size_t n, Integer* to, float& scale,
-                          float (&sums)[kGroup / kInt4Part]) noexcept {
+// A group of activations, rotated if that is wanted: to [kGroup] and its scale; returns the sum.
+template <bool kRotated, class Integer>
+inline float QuantiseInput(const float* x, std::size_t n, Integer* to, float& scale) noexcept {
   float rotated[kGroup];
-  if (n == kGroup) {
+  if (kRotated && n == kGroup) {
     Rotate(x, 1.0F, rotated);
     x = rotated;
   }
   scale = ScaleOf(x, n);
-  const float inverse = 1.0F / scale;
-  for (std::size_t part = 0; part < kGroup / kInt4Part; ++part) {
-    const std::size_t first = part * kInt4Part;
-    const std::size_t left = n > first ? n - first : 0;
-    sums[part] = QuantisePart<kInt4Part>(x + first, left, inverse, to + first);
-  }
+  return QuantiseGroup(x, n, scale, to);
 }
 
 }  // namespace

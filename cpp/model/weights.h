@@ -103,10 +103,9 @@ class WeightsBuilder {
   std::shared_ptr<const Weights> Finish();
 
  private:
-  // How far an error of a matrix goes. int4 loses the same share of every matrix, since rotation
-  // makes them all look alike; but a row of the embedding is all that its token begins with,
-  // nothing comes after the head, and several query heads read what shared keys and values lost.
-  // Those matrices are kept as int8.
+  // How far an error of a matrix goes. int4 loses much the same share of every matrix; but a row of
+  // the embedding is all that its token begins with, nothing comes after the head, and several
+  // query heads read what shared keys and values lost. Those matrices are kept as int8.
   enum class Reach { own, wide };
 
   struct Slot {

@@ -116,7 +116,16 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
   const std::size_t cols = outputs.front().matrix.cols();
   const RowBlocks blocks = CutRows(rows, cols, kernel);
   const tensor::Workspace::Frame frame(workspace);
-  const Input input = PrepareInput(pool, workspace, kernel, x, x_stride, rows, cols);
+  auto* inputs = workspace.Take<Input>(outputs.size());  // x as each of the outputs reads it
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const GemmKernel& own = outputs[i].matrix.kernel();
+    const auto same = std::ranges::find_if(outputs.first(i), [&](const LinearOutput& other) {
+      return other.matrix.kernel().prepare_input == own.prepare_input;
+    });
+    const auto before = static_cast<std::size_t>(same - outputs.begin());
+    inputs[i] =
+        before < i ? inputs[before] : PrepareInput(pool, workspace, own, x, x_stride, rows, cols);
+  }
 
   std::size_t panels = 0;
   for (const LinearOutput& output : outputs) panels += output.matrix.panels();
@@ -127,9 +136,11 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
   pool.ParallelFor(blocks.count * groups, [&](std::size_t task, int) {
     std::size_t first = task % groups * of_task;
     std::size_t last = std::min(first + of_task, panels);
-    for (const LinearOutput& output : outputs) {
-      const std::size_t own = output.matrix.panels();
-      if (first < own) RunPanels(output, input, blocks, task / groups, first, std::min(last, own));
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      const std::size_t own = outputs[i].matrix.panels();
+      if (first < own) {
+        RunPanels(outputs[i], inputs[i], blocks, task / groups, first, std::min(last, own));
+      }
       if (last <= own) break;
       first -= std::min(first, own);
       last -= own;

@@ -21,8 +21,8 @@ struct LinearOutput {
 
 // Runs all `outputs` over x [rows, inputs] (rows `x_stride` floats apart) as one parallel loop:
 // queries, keys and values, or gate and up. All matrices must have the same number of inputs and
-// tier, and the same weight type or int8 and int4, which read the same form of x. Threads share
-// out panels and blocks of rows, never a sum: any number of threads gives the same bits.
+// tier, and the same weight type or int8 and int4, whose tiles are alike. Threads share out panels
+// and blocks of rows, never a sum: any number of threads gives the same bits.
 // No y may overlap x.
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std::size_t x_stride,
             std::size_t rows, std::span<const LinearOutput> outputs);

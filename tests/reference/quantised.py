@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-GROUP = 64
-"""Inputs that are rotated together and have one int8 scale."""
-
-PART = 32
-"""Inputs of a part of int4 weights."""
+GROUP = 32
+"""Inputs that have one scale."""
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 
@@ -24,7 +21,7 @@ F64 = npt.NDArray[np.float64]
 
 
 def rotated(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Every whole group of [rows, inputs] transformed; twice gives 64 times the values."""
+    """Every whole group of [rows, inputs] transformed; twice gives GROUP times the values."""
     rows, inputs = values.shape
     whole = inputs // GROUP * GROUP
     groups = values[:, :whole].reshape(rows, -1, GROUP)
@@ -53,9 +50,9 @@ def int8_weights(w: F32) -> F64:
     return _rounded(groups, scale, w.shape[1])
 
 
-def int8_inputs(x: F32) -> F64:
-    """Rotated inputs [rows, inputs] as products with such weights read them."""
-    groups, scale = _groups(rotated(x))
+def int8_inputs(x: F32, *, rotate: bool) -> F64:
+    """Inputs [rows, inputs] as products with int8 weights, which rotate them, or int4 read them."""
+    groups, scale = _groups(rotated(x) if rotate else x)
     return _rounded(groups, scale, x.shape[1])
 
 

@@ -16,25 +16,23 @@
 namespace slimformer::kernels {
 namespace {
 
+template <bool kRotatedGroups>
 struct QuadDot {
   using I = __m512i;
+  static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 4;
   static constexpr int kOffset = 128;
   struct Input {
     std::int32_t steps[kGroup / kPerStep];  // four int8 each
     float scale;
-    float part_sums[kGroup / kInt4Part];  // what the values of a part add up to
-    std::int32_t start;                   // int8
+    float sum;           // of the values; int4
+    std::int32_t start;  // int8
   };
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
-    float sums[kGroup / kInt4Part];
-    QuantiseGroup(x, n, reinterpret_cast<std::int8_t*>(input.steps), input.scale, sums);
-    float sum = 0.0F;
-    for (std::size_t i = 0; i < kGroup / kInt4Part; ++i) {
-      input.part_sums[i] = sums[i] * input.scale;
-      sum += sums[i];
-    }
+    auto* to = reinterpret_cast<std::int8_t*>(input.steps);
+    const float sum = QuantiseInput<kRotated>(x, n, to, input.scale);
+    input.sum = sum * input.scale;
     input.start = sum == sum ? -kOffset * static_cast<std::int32_t>(sum) : 0;
   }
   static I MulAdd(I x, I w, I sum) noexcept { return _mm512_dpbusd_epi32(sum, w, x); }
@@ -57,8 +55,8 @@ struct QuadDot {
 
 template <>
 void Overlay<Tier::avx512_vnni>(KernelTable& table) noexcept {
-  table.gemm_int8 = whole::MakeGemm<Int8Weights<QuadDot>>();
-  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot>>();
+  table.gemm_int8 = whole::MakeGemm<Int8Weights<QuadDot<true>>>();
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot<false>>>();
 }
 
 }  // namespace slimformer::kernels

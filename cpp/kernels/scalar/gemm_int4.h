@@ -1,8 +1,8 @@
 // The scalar tier's product of int4 weights, as quantisation.h defines it and in that order.
 //
-// A panel of 16 outputs is a row of parts, each [16] scales and minima (bfloat16) and
-// [inputs / 2][16] bytes, the earlier input in the low four bits; only the last part may have fewer
-// than kInt4Part inputs.
+// A panel of 16 outputs is a row of groups, each [16] scales and minima (bfloat16) and
+// [inputs / 2][16] bytes, the earlier input in the low four bits; only the last group may have
+// fewer than kGroup inputs.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +17,7 @@ namespace slimformer::kernels {
 namespace {
 namespace int4 {
 
+using whole::Groups;
 using whole::kWidth;
 
 struct Scale {
@@ -25,28 +26,26 @@ struct Scale {
 };
 
 constexpr std::size_t kScaleBytes = kWidth * sizeof(Scale);
-constexpr std::size_t kPartBytes = kScaleBytes + kInt4Part / 2 * kWidth;
+constexpr std::size_t kGroupBytes = kScaleBytes + kGroup / 2 * kWidth;
 
-constexpr std::size_t Parts(std::size_t k) noexcept { return (k + kInt4Part - 1) / kInt4Part; }
-
-// Inputs of a part.
-constexpr std::size_t Size(std::size_t k, std::size_t part) noexcept {
-  const std::size_t left = k - part * kInt4Part;
-  return left < kInt4Part ? left : kInt4Part;
+// Inputs of a group.
+constexpr std::size_t Size(std::size_t k, std::size_t group) noexcept {
+  const std::size_t left = k - group * kGroup;
+  return left < kGroup ? left : kGroup;
 }
 
 std::size_t PanelBytes(std::size_t k) noexcept {
-  return (Parts(k) * kScaleBytes + (k + 1) / 2 * kWidth + 63) / 64 * 64;
+  return (Groups(k) * kScaleBytes + (k + 1) / 2 * kWidth + 63) / 64 * 64;
 }
 
-Scale ScaleOf(const unsigned char* part, std::size_t output) noexcept {
+Scale ScaleOf(const unsigned char* group, std::size_t output) noexcept {
   Scale scale;
-  __builtin_memcpy(&scale, part + output * sizeof(Scale), sizeof(Scale));
+  __builtin_memcpy(&scale, group + output * sizeof(Scale), sizeof(Scale));
   return scale;
 }
 
-int Weight(const unsigned char* part, std::size_t i, std::size_t output) noexcept {
-  return part[kScaleBytes + i / 2 * kWidth + output] >> i % 2 * 4 & 15;
+int Weight(const unsigned char* group, std::size_t i, std::size_t output) noexcept {
+  return group[kScaleBytes + i / 2 * kWidth + output] >> i % 2 * 4 & 15;
 }
 
 void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
@@ -54,22 +53,15 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
   auto* bytes = static_cast<unsigned char*>(panel);
   __builtin_memset(bytes, 0, PanelBytes(k));
   for (std::size_t c = 0; c < outputs; ++c) {
-    float values[kGroup];
-    for (std::size_t p = 0; p < Parts(k); ++p) {
-      const std::size_t in_group = p * kInt4Part % kGroup;
-      const std::size_t first = p * kInt4Part - in_group;
-      if (in_group == 0) {
-        const std::size_t of_group = k - first < kGroup ? k - first : kGroup;
-        whole::LoadGroup(w + c * stride + first, of_group, 1.0F / kGroup, values);
-      }
-      const std::size_t n = Size(k, p);
-      const Int4Search search(values + in_group, n);
-      const Int4Part& found = search.best();
-      unsigned char* part = bytes + p * kPartBytes;
+    for (std::size_t g = 0; g < Groups(k); ++g) {
+      const std::size_t n = Size(k, g);
+      const Int4Search search(w + c * stride + g * kGroup, n);
+      const Int4Group& found = search.best();
+      unsigned char* group = bytes + g * kGroupBytes;
       const Scale scale = {found.scale, found.min};
-      __builtin_memcpy(part + c * sizeof(scale), &scale, sizeof(scale));
+      __builtin_memcpy(group + c * sizeof(scale), &scale, sizeof(scale));
       for (std::size_t i = 0; i < n; ++i) {
-        unsigned char& pair = part[kScaleBytes + i / 2 * kWidth + c];
+        unsigned char& pair = group[kScaleBytes + i / 2 * kWidth + c];
         pair = static_cast<unsigned char>(pair | found.q[i] << i % 2 * 4);
       }
     }
@@ -78,33 +70,30 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
 
 void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) noexcept {
   for (std::size_t i = 0; i < k; ++i) {
-    const auto* part = static_cast<const unsigned char*>(panel) + i / kInt4Part * kPartBytes;
-    const Scale scale = ScaleOf(part, output);
-    const auto q = static_cast<float>(Weight(part, i % kInt4Part, output));
+    const auto* group = static_cast<const unsigned char*>(panel) + i / kGroup * kGroupBytes;
+    const Scale scale = ScaleOf(group, output);
+    const auto q = static_cast<float>(Weight(group, i % kGroup, output));
     w[i] = q * FloatFromBf16(scale.scale) + FloatFromBf16(scale.min);
-    if ((i + 1) % kGroup == 0) whole::Rotate(w + i + 1 - kGroup);
   }
 }
 
 void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, std::size_t k,
               float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
   const auto* input = static_cast<const whole::Input*>(x);
-  for (std::size_t r = 0; r < rows; ++r, input += whole::Groups(k)) {
+  for (std::size_t r = 0; r < rows; ++r) {
     float sums[kWidth] = {};
-    for (std::size_t p = 0; p < Parts(k); ++p) {
-      const auto* part = static_cast<const unsigned char*>(panel) + p * kPartBytes;
-      const whole::Input& group = input[p * kInt4Part / kGroup];
-      const std::int8_t* q = group.q + p * kInt4Part % kGroup;
+    for (std::size_t g = 0; g < Groups(k); ++g, ++input) {
+      const auto* group = static_cast<const unsigned char*>(panel) + g * kGroupBytes;
       std::int32_t dots[kWidth] = {};
       std::int32_t total = 0;
-      for (std::size_t i = 0; i < Size(k, p); ++i) {
-        total += q[i];
-        for (std::size_t c = 0; c < kWidth; ++c) dots[c] += q[i] * Weight(part, i, c);
+      for (std::size_t i = 0; i < Size(k, g); ++i) {
+        total += input->q[i];
+        for (std::size_t c = 0; c < kWidth; ++c) dots[c] += input->q[i] * Weight(group, i, c);
       }
-      const float x_sum = static_cast<float>(total) * group.scale;
+      const float x_sum = static_cast<float>(total) * input->scale;
       for (std::size_t c = 0; c < kWidth; ++c) {
-        const Scale scale = ScaleOf(part, c);
-        sums[c] += static_cast<float>(dots[c]) * FloatFromBf16(scale.scale) * group.scale;
+        const Scale scale = ScaleOf(group, c);
+        sums[c] += static_cast<float>(dots[c]) * FloatFromBf16(scale.scale) * input->scale;
         sums[c] += FloatFromBf16(scale.min) * x_sum;
       }
     }
@@ -122,7 +111,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .pack_panel = &PackPanel,
           .unpack_row = &UnpackRow,
           .input_row_bytes = &whole::InputRowBytes,
-          .prepare_input = &whole::PrepareInput,
+          .prepare_input = &whole::PrepareInput<false>,
           .multiply = &Multiply};
 }
 

@@ -39,7 +39,7 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
     for (std::size_t group = 0; group < Groups(k); ++group) {
       const std::size_t n = Size(k, group);
       float values[kGroup];
-      whole::LoadGroup(w + c * stride + group * kGroup, n, 1.0F / kGroup, values);
+      whole::LoadGroup<true>(w + c * stride + group * kGroup, n, 1.0F / kGroup, values);
       unsigned char* to = bytes + group * kGroupBytes;
       const auto bits = __builtin_bit_cast(std::uint32_t, whole::Scale(values, n));
       const auto scale = static_cast<std::uint16_t>((bits + 0xffffU) >> 16);  // rounded up
@@ -100,7 +100,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .pack_panel = &PackPanel,
           .unpack_row = &UnpackRow,
           .input_row_bytes = &whole::InputRowBytes,
-          .prepare_input = &whole::PrepareInput,
+          .prepare_input = &whole::PrepareInput<true>,
           .multiply = &Multiply};
 }
 

@@ -33,10 +33,11 @@ void Rotate(float* v) noexcept {
   }
 }
 
-// values [n] = a group of x [n] as it is rounded, its transform times factor if it is whole.
+// values [n] = a group of x [n], as it is or, if it is whole, its transform times factor.
+template <bool kRotated>
 void LoadGroup(const float* x, std::size_t n, float factor, float* values) noexcept {
   for (std::size_t i = 0; i < n; ++i) values[i] = x[i];
-  if (n < kGroup) return;
+  if (!kRotated || n < kGroup) return;
   Rotate(values);
   for (std::size_t i = 0; i < n; ++i) values[i] *= factor;
 }
@@ -62,6 +63,7 @@ std::int8_t Round(float x) noexcept {
 
 std::size_t InputRowBytes(std::size_t k) noexcept { return Groups(k) * sizeof(Input); }
 
+template <bool kRotated>
 void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
                   void* prepared) noexcept {
   auto* to = static_cast<Input*>(prepared);
@@ -69,7 +71,7 @@ void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::siz
     for (std::size_t first = 0; first < k; first += kGroup, ++to) {
       const std::size_t n = k - first < kGroup ? k - first : kGroup;
       float values[kGroup];
-      LoadGroup(x + r * stride + first, n, 1.0F, values);
+      LoadGroup<kRotated>(x + r * stride + first, n, 1.0F, values);
       to->scale = Scale(values, n);
       const float inverse = 1.0F / to->scale;
       for (std::size_t i = 0; i < n; ++i) to->q[i] = Round(values[i] * inverse);

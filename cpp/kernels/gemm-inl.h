@@ -10,10 +10,12 @@
 // With 6 rows the 12 multiply-adds keep two pipes busy for 6 cycles, more than their latency of 4;
 // the 8 loads need 4 of those cycles.
 //
-// k is cut into equal blocks of at most kBlockSteps: a block of the panel (16 KiB of float32 at 8
-// lanes) and six rows of x (6 KiB) fit the L1 cache while all rows pass over it. A block's sum
-// starts from zero and is then added to y, so rounding grows with the block and the number of
-// blocks, not with k, and y, which may be large, is rounded once a block.
+// k is cut into equal blocks of at most kBlockSteps: a block of the panel (20 KiB of float32 at 8
+// lanes) and six rows of x (8 KiB) fit the L1 cache while all rows pass over it; at 16 lanes the
+// panel comes from the L2 cache, which has to give 128 of the 768 bytes it could in the 24 cycles
+// of a step. A block's sum starts from zero and is then added to y, so rounding grows with the
+// block and the number of blocks, not with k, and y, which may be large, is rounded once a block.
+// Its lines are fetched when a tile begins, since by then they have left the L2 cache.
 //
 // Every sum of a row takes the same course whatever the tile's height. Low tiles would starve:
 // fewer than 8 chains of multiply-adds wait for their own latency. They run several blocks of k
@@ -36,7 +38,7 @@ namespace slimformer::kernels {
 namespace {
 
 constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 6 : 12;
-constexpr std::size_t kBlockSteps = 256;
+constexpr std::size_t kBlockSteps = 320;
 constexpr std::size_t kMostBlocksAtOnce = 4;
 
 // Panels say how a step is stored, loaded and multiplied. Slot is where, in values from the start
@@ -104,6 +106,14 @@ struct Product {
 // y [kRows, kPanelWidth] (+)= the sums of kBlocks adjoining blocks of `steps` steps.
 template <class Panel, std::size_t kRows, std::size_t kBlocks, bool kFetchNext>
 inline void Tile(const Product<Panel>& p, std::size_t steps, bool accumulate) noexcept {
+  if constexpr (!kFetchNext) {
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const auto* y = reinterpret_cast<const char*>(p.y + r * p.y_stride);
+      for (std::size_t at = 0; at < kPanelWidth * sizeof(float); at += 64) {
+        Vector::PrefetchSoon(y + at);
+      }
+    }
+  }
   Vector::F sums[kBlocks][kRows][2];
 #pragma GCC unroll 16
   for (std::size_t b = 0; b < kBlocks; ++b) {

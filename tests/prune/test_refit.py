@@ -28,7 +28,7 @@ def test_a_map_that_exists_is_found(seed: int, width: int, outputs: int) -> None
     x = inputs(rng, 20 * width + 5, width)
     true = rng.standard_normal((outputs, width))
     start = rng.standard_normal((outputs, width))
-    found = choose([evidence(x[i::3], x[i::3] @ true.T) for i in range(3)], start)
+    found = choose([evidence(x[i::3], x[i::3] @ true.T) for i in range(3)], start, first=0.1)
     assert found.damping is not None
     assert found.after < found.before
     exact = least_squares(evidence(x, x @ true.T), start, 0.0)
@@ -58,7 +58,7 @@ def test_a_refit_that_does_not_help_is_refused() -> None:
     rng = np.random.default_rng(0)
     x, weight = inputs(rng, 100, 5), rng.standard_normal((3, 5))
     noise = x @ weight.T + 10 * rng.standard_normal((100, 3))
-    found = choose([evidence(x, noise), evidence(x, x @ weight.T)], weight)
+    found = choose([evidence(x, noise), evidence(x, x @ weight.T)], weight, first=0.1)
     assert found.damping is None
     assert found.weight is weight
     assert found.without == (weight, weight)
@@ -71,7 +71,7 @@ def test_no_weight_has_seen_the_part_that_is_held_out(seed: int, count: int) -> 
     weight = rng.standard_normal((3, 5))
     xs = [inputs(rng, 200, 5) for _ in range(count)]
     parts = [evidence(x, x @ weight.T + 0.1 * rng.standard_normal((200, 3))) for x in xs]
-    found = choose(parts, np.zeros((3, 5)))
+    found = choose(parts, np.zeros((3, 5)), first=1.0)
     assert found.damping is not None
     for part, own in enumerate(found.without):
         others = sum(parts[:part] + parts[part + 1 :], start=evidence(xs[0][:0], xs[0][:0, :3]))
@@ -82,7 +82,7 @@ def test_no_weight_has_seen_the_part_that_is_held_out(seed: int, count: int) -> 
 def test_a_projection_that_reads_only_zeros_stays() -> None:
     weight = np.ones((2, 3))
     zeros = evidence(np.zeros((10, 3)), np.ones((10, 2)))
-    assert choose([zeros, zeros], weight).weight is weight
+    assert choose([zeros, zeros], weight, first=0.1).weight is weight
     kept = mean_compensation(weight, np.array([0, 2]), np.zeros(3), np.zeros((3, 3)))
     np.testing.assert_array_equal(kept, weight[:, [0, 2]])
 

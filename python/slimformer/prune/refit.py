@@ -24,9 +24,6 @@ DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 nearly uncorrelated, so that few tokens allow little: on 16 thousand of them 1.0 leaves 0.87 of
 the error that removed neurons cause, 0.01 leaves 0.95; on 4 thousand 0.01 makes it 1.4."""
 
-FIRST_DAMPING = 0.3
-"""Where ``choose`` starts; most projections end within a step of it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
@@ -108,12 +105,12 @@ def least_squares(evidence: Evidence, weight: Array, damping: float) -> Array:
     return np.ascontiguousarray(solution.T)
 
 
-def choose(parts: Sequence[Evidence], weight: Array) -> Refit:
+def choose(parts: Sequence[Evidence], weight: Array, *, first: float) -> Refit:
     """Refit with the damping that does best on text not fitted, if it does better than nothing.
 
     The damping is chosen, and the refit accepted, by what a fit on all other parts does on the
     last one: the error falls and then rises with the damping, so the search walks downhill from
-    ``FIRST_DAMPING`` and solves for a few of them only.
+    ``first`` and solves for a few of them only.
 
     Parameters
     ----------
@@ -121,6 +118,8 @@ def choose(parts: Sequence[Evidence], weight: Array) -> Refit:
         Evidence from the parts of the text, two at least.
     weight
         Old weights of the kept columns, [outputs, inputs].
+    first
+        One of ``DAMPINGS``, best one near the end of the search.
     """
     before = parts[-1].error(weight)
     if before == 0:
@@ -138,7 +137,7 @@ def choose(parts: Sequence[Evidence], weight: Array) -> Refit:
             errors[step] = parts[-1].error(found[step])
         return errors[step]
 
-    best = DAMPINGS.index(FIRST_DAMPING)
+    best = DAMPINGS.index(first)
     while (nearest := min((best, best - 1, best + 1), key=error)) != best:
         best = nearest
     after = errors[best]

@@ -45,8 +45,9 @@ REPAIRS: tuple[Repair, ...] = get_args(Repair)
 PARTS = 4
 """Parts of the text, each of which is held out once."""
 
-WISHES = 2
-"""What a projection is refitted for: the output of what went, and the drift."""
+FIRST_DAMPINGS = (0.1, 3.0)
+"""A projection is refitted for two wishes: the output of what went, and the drift. Where the
+search for their dampings begins, near where it ended for most sub-blocks on 18 thousand tokens."""
 
 _TAP = {"attention": "attention_heads", "ffn": "ffn_neurons"}
 _PROJECTION = {"attention": "attention.o", "ffn": "ffn.down"}
@@ -171,8 +172,8 @@ class _Repair:
             evidence.append(sums.evidence(name))
         old = weight[:, kept].astype(np.float64)
         new, without = old, [old] * len(self.parts)
-        for parts in zip(*evidence, strict=True):
-            change = choose(parts, np.zeros_like(old))
+        for parts, first in zip(zip(*evidence, strict=True), FIRST_DAMPINGS, strict=True):
+            change = choose(parts, np.zeros_like(old), first=first)
             new = new + change.weight
             without = [w + unseen for w, unseen in zip(without, change.without, strict=True)]
         self._finish(name, new, without, inputs, self._bias(name))
@@ -246,14 +247,14 @@ class _EvidenceSums:
         self, width: int, channels: int, products: Literal["f32", "bf16"], threads: int
     ) -> None:
         self._moments = Moments(
-            width, target_width=WISHES * channels, products=products, threads=threads
+            width, target_width=len(FIRST_DAMPINGS) * channels, products=products, threads=threads
         )
-        self._energies = np.zeros(WISHES)
+        self._energies = np.zeros(len(FIRST_DAMPINGS))
 
     def add(self, inputs: Hidden, wishes: tuple[Hidden, ...], scale: Hidden) -> None:
         """Add some windows: inputs and wishes [windows, tokens, width], scale one a token."""
         outputs = np.concatenate(wishes, axis=-1) * scale
-        split = outputs.reshape(-1, WISHES, outputs.shape[-1] // WISHES)
+        split = outputs.reshape(-1, len(wishes), wishes[0].shape[-1])
         self._energies += np.einsum("twc,twc->w", split, split, dtype=np.float64)
         scaled = inputs * scale
         self._moments.update(
@@ -262,7 +263,10 @@ class _EvidenceSums:
 
     def evidence(self, name: str) -> list[Evidence]:
         """The evidence for each wish."""
-        gram, crosses = self._moments.gram, np.split(self._moments.cross, WISHES, axis=1)
+        gram, crosses = (
+            self._moments.gram,
+            np.split(self._moments.cross, len(self._energies), axis=1),
+        )
         _check_finite(name, gram, *crosses, *self._energies)
         return [
             Evidence(gram, cross, float(energy), self._moments.count)

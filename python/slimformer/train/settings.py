@@ -10,9 +10,9 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import ConfigError
 
 LEARNING_RATE = 1e-4
-"""What a refit has left is close to a minimum already: on 135 million parameters pruned to 0.8,
-four steps at this rate take the divergence on held-out text from 0.356 to 0.342, seven at three
-times the rate and half the batch nowhere."""
+"""What a refit has left is close to a minimum already. On 135 million parameters pruned to 0.8, a
+minute at this rate in steps of 1024 tokens (13 thousand in all) takes the divergence on held-out
+text from 0.356 to 0.332; three times the rate has gained nothing by then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
     learning_rate: float = LEARNING_RATE
     lora: int | None = None
     window: int = 512
-    batch: int = 2048
+    batch: int = 1024
     hidden: float = 0.1
     patience: int = 8
     seed: int = 0

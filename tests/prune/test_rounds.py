@@ -39,11 +39,21 @@ def test_rounds_remove_equal_weights_from_what_is_left() -> None:
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_every_effort_meets_its_budget(effort: Literal["fast", "balanced", "thorough"]) -> None:
     model = uniform_model(layers=3, neurons=160)
-    recipe = plan(model, keep=0.7, effort=effort, calibration=TEXT)
+    structures = ("kv_groups", "neurons")
+    recipe = plan(
+        model, keep=0.7, criterion="loss", structures=structures, effort=effort, calibration=TEXT
+    )
     assert 0.69 < kept_share(model, recipe) <= 0.7
     slim = prune(model, recipe, effort=effort, calibration=TEXT)
     assert slim.recipe == recipe.to_dict()
-    stored = plan(model, max_bytes=int(0.8 * model.nbytes), effort=effort, calibration=TEXT)
+    stored = plan(
+        model,
+        max_bytes=int(0.8 * model.nbytes),
+        criterion="loss",
+        structures=structures,
+        effort=effort,
+        calibration=TEXT,
+    )
     assert apply(model, stored).nbytes <= 0.8 * model.nbytes
 
 

@@ -116,7 +116,7 @@ def prune(
     criterion: Annotated[
         str | None,
         typer.Option(
-            help="loss, obs, activation, magnitude, block_influence or greedy_loss.",
+            help="obs, loss, activation, magnitude, block_influence or greedy_loss.",
             rich_help_panel=METHOD,
         ),
     ] = None,

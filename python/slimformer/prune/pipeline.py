@@ -52,8 +52,8 @@ def plan(
     *,
     keep: float | None = None,
     max_bytes: int | None = None,
-    structures: Sequence[str] = ("kv_groups", "neurons"),
-    criterion: Criterion = "loss",
+    structures: Sequence[str] = ("neurons",),
+    criterion: Criterion = "obs",
     allocation: Allocation | None = None,
     effort: Effort = "fast",
     calibration: Sequence[str] | None = None,
@@ -74,7 +74,7 @@ def plan(
     structures
         What may go: some of layers, attention, ffn, kv_groups, heads, neurons.
     criterion
-        What a unit costs: loss, obs, activation, magnitude; for layers, attention and ffn also
+        What a unit costs: obs, loss, activation, magnitude; for layers, attention and ffn also
         block_influence and greedy_loss.
     allocation
         ``global``: wherever in the model it costs least. ``uniform``: the same share of every

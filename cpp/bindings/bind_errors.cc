@@ -1,4 +1,5 @@
 #include <exception>
+#include <utility>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
@@ -29,7 +30,7 @@ const char* ClassName(ErrorKind kind) {
 void BindErrors(py::module_&) {
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
-      std::rethrow_exception(thrown);
+      std::rethrow_exception(std::move(thrown));
     } catch (const Error& error) {
       py::set_error(py::module_::import("slimformer.errors").attr(ClassName(error.kind())),
                     error.what());

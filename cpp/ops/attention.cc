@@ -210,13 +210,11 @@ class RowWriter {
   void Values(const float* value, std::size_t slot, T* page) const {
     T* to = page + layout_.ValueIndex(slot, 0);
     Convert(value, layout_.value_dim, [&](std::size_t first, std::size_t count, const T* row) {
-      for (std::size_t i = 0; i < count; ++i) to[(first + i) * kPerStep] = row[i];
+      for (std::size_t i = 0; i < count; ++i) to[(first + i) * layout_.PerStep()] = row[i];
     });
   }
 
  private:
-  static constexpr std::size_t kPerStep = sizeof(float) / sizeof(T);
-
   // Calls store(first, count, converted) for a row, some values at a time.
   template <class Store>
   void Convert(const float* from, std::size_t n, Store store) const {

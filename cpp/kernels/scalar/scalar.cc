@@ -127,7 +127,7 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
             const void* values, std::size_t head_dim, std::size_t value_dim,
             const std::int32_t* begin, const std::int32_t* end, float* max, float* sum, float* out,
             std::size_t out_stride, float* scores) noexcept {
-  constexpr std::size_t kPerStep = sizeof(float) / sizeof(Value);
+  constexpr std::size_t kPerStep = sizeof(Value) == sizeof(float) ? 1 : 2;
   const std::size_t padded_dim = (head_dim + kPerStep - 1) / kPerStep * kPerStep;
   const auto* k = static_cast<const Value*>(keys);
   const auto* v = static_cast<const Value*>(values);

@@ -36,7 +36,7 @@ class Work:
 
 
 _WORK: dict[str, Work] = {
-    "fast": Work(rounds=1, plan_tokens=8192, round_tokens=0, repair_tokens=65536),
+    "fast": Work(rounds=1, plan_tokens=8192, round_tokens=0, repair_tokens=49152),
     "balanced": Work(rounds=2, plan_tokens=16384, round_tokens=16384, repair_tokens=163840),
     "thorough": Work(rounds=4, plan_tokens=32768, round_tokens=32768, repair_tokens=393216),
 }

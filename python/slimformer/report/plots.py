@@ -65,12 +65,11 @@ def tradeoff_plot(models: Sequence[ModelResults]) -> str:
         if model.timing is not None:
             axes.axvline(model.timing.decode_tokens_per_s, color=NEUTRAL, linewidth=0.6, alpha=0.5)
             axes.annotate(
-                f" {model.name}",
-                (model.timing.decode_tokens_per_s, 0.97),
+                model.name,
+                (model.timing.decode_tokens_per_s, 1.02),
                 xycoords=("data", "axes fraction"),
-                rotation=90,
-                verticalalignment="top",
-                horizontalalignment="right",
+                verticalalignment="bottom",
+                horizontalalignment="center",
                 color=NEUTRAL,
                 fontsize=8,
             )

@@ -20,13 +20,12 @@ SENTENCE = "the light of the river and the stone in the engine to layer "
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A dense model, one pruned by the command line, and text."""
+    """A dense model, one pruned by the command line and not repaired, and text."""
     text = tmp_path / "text.txt"
     text.write_text(SENTENCE * 600)
     save(uniform_model(layers=3, neurons=48), tmp_path / "dense")
-    result = run(
-        "prune", tmp_path / "dense", tmp_path / "slim", "--neurons", "24", "--calibration", text
-    )
+    options = ("--neurons", "24", "--calibration", text, "--repair", "none")
+    result = run("prune", tmp_path / "dense", tmp_path / "slim", *options)
     assert result.exit_code == 0, result.stderr
     return tmp_path / "dense", tmp_path / "slim", text
 

@@ -11,6 +11,8 @@ DOT_PRODUCTS: Mapping[tuple[str, str], int] = {
     ("avx512_bf16", "bf16"): 2,
     ("avx512_vnni", "int8"): 4,
     ("avx512_bf16", "int8"): 4,
+    ("avx512_vnni", "int4"): 4,
+    ("avx512_bf16", "int4"): 4,
 }
 """How many multiply-adds of a weight type a tier does in the time of one in float32."""
 

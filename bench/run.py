@@ -42,7 +42,9 @@ def main() -> int:
     options = parser.parse_args()
     lines = []
     with tempfile.TemporaryDirectory() as temporary:
-        for line in results(options, options.files or Path(temporary)):
+        files = options.files or Path(temporary)
+        files.mkdir(parents=True, exist_ok=True)
+        for line in results(options, files):
             print(line, flush=True)
             lines.append(line)
     if options.output is not None:

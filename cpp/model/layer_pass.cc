@@ -55,6 +55,14 @@ void LayerPass::Run(const Step& step, float* hidden) const {
   std::visit([&](const auto& s) { Run(s, hidden); }, step);
 }
 
+void LayerPass::RunSteps(std::size_t first, std::size_t last, float* hidden,
+                         const Poll& poll) const {
+  for (std::size_t step = first; step < last; ++step) {
+    poll();
+    Run(plan_.steps()[step], hidden);
+  }
+}
+
 // hidden += o(attention(norm(hidden)))
 void LayerPass::Run(const AttentionStep& step, float* hidden) const {
   const AttentionWeights& w = *step.weights;
@@ -75,22 +83,39 @@ void LayerPass::Run(const AttentionStep& step, float* hidden) const {
   };
   ops::Linear(context_.pool, workspace, x, n_channels_, rows_, qkv);
   if (step.rotary) {
-    const ops::Rotation& rotation = rotations_[*step.rotary];
-    ops::Rotate(context_, rotation, rows_, step.n_heads, step.head_dim, q);
-    ops::Rotate(context_, rotation, rows_, step.n_kv_heads, step.head_dim, k);
+    ops::Rotate(context_, rotations_[*step.rotary], rows_, step.n_heads, step.head_dim, q);
   }
+  const std::vector<ops::AttentionSequence> sequences = Sequences(step);
+  Store(step, sequences, k, v);
 
   const std::size_t heads_width = step.n_heads * step.value_dim;
   auto* heads = workspace.Take<float>(rows_ * heads_width);  // [rows, n_heads, value_dim]
   if (!step.all_heads) std::fill_n(heads, rows_ * heads_width, 0.0F);
-  Attend(step, q, k, v, heads);
+  ops::Attend(context_, pieces_.front().cache->layout(step.cache), step.groups, step.scale,
+              sequences, q, q_width, heads, heads_width);
   Observe(step.layer, Site::attention_heads, heads, heads_width);
   ops::Linear(context_.pool, workspace, *w.o.weight, heads, heads_width, rows_, hidden, n_channels_,
               w.o.BiasData(), true);
 }
 
-void LayerPass::Attend(const AttentionStep& step, const float* q, const float* k, const float* v,
-                       float* heads) const {
+void LayerPass::StoreKeysAndValues(const AttentionStep& step, const float* hidden) const {
+  const AttentionWeights& w = *step.weights;
+  tensor::Workspace& workspace = context_.workspace;
+  const Frame frame(workspace);
+  const float* x = Norm(hidden, w.norm);
+  const std::size_t k_width = step.n_kv_heads * step.head_dim;
+  const std::size_t v_width = step.n_kv_heads * step.value_dim;
+  auto* k = workspace.Take<float>(rows_ * k_width);  // [rows, n_kv_heads, head_dim]
+  auto* v = workspace.Take<float>(rows_ * v_width);  // [rows, n_kv_heads, value_dim]
+  const ops::LinearOutput kv[] = {
+      {*w.k.weight, k, k_width, w.k.BiasData()},
+      {*w.v.weight, v, v_width, w.v.BiasData()},
+  };
+  ops::Linear(context_.pool, workspace, x, n_channels_, rows_, kv);
+  Store(step, Sequences(step), k, v);
+}
+
+std::vector<ops::AttentionSequence> LayerPass::Sequences(const AttentionStep& step) const {
   std::vector<ops::AttentionSequence> sequences;
   std::size_t first_row = 0;
   for (const Piece& piece : pieces_) {
@@ -98,11 +123,17 @@ void LayerPass::Attend(const AttentionStep& step, const float* q, const float* k
                          piece.cache->Prepare(step.cache, piece.position, piece.rows)});
     first_row += piece.rows;
   }
-  const ops::KvLayout& layout = pieces_.front().cache->layout(step.cache);
-  ops::StoreKeysAndValues(context_, layout, step.groups, sequences, k,
-                          step.n_kv_heads * step.head_dim, v, step.n_kv_heads * step.value_dim);
-  ops::Attend(context_, layout, step.groups, step.scale, sequences, q, step.n_heads * step.head_dim,
-              heads, step.n_heads * step.value_dim);
+  return sequences;
+}
+
+void LayerPass::Store(const AttentionStep& step, std::span<const ops::AttentionSequence> sequences,
+                      float* k, const float* v) const {
+  if (step.rotary) {
+    ops::Rotate(context_, rotations_[*step.rotary], rows_, step.n_kv_heads, step.head_dim, k);
+  }
+  ops::StoreKeysAndValues(context_, pieces_.front().cache->layout(step.cache), step.groups,
+                          sequences, k, step.n_kv_heads * step.head_dim, v,
+                          step.n_kv_heads * step.value_dim);
 }
 
 // hidden += down(silu(gate(x)) * up(x)), x = norm(hidden)

@@ -35,15 +35,25 @@ class LayerPass {
   // Runs layers [first, last) of the plan on hidden [rows, n_channels], in place.
   void Run(std::size_t first, std::size_t last, float* hidden, const Poll& poll) const;
 
+  // Runs the plan's steps [first, last) on hidden, untapped.
+  void RunSteps(std::size_t first, std::size_t last, float* hidden, const Poll& poll) const;
+
+  // What a step leaves in the caches, and nothing else: hidden stays as it is.
+  void StoreKeysAndValues(const AttentionStep& step, const float* hidden) const;
+
  private:
   void Run(const Step& step, float* hidden) const;
   void Run(const AttentionStep& step, float* hidden) const;
   void Run(const FfnStep& step, float* hidden) const;
   void Run(const LinkStep& step, float* hidden) const;
 
-  // Keys and values into the cache, queries over them: heads [rows, n_heads * value_dim].
-  void Attend(const AttentionStep& step, const float* q, const float* k, const float* v,
-              float* heads) const;
+  // The pieces as attention sees them, with room in their caches for the step's keys and values.
+  std::vector<ops::AttentionSequence> Sequences(const AttentionStep& step) const;
+
+  // Rotates k [rows, n_kv_heads, head_dim] and writes it, and v [rows, n_kv_heads, value_dim],
+  // into the caches.
+  void Store(const AttentionStep& step, std::span<const ops::AttentionSequence> sequences, float* k,
+             const float* v) const;
 
   float* Norm(const float* hidden, const Vector& weight) const;  // [rows, n_channels]
   void Observe(std::size_t layer, Site site, const float* x, std::size_t width) const;

@@ -150,6 +150,13 @@ std::size_t Plan::RotaryIndex(const RotarySpec& rotary) {
   return index;
 }
 
+std::size_t Plan::last_attention() const {
+  for (std::size_t step = steps_.size(); step-- > 0;) {
+    if (std::holds_alternative<AttentionStep>(steps_[step])) return step;
+  }
+  return 0;
+}
+
 bool Plan::Equals(const Plan& other) const {
   if (this == &other) return true;
   if (weights_ != other.weights_ || steps_.size() != other.steps_.size()) return false;

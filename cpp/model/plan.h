@@ -74,6 +74,10 @@ class Plan {
   // One past the last layer that runs.
   std::size_t end_layer() const { return end_layer_; }
 
+  // The last step that writes keys and values, 0 where none does: from it on, what a row becomes
+  // matters to that row only.
+  std::size_t last_attention() const;
+
   // Whether both run the same steps of the same model.
   bool Equals(const Plan& other) const;
 

@@ -99,31 +99,22 @@ void Transformer::CheckBatch(std::span<const SequenceTokens> batch) const {
 }
 
 void Transformer::Feed(const ops::Context& context, std::span<const SequenceTokens> batch,
-                       const Sink& sink, const Poll& poll) const {
+                       LogitsRows wanted, const Sink& sink, const Poll& poll) const {
   CheckBatch(batch);
   std::deque<Session::Hold> holds;
   for (const SequenceTokens& sequence : batch) holds.emplace_back(*sequence.session);
   for (const SequenceTokens& sequence : batch) {
     CheckCapacity(*sequence.session, sequence.tokens.size());
   }
-  const Plan& plan = batch.front().session->plan();
   try {
+    std::size_t reached = 0;  // rows that the sink has seen
+    const auto count = [&](const ops::Context& c, const float* hidden, std::size_t first,
+                           std::size_t rows) {
+      sink(c, hidden, first, rows);
+      reached += rows;
+    };
     for (const Chunk& chunk : CutIntoChunks(Lengths(batch))) {
-      const Frame frame(context.workspace);
-      auto* hidden = context.workspace.Take<float>(chunk.rows * n_channels_);
-      std::vector<Piece> pieces;
-      float* next = hidden;
-      for (const ChunkPart& part : chunk.parts) {
-        const SequenceTokens& sequence = batch[part.sequence];
-        ops::Embed(context, *weights_->embedding, sequence.tokens.subspan(part.offset, part.rows),
-                   next);
-        next += part.rows * n_channels_;
-        const auto position = static_cast<std::size_t>(sequence.session->position());
-        pieces.push_back({&sequence.session->cache(), part.rows, position + part.offset});
-      }
-      LayerPass(context, plan, pieces, Taps{}, chunk.first_row)
-          .Run(0, plan.end_layer(), hidden, poll);
-      sink(context, hidden, chunk.first_row, chunk.rows);
+      FeedChunk(context, batch, chunk, wanted, reached, count, poll);
     }
   } catch (...) {
     for (const SequenceTokens& sequence : batch) {
@@ -137,36 +128,75 @@ void Transformer::Feed(const ops::Context& context, std::span<const SequenceToke
   }
 }
 
+// What the last attention step and those behind it make of a row nobody reads but who wants the
+// row: the others leave it when their keys and values are stored.
+void Transformer::FeedChunk(const ops::Context& context, std::span<const SequenceTokens> batch,
+                            const Chunk& chunk, LogitsRows wanted, std::size_t first_wanted,
+                            const Sink& sink, const Poll& poll) const {
+  const Frame frame(context.workspace);
+  const Plan& plan = batch.front().session->plan();
+  auto* hidden = context.workspace.Take<float>(chunk.rows * n_channels_);
+  std::vector<Piece> pieces;
+  std::vector<Piece> last_pieces;       // the last tokens of sequences that end here, if wanted
+  std::vector<const float*> last_rows;  // where they are
+  float* next = hidden;
+  for (const ChunkPart& part : chunk.parts) {
+    const SequenceTokens& sequence = batch[part.sequence];
+    ops::Embed(context, *weights_->embedding, sequence.tokens.subspan(part.offset, part.rows),
+               next);
+    next += part.rows * n_channels_;
+    KvCache* cache = &sequence.session->cache();
+    const auto position = static_cast<std::size_t>(sequence.session->position()) + part.offset;
+    pieces.push_back({cache, part.rows, position});
+    if (wanted == LogitsRows::last && part.offset + part.rows == sequence.tokens.size()) {
+      last_pieces.push_back({cache, 1, position + part.rows - 1});
+      last_rows.push_back(next - n_channels_);
+    }
+  }
+  const Taps no_taps;
+  const LayerPass pass(context, plan, pieces, no_taps, chunk.first_row);
+  if (wanted == LogitsRows::all || last_rows.size() == chunk.rows) {
+    pass.RunSteps(0, plan.steps().size(), hidden, poll);
+    sink(context, hidden, first_wanted, chunk.rows);
+    return;
+  }
+  const std::size_t split = plan.last_attention();
+  pass.RunSteps(0, split, hidden, poll);
+  if (split < plan.steps().size()) {
+    if (const auto* attention = std::get_if<AttentionStep>(&plan.steps()[split])) {
+      pass.StoreKeysAndValues(*attention, hidden);
+    }
+  }
+  if (last_rows.empty()) return;
+  auto* last_hidden = context.workspace.Take<float>(last_rows.size() * n_channels_);
+  for (std::size_t i = 0; i < last_rows.size(); ++i) {
+    std::copy_n(last_rows[i], n_channels_, last_hidden + i * n_channels_);
+  }
+  LayerPass(context, plan, last_pieces, no_taps, 0)
+      .RunSteps(split, plan.steps().size(), last_hidden, poll);
+  sink(context, last_hidden, first_wanted, last_rows.size());
+}
+
 void Transformer::Forward(std::span<const SequenceTokens> batch, LogitsRows rows, float* logits,
                           const Poll& poll) const {
   const WorkspaceLease lease(*this);
   const ops::Context context = lease.context();
-  if (rows == LogitsRows::none) {
-    Feed(context, batch, [](const ops::Context&, const float*, std::size_t, std::size_t) {}, poll);
-    return;
-  }
-  if (rows == LogitsRows::all) {
-    const auto head = [&](const ops::Context&, const float* hidden, std::size_t first_row,
+  if (rows == LogitsRows::last) {
+    const Frame frame(context.workspace);
+    auto* last_hidden = context.workspace.Take<float>(batch.size() * n_channels_);
+    const auto keep = [&](const ops::Context&, const float* hidden, std::size_t first,
                           std::size_t n) {
-      Head(context, hidden, n, logits + first_row * vocab_size_, poll);
+      std::copy_n(hidden, n * n_channels_, last_hidden + first * n_channels_);
+      if (first + n == batch.size()) Head(context, last_hidden, batch.size(), logits, poll);
     };
-    Feed(context, batch, head, poll);
+    Feed(context, batch, rows, keep, poll);
     return;
   }
-  const Frame frame(context.workspace);
-  auto* last_hidden = context.workspace.Take<float>(batch.size() * n_channels_);
-  std::size_t sequence = 0;  // the next whose last row is waited for
-  std::size_t end = batch.empty() ? 0 : batch.front().tokens.size();
-  const auto keep_last = [&](const ops::Context&, const float* hidden, std::size_t first_row,
-                             std::size_t n) {
-    while (sequence < batch.size() && end <= first_row + n) {
-      std::copy_n(hidden + (end - 1 - first_row) * n_channels_, n_channels_,
-                  last_hidden + sequence * n_channels_);
-      if (++sequence < batch.size()) end += batch[sequence].tokens.size();
-    }
-    if (sequence == batch.size()) Head(context, last_hidden, batch.size(), logits, poll);
+  const auto head = [&](const ops::Context&, const float* hidden, std::size_t first,
+                        std::size_t n) {
+    Head(context, hidden, n, logits + first * vocab_size_, poll);
   };
-  Feed(context, batch, keep_last, poll);
+  Feed(context, batch, rows, head, poll);
 }
 
 void Transformer::Score(std::span<const SequenceTokens> batch, float* scores,
@@ -182,7 +212,7 @@ void Transformer::Score(std::span<const SequenceTokens> batch, float* scores,
                          std::size_t n) {
     ScoreRows(context, hidden, std::span(targets).subspan(first_row, n), scores + first_row, poll);
   };
-  Feed(lease.context(), batch, score, poll);
+  Feed(lease.context(), batch, LogitsRows::all, score, poll);
 }
 
 void Transformer::Embed(std::span<const std::int32_t> tokens, float* hidden) const {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "model/chunks.h"
 #include "model/layer_pass.h"
 #include "model/plan.h"
 #include "model/session.h"
@@ -66,10 +67,10 @@ class Transformer {
   void CheckTokens(std::span<const std::int32_t> tokens) const;
 
  private:
-  // Called with hidden [rows, n_channels], what left the last layer; the first of the rows is
-  // row `first_row` of the batch.
+  // Called with hidden [rows, n_channels], what left the last layer of the rows that are wanted,
+  // in their order; the first of them is the `first`-th that is wanted of the batch.
   using Sink = std::function<void(const ops::Context& context, const float* hidden,
-                                  std::size_t first_row, std::size_t rows)>;
+                                  std::size_t first, std::size_t rows)>;
 
   // One caller's scratch memory, kept for the next.
   class WorkspaceLease {
@@ -86,8 +87,11 @@ class Transformer {
   };
 
   void CheckBatch(std::span<const SequenceTokens> batch) const;
-  void Feed(const ops::Context& context, std::span<const SequenceTokens> batch, const Sink& sink,
-            const Poll& poll) const;
+  void Feed(const ops::Context& context, std::span<const SequenceTokens> batch, LogitsRows wanted,
+            const Sink& sink, const Poll& poll) const;
+  void FeedChunk(const ops::Context& context, std::span<const SequenceTokens> batch,
+                 const Chunk& chunk, LogitsRows wanted, std::size_t first_wanted, const Sink& sink,
+                 const Poll& poll) const;
   void Head(const ops::Context& context, const float* hidden, std::size_t rows, float* logits,
             const Poll& poll) const;
   void ScoreRows(const ops::Context& context, const float* hidden,

@@ -39,14 +39,17 @@ namespace {
 namespace whole {
 
 constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 3 : 6;
-constexpr std::size_t kBlockGroups = (std::size_t{16} << 10) / (kGroup * kPanelWidth);
+constexpr std::size_t kBlockBytes = std::size_t{16} << 10;
 
 constexpr std::size_t kAheadBytes = std::size_t{8} << 10;
 
-constexpr std::size_t Groups(std::size_t k) noexcept { return DivideUp(k, kGroup); }
+template <class Dot>
+constexpr std::size_t Groups(std::size_t k) noexcept {
+  return DivideUp(k, Dot::kGroup);
+}
 
 template <class Weights>
-constexpr std::size_t kGroupSteps = kGroup / Weights::Dot::kPerStep;
+constexpr std::size_t kGroupSteps = Weights::Dot::kGroup / Weights::Dot::kPerStep;
 template <class Weights>
 constexpr std::size_t kGroupBytes =
     Weights::kScaleBytes + kGroupSteps<Weights> * Weights::kStepBytes;
@@ -105,7 +108,8 @@ template <class Weights, std::size_t kRows, bool kFetchNext>
 // Steps of the last group.
 template <class Weights>
 constexpr std::size_t LastSteps(std::size_t k) noexcept {
-  return DivideUp(k - (Groups(k) - 1) * kGroup, Weights::Dot::kPerStep);
+  using Dot = typename Weights::Dot;
+  return DivideUp(k - (Groups<Dot>(k) - 1) * Dot::kGroup, Dot::kPerStep);
 }
 
 // y [kRows, kPanelWidth] (+)= the sums over adjoining groups, the last of them `last_steps` long.
@@ -136,7 +140,8 @@ inline void Tile(const Product<Weights>& p, std::size_t groups, std::size_t last
 // y [rows, kPanelWidth] (+)= x panel over all of k.
 template <class Weights>
 inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool accumulate) noexcept {
-  std::size_t groups = Groups(k);
+  constexpr std::size_t kBlockGroups = kBlockBytes / kGroupBytes<Weights>;
+  std::size_t groups = Groups<typename Weights::Dot>(k);
   const std::size_t block = DivideUp(groups, DivideUp(groups, kBlockGroups));
   while (groups > 0) {
     const bool is_last = groups <= block;
@@ -162,13 +167,13 @@ inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool acc
 
 template <class Weights>
 std::size_t PanelBytes(std::size_t k) noexcept {
-  const std::size_t whole = (Groups(k) - 1) * kGroupBytes<Weights>;
+  const std::size_t whole = (Groups<typename Weights::Dot>(k) - 1) * kGroupBytes<Weights>;
   return RoundUp(whole + Weights::kScaleBytes + LastSteps<Weights>(k) * Weights::kStepBytes, 64);
 }
 
 template <class Dot>
 std::size_t InputRowBytes(std::size_t k) noexcept {
-  return Groups(k) * sizeof(typename Dot::Input);
+  return Groups<Dot>(k) * sizeof(typename Dot::Input);
 }
 
 template <class Dot>
@@ -176,8 +181,8 @@ void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::siz
                   void* prepared) noexcept {
   auto* to = static_cast<typename Dot::Input*>(prepared);
   for (std::size_t r = 0; r < rows; ++r) {
-    for (std::size_t i = 0; i < k; i += kGroup) {
-      Dot::Prepare(x + r * stride + i, k - i < kGroup ? k - i : kGroup, *to++);
+    for (std::size_t i = 0; i < k; i += Dot::kGroup) {
+      Dot::Prepare(x + r * stride + i, k - i < Dot::kGroup ? k - i : Dot::kGroup, *to++);
     }
   }
 }
@@ -187,7 +192,7 @@ void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, s
               float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
   Product<Weights> p;
   p.x = static_cast<const typename Weights::Dot::Input*>(x);
-  p.x_stride = Groups(k);
+  p.x_stride = Groups<typename Weights::Dot>(k);
   p.panel = static_cast<const std::byte*>(panel);
   p.ahead = rows <= kTileRows ? kAheadBytes : PanelBytes<Weights>(k);
   if (outputs == kPanelWidth) {
@@ -210,6 +215,7 @@ template <class Weights>
 void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
                void* panel) noexcept {
   using Dot = typename Weights::Dot;
+  constexpr std::size_t kGroup = Dot::kGroup;
   __builtin_memset(panel, 0,
                    PanelBytes<Weights>(k));  // outputs that are not there have scales of 0
   for (std::size_t output = 0; output < outputs; ++output) {
@@ -219,7 +225,7 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
       const float* group = w + output * stride + i;
       float rotated[kGroup];
       if (Dot::kRotated && n == kGroup) {
-        Rotate(group, 1.0F / kGroup, rotated);
+        Rotate<kGroup>(group, 1.0F / kGroup, rotated);
         group = rotated;
       }
       std::int16_t q[kGroup];
@@ -236,6 +242,7 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
 template <class Weights>
 void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) noexcept {
   using Dot = typename Weights::Dot;
+  constexpr std::size_t kGroup = Dot::kGroup;
   const auto* scales = static_cast<const std::uint8_t*>(panel);
   for (std::size_t i = 0; i < k; i += kGroup, scales += kGroupBytes<Weights>) {
     const std::uint8_t* steps = scales + Weights::kScaleBytes;
@@ -244,7 +251,7 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
       const std::uint8_t* step = steps + j / Dot::kPerStep * Weights::kStepBytes;
       w[i + j] = Weights::Value(scales, output, Weights::Get(step, output, j % Dot::kPerStep));
     }
-    if (Dot::kRotated && n == kGroup) Rotate(w + i, 1.0F, w + i);
+    if (Dot::kRotated && n == kGroup) Rotate<kGroup>(w + i, 1.0F, w + i);
   }
 }
 

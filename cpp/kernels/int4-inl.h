@@ -22,6 +22,7 @@ template <class OneDot>
 struct Int4Weights {
   using Dot = OneDot;
   using I = typename Dot::I;
+  static_assert(Dot::kGroup == kInt4Group);
   static constexpr std::size_t kScaleBytes = kPanelWidth * 2 * sizeof(std::uint16_t);
   static constexpr std::size_t kStepBytes = kPanelWidth * Dot::kPerStep / 2;
 
@@ -52,7 +53,7 @@ struct Int4Weights {
     const Int4Group& found = search.best();
     __builtin_memcpy(scales + Slot(output), &found.scale, sizeof(found.scale));
     __builtin_memcpy(scales + Slot(output) + sizeof(found.scale), &found.min, sizeof(found.min));
-    for (std::size_t i = 0; i < kGroup; ++i) q[i] = i < n ? found.q[i] : std::int16_t{0};
+    for (std::size_t i = 0; i < Dot::kGroup; ++i) q[i] = i < n ? found.q[i] : std::int16_t{0};
   }
   static void Put(std::uint8_t* step, std::size_t output, std::size_t of_step, int q) noexcept {
     std::uint8_t& byte = step[output % Vector::kLanes * Dot::kPerStep + of_step];

@@ -19,12 +19,12 @@ namespace {
 struct Int4Group {
   std::uint16_t scale = 0;  // bfloat16
   std::uint16_t min = 0;    // bfloat16
-  std::int16_t q[kGroup] = {};
+  std::int16_t q[kInt4Group] = {};
 };
 
 class Int4Search {
  public:
-  // w [n], 1 <= n <= kGroup. A value that is not finite makes the minimum NaN.
+  // w [n], 1 <= n <= kInt4Group. A value that is not finite makes the minimum NaN.
   Int4Search(const float* w, std::size_t n) noexcept {
     float high = lowest_ = w[0];
     bool finite = true;
@@ -42,7 +42,7 @@ class Int4Search {
     if (range_ < kSmallestRange) return;  // one value, for all that float32 sums can tell
     // A short group is filled up with its own values.
     const float inverse = 1.0F / range_;
-    for (std::size_t i = 0; i < kGroup; ++i) {
+    for (std::size_t i = 0; i < kInt4Group; ++i) {
       unit_[i / kLanes][i % kLanes] = (w[i % n] - lowest_) * inverse;
     }
     for (const Vector4& unit : unit_) sum_ += unit;
@@ -60,7 +60,7 @@ class Int4Search {
   // Four lanes, as the compiler's own vectors: sums keep their order, and every processor that
   // the code runs on has registers for them.
   static constexpr std::size_t kLanes = 4;
-  static constexpr std::size_t kVectors = kGroup / kLanes;
+  static constexpr std::size_t kVectors = kInt4Group / kLanes;
   typedef float Vector4 __attribute__((vector_size(kLanes * sizeof(float))));
 
   // In units of the range, from the lowest value on.
@@ -95,7 +95,7 @@ class Int4Search {
   }
 
   Line Regress() const noexcept {
-    constexpr float kCount = kGroup;
+    constexpr float kCount = kInt4Group;
     Vector4 of_q = {};
     Vector4 of_squares = {};
     Vector4 of_products = {};
@@ -128,7 +128,7 @@ class Int4Search {
     error_ = error;
     best_.scale = scale;
     best_.min = min;
-    for (std::size_t i = 0; i < kGroup; ++i) {
+    for (std::size_t i = 0; i < kInt4Group; ++i) {
       best_.q[i] = static_cast<std::int16_t>(q_[i / kLanes][i % kLanes]);
     }
   }

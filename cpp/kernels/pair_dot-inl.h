@@ -12,9 +12,10 @@
 namespace slimformer::kernels {
 namespace {
 
-template <bool kRotatedGroups>
+template <std::size_t kInputs, bool kRotatedGroups>
 struct PairDot {
   using I = Vector::I;
+  static constexpr std::size_t kGroup = kInputs;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 2;
   struct Input {
@@ -25,7 +26,7 @@ struct PairDot {
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int16_t*>(input.steps);
-    const float sum = QuantiseInput<kRotated>(x, n, to, input.scale);
+    const float sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
     input.sum = sum * input.scale;
   }
   static I MulAdd(I x, I w, I sum) noexcept { return Vector::MulAddPairs(x, w, sum); }

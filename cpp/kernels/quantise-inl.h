@@ -24,6 +24,7 @@ inline void ButterflyLanes(Vector::F (&v)[kVectors]) noexcept {
 }
 
 // to [kGroup] = the transform of x [kGroup] times factor; they may be the same.
+template <std::size_t kGroup>
 inline void Rotate(const float* x, float factor, float* to) noexcept {
   constexpr std::size_t kVectors = kGroup / Vector::kLanes;
   Vector::F v[kVectors];
@@ -61,7 +62,7 @@ inline float ScaleOf(const float* x, std::size_t n) noexcept {
 
 // to [kGroup] = x [n] / scale, whole numbers, zeros beyond n; returns their sum. Integer is int8_t
 // or int16_t. Where the scale is NaN, so is the sum, and what is written is of no consequence.
-template <class Integer>
+template <std::size_t kGroup, class Integer>
 inline float QuantiseGroup(const float* x, std::size_t n, float scale, Integer* to) noexcept {
   const Vector::F inverse = Vector::Set(1.0F / scale);
   Vector::F sum = Vector::Zero();
@@ -75,15 +76,15 @@ inline float QuantiseGroup(const float* x, std::size_t n, float scale, Integer* 
 }
 
 // A group of activations, rotated if that is wanted: to [kGroup] and its scale; returns the sum.
-template <bool kRotated, class Integer>
+template <std::size_t kGroup, bool kRotated, class Integer>
 inline float QuantiseInput(const float* x, std::size_t n, Integer* to, float& scale) noexcept {
   float rotated[kGroup];
   if (kRotated && n == kGroup) {
-    Rotate(x, 1.0F, rotated);
+    Rotate<kGroup>(x, 1.0F, rotated);
     x = rotated;
   }
   scale = ScaleOf(x, n);
-  return QuantiseGroup(x, n, scale, to);
+  return QuantiseGroup<kGroup>(x, n, scale, to);
 }
 
 }  // namespace

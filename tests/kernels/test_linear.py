@@ -11,7 +11,8 @@ import pytest
 
 from kernels.memory import place
 from reference.quantised import (
-    GROUP,
+    INT4_GROUP,
+    INT8_GROUP,
     int8_inputs,
     int8_weights,
     rotated,
@@ -67,7 +68,7 @@ def operands(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.nd
     """
     if weights == "int4":
         kept = rounded(w, tier, weights).astype(np.float64)
-        return int8_inputs(x, rotate=False), kept, 4 * largest_of_groups(kept)
+        return int8_inputs(x, rotate=False), kept, 4 * largest_of_groups(kept, INT4_GROUP)
     if weights == "int8":
         return int8_inputs(x, rotate=True), int8_weights(w), np.abs(int8_weights(w))
     if tier == "avx512_bf16" and weights == "bf16":  # its dot products take bfloat16 inputs
@@ -88,13 +89,13 @@ def reference(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.n
     return x64 @ w64.T, bound
 
 
-def largest_of_groups(w: np.ndarray) -> np.ndarray:
+def largest_of_groups(w: np.ndarray, size: int) -> np.ndarray:
     """For every weight [outputs, inputs] the largest magnitude in its group."""
     outputs, inputs = w.shape
-    padded = np.zeros((outputs, -(-inputs // GROUP) * GROUP))
+    padded = np.zeros((outputs, -(-inputs // size) * size))
     padded[:, :inputs] = np.abs(w)
-    largest = padded.reshape(outputs, -1, GROUP).max(axis=2)
-    return np.repeat(largest, GROUP, axis=1)[:, :inputs]
+    largest = padded.reshape(outputs, -1, size).max(axis=2)
+    return np.repeat(largest, size, axis=1)[:, :inputs]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -199,16 +200,21 @@ def test_every_half_precision_value_is_read(tier: str) -> None:
 
 def test_packed_bytes(tier: str, weights: str) -> None:
     width, _ = kernels.geometry(tier, cast(Weights, weights))
-    packed = matrix(tier, weights, np.zeros((2 * width + 1, GROUP), np.float32))
-    of_group = {"f32": 4 * GROUP, "bf16": 2 * GROUP, "int8": GROUP + 2, "int4": GROUP // 2 + 4}
+    packed = matrix(tier, weights, np.zeros((2 * width + 1, INT8_GROUP), np.float32))
+    of_group = {
+        "f32": 4 * INT8_GROUP,
+        "bf16": 2 * INT8_GROUP,
+        "int8": INT8_GROUP + 2,
+        "int4": INT8_GROUP // INT4_GROUP * (INT4_GROUP // 2 + 4),
+    }
     of_panel = width * of_group[weights]
     assert packed.bytes == 3 * (-(-of_panel // 64) * 64)
 
 
 def test_a_short_last_group_takes_no_more_than_it_holds(tier: str) -> None:
     width, _ = kernels.geometry(tier, "int8")
-    packed = matrix(tier, "int8", np.ones((width, GROUP + 13), np.float32))
-    assert packed.bytes <= width * (GROUP + 16 + 2 * 2) + 63
+    packed = matrix(tier, "int8", np.ones((width, INT8_GROUP + 13), np.float32))
+    assert packed.bytes <= width * (INT8_GROUP + 16 + 2 * 2) + 63
 
 
 def test_not_a_number_stays_in_its_row_or_column(tier: str, weights: str) -> None:
@@ -231,7 +237,7 @@ def test_int8_of_values_far_apart(tier: str, shift: int, rng: np.random.Generato
     """Groups of zeros, of denormals and of huge numbers, beside ordinary ones."""
     sizes = np.array([0, 1e-45, 1e-41, 1e-38, 1e-20, 1, 1e20, 1e34], np.float32)
     w, x = (
-        (rng.uniform(-1, 1, (rows, len(order), GROUP)) * order[:, None])
+        (rng.uniform(-1, 1, (rows, len(order), INT8_GROUP)) * order[:, None])
         .astype(np.float32)
         .reshape(rows, -1)
         for rows, order in ((37, sizes), (13, np.roll(sizes[::-1], shift)))
@@ -257,9 +263,9 @@ def test_int4_keeps_what_has_sixteen_values(tier: str, rng: np.random.Generator)
 def test_int4_loses_less_than_the_range_would(
     tier: str, size: float, rng: np.random.Generator
 ) -> None:
-    w = (rng.standard_normal((33, 10 * GROUP)) * size).astype(np.float32)
+    w = (rng.standard_normal((33, 10 * INT4_GROUP)) * size).astype(np.float32)
     kept = unpacked(matrix(tier, "int4", w), w.shape)
-    found, groups = (values.astype(np.float64).reshape(-1, GROUP) for values in (kept, w))
+    found, groups = (values.astype(np.float64).reshape(-1, INT4_GROUP) for values in (kept, w))
     low = groups.min(axis=1, keepdims=True)
     scale = (groups.max(axis=1, keepdims=True) - low) / 15
     plain = np.rint((groups - low) / scale) * scale + low

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-GROUP = 32
-"""Inputs that have one scale."""
+INT8_GROUP = 64
+INT4_GROUP = 32
+"""Inputs that have one scale, in products with weights of the type."""
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 
@@ -21,11 +22,11 @@ F64 = npt.NDArray[np.float64]
 
 
 def rotated(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Every whole group of [rows, inputs] transformed; twice gives GROUP times the values."""
+    """Every whole group of [rows, inputs] transformed; twice gives INT8_GROUP times the values."""
     rows, inputs = values.shape
-    whole = inputs // GROUP * GROUP
-    groups = values[:, :whole].reshape(rows, -1, GROUP)
-    stride = GROUP // 2
+    whole = inputs // INT8_GROUP * INT8_GROUP
+    groups = values[:, :whole].reshape(rows, -1, INT8_GROUP)
+    stride = INT8_GROUP // 2
     while stride > 0:
         pairs = groups.reshape(rows, -1, 2, stride)
         low, high = pairs[:, :, 0], pairs[:, :, 1]
@@ -36,15 +37,15 @@ def rotated(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def rotated_weights(w: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Weights [outputs, inputs] whose product with rotated inputs is that of both as they were."""
-    whole = w.shape[1] // GROUP * GROUP
+    whole = w.shape[1] // INT8_GROUP * INT8_GROUP
     turned = rotated(w)
-    turned[:, :whole] /= GROUP
+    turned[:, :whole] /= INT8_GROUP
     return turned
 
 
 def int8_weights(w: F32) -> F64:
     """Rotated weights [outputs, inputs] as int8 holds them."""
-    groups, scale = _groups(rotated_weights(w))
+    groups, scale = _groups(rotated_weights(w), INT8_GROUP)
     bits = scale.view(np.uint32)
     scale = ((bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32)
     return _rounded(groups, scale, w.shape[1])
@@ -52,16 +53,16 @@ def int8_weights(w: F32) -> F64:
 
 def int8_inputs(x: F32, *, rotate: bool) -> F64:
     """Inputs [rows, inputs] as products with int8 weights, which rotate them, or int4 read them."""
-    groups, scale = _groups(rotated(x) if rotate else x)
+    groups, scale = _groups(rotated(x), INT8_GROUP) if rotate else _groups(x, INT4_GROUP)
     return _rounded(groups, scale, x.shape[1])
 
 
-def _groups(values: F32) -> tuple[F32, F32]:
-    """Values [rows, groups, GROUP], padded with zeros, and scales [rows, groups, 1]."""
+def _groups(values: F32, size: int) -> tuple[F32, F32]:
+    """Values [rows, groups, size], padded with zeros, and scales [rows, groups, 1]."""
     rows, inputs = values.shape
-    padded = np.zeros((rows, -(-inputs // GROUP) * GROUP), np.float32)
+    padded = np.zeros((rows, -(-inputs // size) * size), np.float32)
     padded[:, :inputs] = values
-    groups = padded.reshape(rows, -1, GROUP)
+    groups = padded.reshape(rows, -1, size)
     largest = np.abs(groups).max(axis=2, keepdims=True)
     return groups, np.maximum(largest / np.float32(127), SMALLEST_SCALE)
 

@@ -21,8 +21,8 @@ template <>
 void Overlay<Tier::avx512>(KernelTable& table) noexcept {
   table.gemm_f32 = MakeGemm<F32Panel>();
   table.gemm_bf16 = MakeGemm<Bf16Panel>();
-  table.gemm_int8 = whole::MakeGemm<Int8Weights<PairDot<true>>>();
-  table.gemm_int4 = whole::MakeGemm<Int4Weights<PairDot<false>>>();
+  table.gemm_int8 = whole::MakeGemm<Int8Weights<PairDot<kInt8Group, true>>>();
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<PairDot<kInt4Group, false>>>();
   table.attend_f32 = &Attend<F32Page>;
   table.attend_bf16 = &Attend<Bf16Page>;
   table.probe_fma = &ProbeFma;

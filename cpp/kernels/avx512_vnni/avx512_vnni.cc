@@ -16,9 +16,10 @@
 namespace slimformer::kernels {
 namespace {
 
-template <bool kRotatedGroups>
+template <std::size_t kInputs, bool kRotatedGroups>
 struct QuadDot {
   using I = __m512i;
+  static constexpr std::size_t kGroup = kInputs;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 4;
   static constexpr int kOffset = 128;
@@ -31,7 +32,7 @@ struct QuadDot {
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int8_t*>(input.steps);
-    const float sum = QuantiseInput<kRotated>(x, n, to, input.scale);
+    const float sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
     input.sum = sum * input.scale;
     input.start = sum == sum ? -kOffset * static_cast<std::int32_t>(sum) : 0;
   }
@@ -55,8 +56,8 @@ struct QuadDot {
 
 template <>
 void Overlay<Tier::avx512_vnni>(KernelTable& table) noexcept {
-  table.gemm_int8 = whole::MakeGemm<Int8Weights<QuadDot<true>>>();
-  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot<false>>>();
+  table.gemm_int8 = whole::MakeGemm<Int8Weights<QuadDot<kInt8Group, true>>>();
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot<kInt4Group, false>>>();
 }
 
 }  // namespace slimformer::kernels

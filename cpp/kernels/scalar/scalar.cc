@@ -8,8 +8,7 @@
 
 #include "base/bf16.h"
 #include "kernels/overlay.h"
-#include "kernels/scalar/gemm_int4.h"
-#include "kernels/scalar/gemm_int8.h"
+#include "kernels/scalar/gemm_whole.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -246,8 +245,8 @@ template <>
 void Overlay<Tier::scalar>(KernelTable& table) noexcept {
   table.gemm_f32 = MakeGemm<float>();
   table.gemm_bf16 = MakeGemm<std::uint16_t>();
-  table.gemm_int8 = int8::MakeGemm();
-  table.gemm_int4 = int4::MakeGemm();
+  table.gemm_int8 = whole::MakeGemm<whole::Int8Weights>();
+  table.gemm_int4 = whole::MakeGemm<whole::Int4Weights>();
   table.attend_f32 = &Attend<float>;
   table.attend_bf16 = &Attend<std::uint16_t>;
   table.rms_norm = &RmsNorm;

@@ -39,7 +39,7 @@ namespace {
 namespace whole {
 
 constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 3 : 6;
-constexpr std::size_t kBlockBytes = std::size_t{16} << 10;
+constexpr std::size_t kBlockBytes = std::size_t{24} << 10;
 
 constexpr std::size_t kAheadBytes = std::size_t{8} << 10;
 
@@ -120,6 +120,12 @@ inline void Tile(const Product<Weights>& p, std::size_t groups, std::size_t last
   Vector::F sums[kRows][2];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vector::Zero();
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t half = 0; half < 2; ++half) {
+      __builtin_prefetch(p.y + r * p.y_stride + half * Vector::kLanes, 1, 3);
+    }
+  }
   const std::size_t full = last_steps == kSteps ? groups : groups - 1;
   for (std::size_t group = 0; group < full; ++group) {
     AddGroup<Weights, kRows, kFetchNext>(p, group, kSteps, sums);

@@ -93,7 +93,8 @@ class Matrix {
     AlignedBuffer<std::byte> prepared(rows * kernel.input_row_bytes(matrix_.cols()));
     const void* input = x.data();
     if (kernel.prepare_input != nullptr) {
-      kernel.prepare_input(x.data(), matrix_.cols(), rows, matrix_.cols(), prepared.data());
+      kernel.prepare_input(x.data(), matrix_.cols(), rows, matrix_.cols(), prepared.data(),
+                           kernel.input_row_bytes(matrix_.cols()));
       input = prepared.data();
     }
     for (std::size_t panel = 0; panel < matrix_.panels(); ++panel) {

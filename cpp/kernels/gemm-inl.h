@@ -106,14 +106,7 @@ struct Product {
 // y [kRows, kPanelWidth] (+)= the sums of kBlocks adjoining blocks of `steps` steps.
 template <class Panel, std::size_t kRows, std::size_t kBlocks, bool kFetchNext>
 inline void Tile(const Product<Panel>& p, std::size_t steps, bool accumulate) noexcept {
-  if constexpr (!kFetchNext) {
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const auto* y = reinterpret_cast<const char*>(p.y + r * p.y_stride);
-      for (std::size_t at = 0; at < kPanelWidth * sizeof(float); at += 64) {
-        Vector::PrefetchSoon(y + at);
-      }
-    }
-  }
+  if constexpr (!kFetchNext) FetchResults<kRows>(p.y, p.y_stride);
   Vector::F sums[kBlocks][kRows][2];
 #pragma GCC unroll 16
   for (std::size_t b = 0; b < kBlocks; ++b) {
@@ -289,6 +282,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .pack_panel = &PackPanel<Panel>,
           .unpack_row = &UnpackRow<Panel>,
           .input_row_bytes = &NoInputRowBytes,
+          .input_unit = Panel::kPerStep,
           .prepare_input = nullptr,
           .multiply = &Multiply<Panel>};
 }

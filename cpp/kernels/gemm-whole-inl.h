@@ -15,7 +15,7 @@
 // 12 chains of dot products keep two pipes busy for more than their latency of 4 or 5 cycles, and
 // 8 loads a step fit beside them.
 //
-// Groups are cut into equal blocks of about 16 KiB of the panel at most, which stay in the L1 cache
+// Groups are cut into equal blocks of about 24 KiB of the panel at most, which stay in the L1 cache
 // with the rows that pass over them; a block's sum starts from zero and is added to y. Every
 // row takes the same course whatever the tile's height. One row alone has two chains, which wait
 // for their latency: 32 bytes a cycle at 16 lanes, still several times what memory delivers.
@@ -120,12 +120,7 @@ inline void Tile(const Product<Weights>& p, std::size_t groups, std::size_t last
   Vector::F sums[kRows][2];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vector::Zero();
-#pragma GCC unroll 16
-  for (std::size_t r = 0; r < kRows; ++r) {
-    for (std::size_t half = 0; half < 2; ++half) {
-      __builtin_prefetch(p.y + r * p.y_stride + half * Vector::kLanes, 1, 3);
-    }
-  }
+  if constexpr (!kFetchNext) FetchResults<kRows>(p.y, p.y_stride);
   const std::size_t full = last_steps == kSteps ? groups : groups - 1;
   for (std::size_t group = 0; group < full; ++group) {
     AddGroup<Weights, kRows, kFetchNext>(p, group, kSteps, sums);
@@ -184,9 +179,10 @@ std::size_t InputRowBytes(std::size_t k) noexcept {
 
 template <class Dot>
 void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                  void* prepared) noexcept {
-  auto* to = static_cast<typename Dot::Input*>(prepared);
+                  void* prepared, std::size_t prepared_stride) noexcept {
   for (std::size_t r = 0; r < rows; ++r) {
+    auto* row = static_cast<std::byte*>(prepared) + r * prepared_stride;
+    auto* to = reinterpret_cast<typename Dot::Input*>(row);
     for (std::size_t i = 0; i < k; i += Dot::kGroup) {
       Dot::Prepare(x + r * stride + i, k - i < Dot::kGroup ? k - i : Dot::kGroup, *to++);
     }
@@ -270,6 +266,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .pack_panel = &PackPanel<Weights>,
           .unpack_row = &UnpackRow<Weights>,
           .input_row_bytes = &InputRowBytes<Dot>,
+          .input_unit = Dot::kGroup,
           .prepare_input = &PrepareInput<Dot>,
           .multiply = &Multiply<Weights>};
 }

@@ -37,10 +37,15 @@ struct GemmKernel {
   // they are.
   std::size_t (*input_row_bytes)(std::size_t k) noexcept;
 
+  // Columns of x that are prepared together: input_unit * n of them take input_row_bytes of as
+  // many, whatever follows.
+  std::size_t input_unit;
+
   // Rewrites x [rows, k] (float32, rows `stride` floats apart) into the form that `multiply`
-  // reads, rows input_row_bytes(k) apart (`prepared` is aligned to 4). Null where that is 0.
+  // reads, rows `prepared_stride` bytes apart, a multiple of 4 (`prepared` is aligned to 4).
+  // `multiply` wants them input_row_bytes apart. Null where that is 0.
   void (*prepare_input)(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                        void* prepared) noexcept;
+                        void* prepared, std::size_t prepared_stride) noexcept;
 
   // y[r, c] (+)= sum_k x[r, k] W[c, k] for r < rows and c < outputs <= panel_width.
   // x is float32 rows `x_stride` floats apart, or what prepare_input made (x_stride ignored).

@@ -2,12 +2,11 @@
 //
 // The inputs of a matrix product are cut into groups, kInt8Group or kInt4Group of them: weights in
 // each output, activations in each row. For int8 a whole group is rotated first: the Walsh-Hadamard
-// transform, butterflies of sums and differences over strides of 32, 16 ... 1, turns x into t and the
-// weights, divided by kInt8Group, into u, so that t . u = x . w (Ashkboos et al. 2024, QuaRot; here
-// within a group). An
-// outlier is spread over its group and no longer takes all of its resolution: the products of
-// smollm2-135m's layers are off by 0.3 to 0.7 % of their size instead of 0.6 to 1.8 %. A last group
-// that is short stays as it is.
+// transform, butterflies of sums and differences over strides of 32, 16 ... 1, turns x into t and
+// the weights, divided by kInt8Group, into u, so that t . u = x . w (Ashkboos et al. 2024, QuaRot;
+// here within a group). An outlier is spread over its group and no longer takes all of its
+// resolution: the products of smollm2-135m's layers are off by 0.3 to 0.7 % of their size instead
+// of 0.6 to 1.8 %. A last group that is short stays as it is.
 //
 // A group of int8 values is q[i] = round(v[i] * (1 / scale)), -127 <= q <= 127, to nearest, ties
 // to even, with scale = max |v| / 127, but not below kSmallestScale: the reciprocal of a smaller
@@ -27,7 +26,8 @@
 // Why 64 for int8: the largest of 64 normal values is 2.4 standard deviations, a rounding is then
 // off by 0.59 % of one (of 32 values: 0.53 %), and a rotation spreads an outlier twice as far. A
 // scale of 2 bytes adds 3 % to the weights, and adding a group up costs two multiplications to 16
-// dot products of 4. int4 has less to lose by its activations than by coarser scales of its weights.
+// dot products of 4. int4 has less to lose by its activations than by coarser scales of its
+// weights.
 #pragma once
 
 #include <cstddef>

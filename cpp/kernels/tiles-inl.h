@@ -43,6 +43,19 @@ inline void ForTiles(std::size_t rows, const Run& run) noexcept {
   }
 }
 
+// The lines of y [kRows, kPanelWidth] that a tile will add to: by the time it has its sums they are
+// there.
+template <std::size_t kRows>
+inline void FetchResults(const float* y, std::size_t y_stride) noexcept {
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const auto* row = reinterpret_cast<const char*>(y + r * y_stride);
+    for (std::size_t at = 0; at < kPanelWidth * sizeof(float); at += 64) {
+      Vector::PrefetchSoon(row + at);
+    }
+  }
+}
+
 // Lets run(first_row, height, copy) compute rows [height, kPanelWidth] in a copy of y, some at a
 // time, of which `outputs` columns go to y.
 template <std::size_t kCopyRows, class Run>

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "ops/activation.h"
+#include "ops/gated.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 
@@ -143,21 +144,20 @@ void LayerPass::Run(const FfnStep& step, float* hidden) const {
   const float* x = Norm(hidden, w.norm);
   Observe(step.layer, Site::ffn_normed, x, n_channels_);
 
-  const std::size_t n_neurons = step.n_neurons;
-  auto* gate = workspace.Take<float>(rows_ * n_neurons);  // [rows, n_neurons]
-  auto* up = workspace.Take<float>(rows_ * n_neurons);    // [rows, n_neurons]
-  const ops::LinearOutput gate_up[] = {
-      {*w.gate.weight, gate, n_neurons, w.gate.BiasData()},
-      {*w.up.weight, up, n_neurons, w.up.BiasData()},
-  };
-  ops::Linear(context_.pool, workspace, x, n_channels_, rows_, gate_up);
-  ops::SiluMultiply(context_, gate, up, rows_, n_neurons, gate);
-  if (!step.neuron_mask.empty()) {
-    ops::MultiplyRows(context_, step.neuron_mask.data(), rows_, n_neurons, gate);
-  }
-  Observe(step.layer, Site::ffn_neurons, gate, n_neurons);
-  ops::Linear(context_.pool, workspace, *w.down.weight, gate, n_neurons, rows_, hidden, n_channels_,
-              w.down.BiasData(), true);
+  const std::size_t n = step.n_neurons;
+  float* neurons = nullptr;  // [rows, n], where somebody looks at them
+  if (taps_.Has(step.layer, Site::ffn_neurons)) neurons = workspace.Take<float>(rows_ * n);
+  const ops::GatedLayers layers{*w.gate.weight,
+                                w.gate.BiasData(),
+                                *w.up.weight,
+                                w.up.BiasData(),
+                                context_.kernels.silu_multiply,
+                                step.neuron_mask.empty() ? nullptr : step.neuron_mask.data()};
+  const ops::LinearInput joined =
+      ops::GatedNeurons(context_, layers, x, n_channels_, rows_, w.down.weight->kernel(), neurons);
+  if (neurons != nullptr) Observe(step.layer, Site::ffn_neurons, neurons, n);
+  ops::Linear(context_.pool, joined,
+              {*w.down.weight, hidden, n_channels_, w.down.BiasData(), true});
 }
 
 // hidden += W norm(hidden)

@@ -36,6 +36,9 @@ class Taps {
   // `destination` [all rows of the run, width of the site].
   void AddCapture(std::size_t layer, Site site, float* destination);
 
+  // Whether anybody looks at the site.
+  bool Has(std::size_t layer, Site site) const { return taps_.contains({layer, site}); }
+
   // x [rows, width]; the first of the rows is row `first_row` of the run.
   void Observe(std::size_t layer, Site site, const float* x, std::size_t first_row,
                std::size_t rows, std::size_t width) const;

@@ -4,15 +4,6 @@
 
 namespace slimformer::ops {
 
-void SiluMultiply(const Context& context, const float* gate, const float* up, std::size_t rows,
-                  std::size_t n, float* y) {
-  ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) {
-      context.kernels.silu_multiply(gate + r * n, up + r * n, n, y + r * n);
-    }
-  });
-}
-
 void MultiplyRows(const Context& context, const float* factors, std::size_t rows, std::size_t n,
                   float* x) {
   ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {

@@ -1,4 +1,4 @@
-// Element-wise activations.
+// Element-wise operations on rows.
 #pragma once
 
 #include <cstddef>
@@ -6,10 +6,6 @@
 #include "ops/context.h"
 
 namespace slimformer::ops {
-
-// y = silu(gate) * up (Shazeer 2020), all [rows, n]; y may be gate or up.
-void SiluMultiply(const Context& context, const float* gate, const float* up, std::size_t rows,
-                  std::size_t n, float* y);
 
 // x[r] *= factors, x [rows, n], factors [n].
 void MultiplyRows(const Context& context, const float* factors, std::size_t rows, std::size_t n,

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "base/thread_pool.h"
+#include "ops/linear_input.h"
 #include "tensor/packed_matrix.h"
 #include "tensor/workspace.h"
 
@@ -27,7 +28,10 @@ struct LinearOutput {
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std::size_t x_stride,
             std::size_t rows, std::span<const LinearOutput> outputs);
 
-// The same for a single layer.
+// A single layer over rows that are in the form its matrix reads.
+void Linear(ThreadPool& pool, const LinearInput& x, const LinearOutput& output);
+
+// A single layer over float32 rows.
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const tensor::PackedMatrix& matrix,
             const float* x, std::size_t x_stride, std::size_t rows, float* y, std::size_t y_stride,
             const float* bias = nullptr, bool accumulate = false);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "ops/linear_input.h"
 #include "ops/rows.h"
 
 namespace slimformer::ops {
@@ -42,15 +43,8 @@ struct Tiles {
 Tiles PrepareTiles(ThreadPool& pool, tensor::Workspace& workspace, const kernels::GemmKernel& gemm,
                    const float* left, std::size_t width, std::size_t rows) {
   const std::size_t count = (width + kTileColumns - 1) / kTileColumns;
-  if (gemm.prepare_input == nullptr) {
-    return {reinterpret_cast<const std::byte*>(left), kTileColumns * rows * sizeof(float), count};
-  }
-  const std::size_t row_bytes = gemm.input_row_bytes(rows);
-  auto* prepared = workspace.Take<std::byte>(width * row_bytes);
-  ForRows(pool, width, rows, [&](std::size_t begin, std::size_t end) {
-    gemm.prepare_input(left + begin * rows, rows, end - begin, rows, prepared + begin * row_bytes);
-  });
-  return {prepared, kTileColumns * row_bytes, count};
+  const LinearInput input = PrepareInput(pool, workspace, gemm, left, rows, width, rows);
+  return {input.data, kTileColumns * input.row_bytes, count};
 }
 
 }  // namespace

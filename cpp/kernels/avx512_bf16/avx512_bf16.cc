@@ -91,10 +91,10 @@ std::size_t InputRowBytes(std::size_t k) noexcept {
 
 // prepared [rows, steps], a pair of bfloat16 each.
 void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                  void* prepared) noexcept {
-  const std::size_t steps = Steps<Bf16DotPanel>(k);
+                  void* prepared, std::size_t prepared_stride) noexcept {
   for (std::size_t r = 0; r < rows; ++r) {
-    auto* to = static_cast<std::uint16_t*>(prepared) + r * 2 * steps;
+    auto* row = static_cast<std::byte*>(prepared) + r * prepared_stride;
+    auto* to = reinterpret_cast<std::uint16_t*>(row);
     const float* from = x + r * stride;
     std::size_t i = 0;
     for (; i + Vector::kLanes <= k; i += Vector::kLanes) {

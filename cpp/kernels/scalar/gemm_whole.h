@@ -52,7 +52,8 @@ struct Int8Weights {
   }
 };
 
-// [16] scales and minima (bfloat16), [inputs / 2][16] bytes, the earlier input in the low four bits.
+// [16] scales and minima (bfloat16), [inputs / 2][16] bytes, the earlier input in the low four
+// bits.
 struct Int4Weights {
   static constexpr std::size_t kGroup = kInt4Group;
   static constexpr bool kRotated = false;
@@ -174,6 +175,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .pack_panel = &PackPanel<Weights>,
           .unpack_row = &UnpackRow<Weights>,
           .input_row_bytes = &InputRowBytes<Weights::kGroup>,
+          .input_unit = Weights::kGroup,
           .prepare_input = &PrepareInput<Weights::kGroup, Weights::kRotated>,
           .multiply = &Multiply<Weights>};
 }

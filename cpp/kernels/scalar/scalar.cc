@@ -117,6 +117,7 @@ constexpr GemmKernel MakeGemm() noexcept {
           .pack_panel = &PackPanel<Weight>,
           .unpack_row = &UnpackRow<Weight>,
           .input_row_bytes = &NoInputRowBytes,
+          .input_unit = 1,
           .prepare_input = nullptr,
           .multiply = &Multiply<Weight>};
 }

@@ -73,9 +73,10 @@ std::size_t InputRowBytes(std::size_t k) noexcept {
 
 template <std::size_t kGroup, bool kRotated>
 void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                  void* prepared) noexcept {
-  auto* to = static_cast<Input<kGroup>*>(prepared);
+                  void* prepared, std::size_t prepared_stride) noexcept {
   for (std::size_t r = 0; r < rows; ++r) {
+    auto* row = static_cast<unsigned char*>(prepared) + r * prepared_stride;
+    auto* to = reinterpret_cast<Input<kGroup>*>(row);
     for (std::size_t first = 0; first < k; first += kGroup, ++to) {
       const std::size_t n = k - first < kGroup ? k - first : kGroup;
       float values[kGroup];

@@ -1,0 +1,96 @@
+#include "ops/gated.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "ops/panels.h"
+
+namespace slimformer::ops {
+namespace {
+
+// One thread's products of a block of rows, [rows of the block, unit] each.
+struct Scratch {
+  float* gate;
+  float* up;
+};
+
+// Where the neurons of all rows go: as float32 values, or prepared for a reader.
+struct Target {
+  float* values;  // [rows, neurons] or null
+  std::byte* prepared;
+  std::size_t row_bytes;
+};
+
+}  // namespace
+
+LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, const float* x,
+                         std::size_t x_stride, std::size_t rows, const kernels::GemmKernel& reader,
+                         float* neurons) {
+  tensor::Workspace& workspace = context.workspace;
+  const std::size_t n = layers.gate.rows();
+  if (neurons == nullptr && reader.prepare_input == nullptr) {
+    neurons = workspace.Take<float>(rows * n);
+  }
+  Target target{neurons, nullptr, InputRowBytes(reader, n)};
+  if (neurons == nullptr) target.prepared = workspace.Take<std::byte>(rows * target.row_bytes);
+
+  {
+    const tensor::Workspace::Frame frame(workspace);
+    const kernels::GemmKernel& kernel = layers.gate.kernel();
+    const LinearInput input =
+        PrepareInput(context.pool, workspace, kernel, x, x_stride, rows, layers.gate.cols());
+    const RowBlocks blocks = CutRows(rows, input.cols, kernel);
+    // Whole panels of both layers that are whole pieces of the reader's input.
+    const std::size_t unit = std::lcm(kernel.panel_width, reader.input_unit);
+    const std::size_t unit_panels = unit / kernel.panel_width;
+    const std::size_t units = DivideUp(n, unit);
+    const std::size_t height = std::min(blocks.rows, blocks.height);
+    const auto threads = static_cast<std::size_t>(context.pool.size());
+    const std::size_t of_task = UnitsOfTask(units, 4 * height * input.cols * unit,
+                                            layers.gate.bytes() + layers.up.bytes(), threads);
+    std::vector<Scratch> scratch;
+    for (std::size_t worker = 0; worker < threads; ++worker) {
+      scratch.push_back(
+          {workspace.Take<float>(height * unit), workspace.Take<float>(height * unit)});
+    }
+
+    const std::size_t groups = DivideUp(units, of_task);
+    context.pool.ParallelFor(blocks.count * groups, [&](std::size_t task, int worker) {
+      const Scratch& mine = scratch[static_cast<std::size_t>(worker)];
+      const std::size_t row = blocks.First(task / groups);
+      const std::size_t block_rows = blocks.Height(task / groups);
+      const std::size_t first = task % groups * of_task;
+      for (std::size_t i = first; i < std::min(first + of_task, units); ++i) {
+        const std::size_t panel = i * unit_panels;
+        const std::size_t end = std::min(panel + unit_panels, layers.gate.panels());
+        RunPanels(layers.gate, layers.gate_bias, input, row, block_rows, panel, end, false,
+                  mine.gate, unit);
+        RunPanels(layers.up, layers.up_bias, input, row, block_rows, panel, end, false, mine.up,
+                  unit);
+        const std::size_t column = i * unit;
+        const std::size_t width = std::min(unit, n - column);
+        for (std::size_t r = 0; r < block_rows; ++r) {
+          float* to = target.values != nullptr ? target.values + (row + r) * n + column
+                                               : mine.gate + r * unit;
+          layers.join(mine.gate + r * unit, mine.up + r * unit, width, to);
+          if (layers.factors != nullptr) {
+            context.kernels.multiply(layers.factors + column, width, to);
+          }
+        }
+        if (target.values == nullptr) {
+          reader.prepare_input(
+              mine.gate, unit, block_rows, width,
+              target.prepared + row * target.row_bytes + reader.input_row_bytes(column),
+              target.row_bytes);
+        }
+      }
+    });
+  }
+  if (target.values != nullptr) {
+    return PrepareInput(context.pool, workspace, reader, target.values, n, rows, n);
+  }
+  return {target.prepared, n, target.row_bytes, rows, n};
+}
+
+}  // namespace slimformer::ops

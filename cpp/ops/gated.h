@@ -1,0 +1,32 @@
+// The two layers of a gated FFN and their activation, in one pass.
+#pragma once
+
+#include <cstddef>
+
+#include "ops/context.h"
+#include "ops/linear_input.h"
+#include "tensor/packed_matrix.h"
+
+namespace slimformer::ops {
+
+// Layers gate and up, both [neurons, inputs] of one weight type, and how to join what they make.
+struct GatedLayers {
+  const tensor::PackedMatrix& gate;
+  const float* gate_bias;  // [neurons] or null
+  const tensor::PackedMatrix& up;
+  const float* up_bias;  // [neurons] or null
+
+  // y = activation(gate) * up, [n]; y may be gate.
+  void (*join)(const float* gate, const float* up, std::size_t n, float* y) noexcept;
+  const float* factors;  // [neurons] that multiply what was joined, or null
+};
+
+// activation(gate(x)) * up(x) for x [rows, inputs] (rows `x_stride` floats apart), in the form in
+// which `reader` reads it and in memory of the workspace. Some neurons of some rows at a time pass
+// from product to activation to that form in the cache; their float32 values are written to
+// memory where `reader` takes those, or where they are asked for: neurons [rows, neurons] or null.
+LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, const float* x,
+                         std::size_t x_stride, std::size_t rows, const kernels::GemmKernel& reader,
+                         float* neurons);
+
+}  // namespace slimformer::ops

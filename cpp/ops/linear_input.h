@@ -1,0 +1,31 @@
+// The rows that matrix products read, in the form in which their kernel reads them.
+#pragma once
+
+#include <cstddef>
+
+#include "base/thread_pool.h"
+#include "kernels/kernel_table.h"
+#include "tensor/workspace.h"
+
+namespace slimformer::ops {
+
+// x [rows, cols]. Kernels whose `prepare_input` is the same read the same form.
+struct LinearInput {
+  const std::byte* data;
+  std::size_t stride;     // floats from row to row; of no meaning where x was prepared
+  std::size_t row_bytes;  // from row to row
+  std::size_t rows;
+  std::size_t cols;
+
+  const void* Row(std::size_t row) const { return data + row * row_bytes; }
+};
+
+// Bytes of a row as the kernel reads it.
+std::size_t InputRowBytes(const kernels::GemmKernel& kernel, std::size_t cols);
+
+// x itself (rows `x_stride` floats apart), or a copy in memory of the workspace.
+LinearInput PrepareInput(ThreadPool& pool, tensor::Workspace& workspace,
+                         const kernels::GemmKernel& kernel, const float* x, std::size_t x_stride,
+                         std::size_t rows, std::size_t cols);
+
+}  // namespace slimformer::ops

@@ -1,0 +1,54 @@
+#include "ops/panels.h"
+
+#include "kernels/kernel_table.h"
+
+namespace slimformer::ops {
+namespace {
+
+// Well inside a second-level cache of 1 MiB or more.
+constexpr std::size_t kRowBlockBytes = std::size_t{384} << 10;
+constexpr std::size_t kMostBlockRows = 192;
+
+// A task is worth handing out from some ten microseconds of arithmetic on. Where reading weights is
+// what takes time, every thread gets the same number of tasks, as few as this size allows: at the
+// end of each, what it fetched ahead is another thread's to use.
+constexpr std::size_t kTaskFlops = std::size_t{4} << 20;
+constexpr std::size_t kTaskBytes = std::size_t{512} << 10;
+
+void AddBias(const float* bias, std::size_t outputs, std::size_t rows, float* y,
+             std::size_t y_stride) {
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t c = 0; c < outputs; ++c) y[r * y_stride + c] += bias[c];
+  }
+}
+
+}  // namespace
+
+RowBlocks CutRows(std::size_t rows, std::size_t cols, const kernels::GemmKernel& kernel) {
+  const std::size_t fitting = kRowBlockBytes / InputRowBytes(kernel, cols);
+  const std::size_t most = std::clamp(fitting, 4 * kernel.tile_rows, kMostBlockRows);
+  const std::size_t height = RoundUp(DivideUp(rows, DivideUp(rows, most)), kernel.tile_rows);
+  return {rows, height, DivideUp(rows, height)};
+}
+
+std::size_t UnitsOfTask(std::size_t units, std::size_t unit_flops, std::size_t bytes,
+                        std::size_t threads) {
+  const std::size_t tasks = RoundUp(DivideUp(bytes, kTaskBytes), threads);
+  return std::min(DivideUp(kTaskFlops, unit_flops), DivideUp(units, tasks));
+}
+
+void RunPanels(const tensor::PackedMatrix& matrix, const float* bias, const LinearInput& x,
+               std::size_t first_row, std::size_t height, std::size_t first, std::size_t last,
+               bool accumulate, float* y, std::size_t y_stride) {
+  const kernels::GemmKernel& kernel = matrix.kernel();
+  for (std::size_t panel = first; panel < last; ++panel) {
+    const std::size_t column = panel * kernel.panel_width;
+    const std::size_t outputs = std::min(kernel.panel_width, matrix.rows() - column);
+    kernel.multiply(x.Row(first_row), x.stride, height, matrix.panel(panel), matrix.cols(), y,
+                    y_stride, outputs, accumulate);
+    if (bias != nullptr) AddBias(bias + column, outputs, height, y, y_stride);
+    y += kernel.panel_width;
+  }
+}
+
+}  // namespace slimformer::ops

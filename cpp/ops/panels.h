@@ -1,0 +1,40 @@
+// How the work of matrix products is cut: rows into blocks, panels into tasks.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "ops/linear_input.h"
+#include "tensor/packed_matrix.h"
+
+namespace slimformer::ops {
+
+constexpr std::size_t DivideUp(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit; }
+constexpr std::size_t RoundUp(std::size_t n, std::size_t unit) { return DivideUp(n, unit) * unit; }
+
+// Rows are cut into blocks of `height`, the last one lower. A block of rows of x stays in the
+// second-level cache while all panels of the weights pass over it.
+struct RowBlocks {
+  std::size_t rows;
+  std::size_t height;
+  std::size_t count;
+
+  std::size_t First(std::size_t block) const { return block * height; }
+  std::size_t Height(std::size_t block) const { return std::min(height, rows - First(block)); }
+};
+
+RowBlocks CutRows(std::size_t rows, std::size_t cols, const kernels::GemmKernel& kernel);
+
+// How many of `units` pieces of the weights, `bytes` in all, one task multiplies by one block of
+// rows, where a unit takes `unit_flops` operations.
+std::size_t UnitsOfTask(std::size_t units, std::size_t unit_flops, std::size_t bytes,
+                        std::size_t threads);
+
+// y [height, outputs of the panels] (+)= rows [first_row, first_row + height) of x times panels
+// [first, last) + bias [rows of the matrix], which may be null. Rows of y are y_stride floats
+// apart.
+void RunPanels(const tensor::PackedMatrix& matrix, const float* bias, const LinearInput& x,
+               std::size_t first_row, std::size_t height, std::size_t first, std::size_t last,
+               bool accumulate, float* y, std::size_t y_stride);
+
+}  // namespace slimformer::ops

@@ -26,8 +26,8 @@ struct PairDot {
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int16_t*>(input.steps);
-    const float sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
-    input.sum = sum * input.scale;
+    const std::int32_t sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
+    input.sum = static_cast<float>(sum) * input.scale;
   }
   static I MulAdd(I x, I w, I sum) noexcept { return Vector::MulAddPairs(x, w, sum); }
 

@@ -49,35 +49,37 @@ inline void Rotate(const float* x, float factor, float* to) noexcept {
 
 // The scale of x [n]: NaN where a value is not finite.
 inline float ScaleOf(const float* x, std::size_t n) noexcept {
-  Vector::F largest = Vector::Zero();
-  Vector::F poison = Vector::Zero();  // 0, or NaN
+  Vector::I largest = Vector::ZeroInt();
   for (std::size_t i = 0; i < n; i += Vector::kLanes) {
-    const Vector::F v = LoadLanes(x + i, n - i);
-    largest = Vector::Max(largest, Vector::Abs(v));
-    poison = Vector::MulAdd(v, Vector::Zero(), poison);
+    largest = Vector::MaxMagnitude(largest, LoadLanes(x + i, n - i));
   }
-  const float scale = Vector::MaxLanes(largest) / kLargestInt8;
-  return (scale > kSmallestScale ? scale : kSmallestScale) + Vector::SumLanes(poison);
+  const auto magnitude = __builtin_bit_cast(float, Vector::MaxLanes(largest));
+  if (!(magnitude < __builtin_inff())) return __builtin_nanf("");
+  const float scale = magnitude / kLargestInt8;
+  return scale > kSmallestScale ? scale : kSmallestScale;
 }
 
 // to [kGroup] = x [n] / scale, whole numbers, zeros beyond n; returns their sum. Integer is int8_t
-// or int16_t. Where the scale is NaN, so is the sum, and what is written is of no consequence.
+// or int16_t. Where the scale is NaN what is written and returned is of no consequence.
 template <std::size_t kGroup, class Integer>
-inline float QuantiseGroup(const float* x, std::size_t n, float scale, Integer* to) noexcept {
+inline std::int32_t QuantiseGroup(const float* x, std::size_t n, float scale,
+                                  Integer* to) noexcept {
   const Vector::F inverse = Vector::Set(1.0F / scale);
-  Vector::F sum = Vector::Zero();
+  Vector::I sum = Vector::ZeroInt();
+#pragma GCC unroll 8
   for (std::size_t i = 0; i < kGroup; i += Vector::kLanes) {
     const Vector::F v = i < n ? LoadLanes(x + i, n - i) : Vector::Zero();
-    const Vector::F whole = Vector::Round(Vector::Mul(v, inverse));
+    const Vector::I whole = Vector::ToInt(Vector::Mul(v, inverse));
     Vector::StoreWhole(to + i, whole);
-    sum = Vector::Add(sum, whole);
+    sum = Vector::AddInt(sum, whole);
   }
   return Vector::SumLanes(sum);
 }
 
 // A group of activations, rotated if that is wanted: to [kGroup] and its scale; returns the sum.
 template <std::size_t kGroup, bool kRotated, class Integer>
-inline float QuantiseInput(const float* x, std::size_t n, Integer* to, float& scale) noexcept {
+inline std::int32_t QuantiseInput(const float* x, std::size_t n, Integer* to,
+                                  float& scale) noexcept {
   float rotated[kGroup];
   if (kRotated && n == kGroup) {
     Rotate<kGroup>(x, 1.0F, rotated);

@@ -112,12 +112,32 @@ struct Vector {
     high = _mm256_srli_epi16(bytes, 4);
   }
 
+  // The nearest whole numbers, ties to even.
+  static I ToInt(F x) noexcept { return _mm256_cvtps_epi32(x); }
+
   // Whole numbers within the range of int16.
-  static void StoreWhole(std::int16_t* p, F x) noexcept {
-    const __m256i whole = _mm256_cvtps_epi32(x);
+  static void StoreWhole(std::int16_t* p, I x) noexcept {
     const __m128i packed =
-        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+
+  static I AddInt(I a, I b) noexcept { return _mm256_add_epi32(a, b); }
+  static std::int32_t SumLanes(I x) noexcept {
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+  }
+
+  // The larger of a and the bits of |x|, which are ordered as their values are, infinity and then
+  // NaN above all others.
+  static I MaxMagnitude(I a, F x) noexcept {
+    return _mm256_max_epi32(a, _mm256_castps_si256(Abs(x)));
+  }
+  static std::int32_t MaxLanes(I x) noexcept {
+    __m128i max = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    max = _mm_max_epi32(max, _mm_shuffle_epi32(max, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(max, _mm_shuffle_epi32(max, 0xb1)));
   }
 
   // sum + the products of both int16 of each lane.

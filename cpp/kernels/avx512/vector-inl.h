@@ -90,14 +90,26 @@ struct Vector {
     high = _mm512_srli_epi16(bytes, 4);
   }
 
+  // The nearest whole numbers, ties to even.
+  static I ToInt(F x) noexcept { return _mm512_cvtps_epi32(x); }
+
   // Whole numbers within the range of the type.
-  static void StoreWhole(std::int8_t* p, F x) noexcept {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  static void StoreWhole(std::int8_t* p, I x) noexcept {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
-  static void StoreWhole(std::int16_t* p, F x) noexcept {
-    const __m256i packed = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+  static void StoreWhole(std::int16_t* p, I x) noexcept {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
   }
+
+  static I AddInt(I a, I b) noexcept { return _mm512_add_epi32(a, b); }
+  static std::int32_t SumLanes(I x) noexcept { return _mm512_reduce_add_epi32(x); }
+
+  // The larger of a and the bits of |x|, which are ordered as their values are, infinity and then
+  // NaN above all others.
+  static I MaxMagnitude(I a, F x) noexcept {
+    return _mm512_max_epi32(a, _mm512_castps_si512(_mm512_abs_ps(x)));
+  }
+  static std::int32_t MaxLanes(I x) noexcept { return _mm512_reduce_max_epi32(x); }
 
   // sum + the products of both int16 of each lane.
   static I MulAddPairs(I x, I w, I sum) noexcept {
@@ -108,17 +120,13 @@ struct Vector {
   template <std::size_t kStride>
   static F Butterfly(F x) noexcept {
     if constexpr (kStride == 8) {
-      const F other = _mm512_shuffle_f32x4(x, x, 0x4e);
-      return _mm512_mask_sub_ps(Add(x, other), 0xff00, other, x);
+      return MulAdd(x, Signs<0xff00>(), _mm512_shuffle_f32x4(x, x, 0x4e));
     } else if constexpr (kStride == 4) {
-      const F other = _mm512_shuffle_f32x4(x, x, 0xb1);
-      return _mm512_mask_sub_ps(Add(x, other), 0xf0f0, other, x);
+      return MulAdd(x, Signs<0xf0f0>(), _mm512_shuffle_f32x4(x, x, 0xb1));
     } else if constexpr (kStride == 2) {
-      const F other = _mm512_permute_ps(x, 0x4e);
-      return _mm512_mask_sub_ps(Add(x, other), 0xcccc, other, x);
+      return MulAdd(x, Signs<0xcccc>(), _mm512_permute_ps(x, 0x4e));
     } else {
-      const F other = _mm512_permute_ps(x, 0xb1);
-      return _mm512_mask_sub_ps(Add(x, other), 0xaaaa, other, x);
+      return MulAdd(x, Signs<0xaaaa>(), _mm512_permute_ps(x, 0xb1));
     }
   }
 
@@ -133,6 +141,12 @@ struct Vector {
   }
 
  private:
+  // -1 in the lanes of the mask, 1 in the others.
+  template <__mmask16 kNegative>
+  static F Signs() noexcept {
+    return _mm512_mask_blend_ps(kNegative, Set(1.0F), Set(-1.0F));
+  }
+
   // The lanes whose index is below n, for any n.
   static __mmask16 Below(std::int32_t n) noexcept {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

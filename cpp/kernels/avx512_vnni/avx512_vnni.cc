@@ -22,7 +22,8 @@ struct QuadDot {
   static constexpr std::size_t kGroup = kInputs;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 4;
-  static constexpr int kOffset = 128;
+  static constexpr std::uint32_t kOffset =
+      128;  // unsigned: the sum beside a scale of NaN may be anything
   struct Input {
     std::int32_t steps[kGroup / kPerStep];  // four int8 each
     float scale;
@@ -32,15 +33,17 @@ struct QuadDot {
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int8_t*>(input.steps);
-    const float sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
-    input.sum = sum * input.scale;
-    input.start = sum == sum ? -kOffset * static_cast<std::int32_t>(sum) : 0;
+    const std::int32_t sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
+    input.sum = static_cast<float>(sum) * input.scale;
+    input.start = static_cast<std::int32_t>(-kOffset * static_cast<std::uint32_t>(sum));
   }
   static I MulAdd(I x, I w, I sum) noexcept { return _mm512_dpbusd_epi32(sum, w, x); }
 
   // int8 weights.
-  static std::uint8_t Encode(int q) noexcept { return static_cast<std::uint8_t>(q + kOffset); }
-  static int Decode(std::uint8_t w) noexcept { return w - kOffset; }
+  static std::uint8_t Encode(int q) noexcept {
+    return static_cast<std::uint8_t>(q + static_cast<int>(kOffset));
+  }
+  static int Decode(std::uint8_t w) noexcept { return w - static_cast<int>(kOffset); }
   static I Start(const Input& x) noexcept { return _mm512_set1_epi32(x.start); }
   static I LoadInt8(const std::byte* p) noexcept { return _mm512_load_si512(p); }
 

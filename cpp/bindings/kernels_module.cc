@@ -240,10 +240,11 @@ void BindElementwise(py::module_& m) {
       py::arg("tier"), py::arg("x").noconvert(), py::arg("y").noconvert());
   m.def(
       "scale",
-      [](const std::string& tier, float factor, F32Array y) {
-        Table(tier).scale(factor, Size(y), y.mutable_data());
+      [](const std::string& tier, float factor, const F32Array& x, F32Array y) {
+        Require(Size(x) == Size(y), "lengths differ");
+        Table(tier).scale(factor, x.data(), Size(x), y.mutable_data());
       },
-      py::arg("tier"), py::arg("factor"), py::arg("y").noconvert());
+      py::arg("tier"), py::arg("factor"), py::arg("x").noconvert(), py::arg("y").noconvert());
   m.def(
       "log_sum_exp",
       [](const std::string& tier, const F32Array& x) {

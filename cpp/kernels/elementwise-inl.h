@@ -110,9 +110,9 @@ void MultiplyElements(const float* x, std::size_t n, float* y) noexcept {
   });
 }
 
-void Scale(float factor, std::size_t n, float* y) noexcept {
+void Scale(float factor, const float* x, std::size_t n, float* y) noexcept {
   ForEachVector(n, [&](std::size_t i, auto lanes) {
-    lanes.Store(y + i, Vector::Mul(lanes.Load(y + i), Vector::Set(factor)));
+    lanes.Store(y + i, Vector::Mul(lanes.Load(x + i), Vector::Set(factor)));
   });
 }
 

@@ -107,7 +107,7 @@ struct KernelTable {
 
   void (*add)(const float* x, std::size_t n, float* y) noexcept;              // y += x
   void (*multiply)(const float* x, std::size_t n, float* y) noexcept;         // y *= x
-  void (*scale)(float factor, std::size_t n, float* y) noexcept;              // y *= factor
+  void (*scale)(float factor, const float* x, std::size_t n, float* y) noexcept;  // y = factor x
   float (*log_sum_exp)(const float* x, std::size_t n) noexcept;               // n >= 1
   void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* y) noexcept;  // nearest even
   void (*from_bf16)(const std::uint16_t* x, std::size_t n, float* y) noexcept;

@@ -115,12 +115,10 @@ void GatherQueries(const Context& context, const KvLayout& layout, const Block& 
   for (std::size_t p = 0; p < block.positions; ++p) {
     const float* row = q + (block.sequence->first_row + block.first + p) * q_stride;
     for (const std::size_t head : block.group->heads) {
-      std::copy_n(row + head * layout.head_dim, layout.head_dim, gathered);
+      context.kernels.scale(scale, row + head * layout.head_dim, layout.head_dim, gathered);
       gathered += layout.head_dim;
     }
   }
-  const std::size_t n = block.rows() * layout.head_dim;
-  context.kernels.scale(scale, n, gathered - n);
 }
 
 // Into the second-level cache. One head's part of a page is a few 4 KiB pages of memory, too short
@@ -186,9 +184,8 @@ void ScatterOutputs(const Context& context, const KvLayout& layout, const Block&
   for (std::size_t p = 0; p < block.positions; ++p) {
     float* row = out + (block.sequence->first_row + block.first + p) * out_stride;
     for (const std::size_t head : block.group->heads) {
-      float* target = row + head * layout.value_dim;
-      std::copy_n(softmax.out + r * layout.value_dim, layout.value_dim, target);
-      context.kernels.scale(1.0F / softmax.sum[r], layout.value_dim, target);
+      context.kernels.scale(1.0F / softmax.sum[r], softmax.out + r * layout.value_dim,
+                            layout.value_dim, row + head * layout.value_dim);
       ++r;
     }
   }

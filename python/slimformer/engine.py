@@ -100,7 +100,8 @@ class Engine:
     threads:
         Threads of one forward pass; 0 means one a core.
     kv:
-        Element type of keys and values that sessions keep, unless they ask otherwise.
+        Element type of keys and values that sessions keep, unless they ask otherwise; by default
+        ``f32`` beside ``f32`` weights and ``bf16`` beside all others.
     tier:
         The kernels to use; by default the best that the CPU runs, or what the environment
         variable ``SLIMFORMER_ISA`` names.
@@ -119,10 +120,12 @@ class Engine:
         *,
         weights: Weights = "bf16",
         threads: int = 0,
-        kv: Kv = "f32",
+        kv: Kv | None = None,
         tier: str | None = None,
     ) -> None:
         _check_choice("weights", weights, get_args(Weights))
+        if kv is None:
+            kv = "f32" if weights == "f32" else "bf16"
         _check_choice("kv", kv, get_args(Kv))
         start = time.perf_counter()
         checkpoint = model if isinstance(model, Checkpoint) else load(model)

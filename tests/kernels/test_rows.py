@@ -89,8 +89,8 @@ def test_add_multiply_scale(tier: str, placement: str, n: int, rng: np.random.Ge
     expected = y * x
     kernels.multiply(tier, x, y)
     np.testing.assert_array_equal(y, expected)
-    expected = y * np.float32(0.37)
-    kernels.scale(tier, 0.37, y)
+    expected = x * np.float32(0.37)
+    kernels.scale(tier, 0.37, x, y)
     np.testing.assert_array_equal(y, expected)
 
 

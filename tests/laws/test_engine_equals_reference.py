@@ -84,7 +84,7 @@ def test_everything_at_once(tier: str, weights: Weights) -> None:
     config = every_shape()
     checkpoint = random_checkpoint(config, 1)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, 131)
-    engine = Engine(checkpoint, weights=weights, tier=tier)
+    engine = Engine(checkpoint, weights=weights, tier=tier, kv="f32")
     logits = engine.forward([engine.session()], [tokens], logits="all")
     expected = forward(config, packed_read(checkpoint, weights), tokens.tolist())
     assert agree(engine, logits, expected)

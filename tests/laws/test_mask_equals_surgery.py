@@ -39,7 +39,7 @@ def recipe_of(case: Case, *, units: bool) -> Recipe:
 
 def both(case: Case, recipe: Recipe, weights: str) -> tuple[Engine, Mask, Engine]:
     mask = to_mask(recipe, case.checkpoint.config)
-    slim = Engine(surgery.apply(case.checkpoint, recipe), weights=weights, threads=2)  # type: ignore[arg-type]
+    slim = Engine(surgery.apply(case.checkpoint, recipe), weights=weights, threads=2, kv="f32")  # type: ignore[arg-type]
     return case.engine(weights=weights), mask, slim
 
 

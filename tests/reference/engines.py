@@ -47,7 +47,7 @@ class Case:
     rng: np.random.Generator
 
     def engine(self, **options: Any) -> Engine:
-        return Engine(self.checkpoint, **{"weights": "f32", "threads": 2, **options})
+        return Engine(self.checkpoint, **{"weights": "f32", "threads": 2, "kv": "f32", **options})
 
     def reference(
         self, weights: Weights = "f32", mask: Mask | None = None

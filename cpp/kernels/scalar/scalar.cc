@@ -189,8 +189,8 @@ void MultiplyElements(const float* x, std::size_t n, float* y) noexcept {
   for (std::size_t i = 0; i < n; ++i) y[i] *= x[i];
 }
 
-void Scale(float factor, std::size_t n, float* y) noexcept {
-  for (std::size_t i = 0; i < n; ++i) y[i] *= factor;
+void Scale(float factor, const float* x, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] = factor * x[i];
 }
 
 float LogSumExp(const float* x, std::size_t n) noexcept {

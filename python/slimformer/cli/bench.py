@@ -8,7 +8,7 @@ import typer
 
 from slimformer.cli.console import print_json, print_tables, progress_display
 from slimformer.cli.models import find_gguf, load_engine
-from slimformer.cli.options import JsonOption, Kv, KvOption, ThreadsOption, Weights, WeightsOption
+from slimformer.cli.options import JsonOption, KvOption, ThreadsOption, Weights, WeightsOption
 
 if TYPE_CHECKING:
     from slimformer.engine import Engine
@@ -21,7 +21,7 @@ def bench(
     generate: Annotated[int, typer.Option(min=1, help="Tokens of the decode.")] = 128,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds, after one to warm up.")] = 5,
     weights: WeightsOption = Weights.BF16,
-    kv: KvOption = Kv.F32,
+    kv: KvOption = None,
     threads: ThreadsOption = 0,
     peers: Annotated[
         bool, typer.Option("--peers", help="Time the GGUF files in the installed peers, too.")

@@ -11,7 +11,6 @@ from slimformer.cli.console import print_json, print_tables, progress_display
 from slimformer.cli.models import load_engine
 from slimformer.cli.options import (
     JsonOption,
-    Kv,
     KvOption,
     ThreadsOption,
     Weights,
@@ -47,7 +46,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Answer so many items of each task.")
     ] = None,
     weights: WeightsOption = Weights.BF16,
-    kv: KvOption = Kv.F32,
+    kv: KvOption = None,
     threads: ThreadsOption = 0,
     json: JsonOption = False,
 ) -> None:

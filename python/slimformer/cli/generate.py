@@ -11,7 +11,6 @@ from slimformer.cli.console import print_json
 from slimformer.cli.models import load_engine
 from slimformer.cli.options import (
     JsonOption,
-    Kv,
     KvOption,
     ModelArgument,
     SeedOption,
@@ -54,7 +53,7 @@ def generate(
         int | None, typer.Option(min=0, help="Run no layer after this one.")
     ] = None,
     weights: WeightsOption = Weights.BF16,
-    kv: KvOption = Kv.F32,
+    kv: KvOption = None,
     threads: ThreadsOption = 0,
     json: JsonOption = False,
 ) -> None:

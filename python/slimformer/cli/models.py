@@ -22,12 +22,15 @@ def load_checkpoint(model: str) -> Checkpoint:
 
 
 def load_engine(
-    model: str, *, weights: Weights = Weights.BF16, threads: int = 0, kv: Kv = Kv.F32
+    model: str, *, weights: Weights = Weights.BF16, threads: int = 0, kv: Kv | None = None
 ) -> Engine:
     """Open a model and pack it."""
     from slimformer.engine import Engine
 
-    return Engine(load_checkpoint(model), weights=weights.value, threads=threads, kv=kv.value)
+    checkpoint = load_checkpoint(model)
+    return Engine(
+        checkpoint, weights=weights.value, threads=threads, kv=None if kv is None else kv.value
+    )
 
 
 def find_gguf(model: str) -> Path | None:

@@ -35,7 +35,10 @@ ModelArgument = Annotated[
     ),
 ]
 WeightsOption = Annotated[Weights, typer.Option("--weights", help="Type of the packed weights.")]
-KvOption = Annotated[Kv, typer.Option("--kv", help="Type of cached keys and values.")]
+KvOption = Annotated[
+    Kv | None,
+    typer.Option("--kv", help="Type of cached keys and values; bf16 unless the weights are f32."),
+]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=0, help="Threads; 0 takes all cores.", metavar="N")
 ]

@@ -38,16 +38,18 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, cons
   {
     const tensor::Workspace::Frame frame(workspace);
     const kernels::GemmKernel& kernel = layers.gate.kernel();
-    const LinearInput input =
-        PrepareInput(context.pool, workspace, kernel, x, x_stride, rows, layers.gate.cols());
-    const RowBlocks blocks = CutRows(rows, input.cols, kernel);
+    const std::size_t cols = layers.gate.cols();
+    const kernels::GemmKernel* const kernels[] = {&kernel, &layers.up.kernel()};
+    LinearInput inputs[2];  // as gate reads it, as up does
+    PrepareInputs(context.pool, workspace, kernels, x, x_stride, rows, cols, inputs);
+    const RowBlocks blocks = CutRows(rows, cols, kernel);
     // Whole panels of both layers that are whole pieces of the reader's input.
     const std::size_t unit = std::lcm(kernel.panel_width, reader.input_unit);
     const std::size_t unit_panels = unit / kernel.panel_width;
     const std::size_t units = DivideUp(n, unit);
     const std::size_t height = std::min(blocks.rows, blocks.height);
     const auto threads = static_cast<std::size_t>(context.pool.size());
-    const std::size_t of_task = UnitsOfTask(units, 4 * height * input.cols * unit,
+    const std::size_t of_task = UnitsOfTask(units, 4 * height * cols * unit,
                                             layers.gate.bytes() + layers.up.bytes(), threads);
     std::vector<Scratch> scratch;
     for (std::size_t worker = 0; worker < threads; ++worker) {
@@ -64,9 +66,9 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, cons
       for (std::size_t i = first; i < std::min(first + of_task, units); ++i) {
         const std::size_t panel = i * unit_panels;
         const std::size_t end = std::min(panel + unit_panels, layers.gate.panels());
-        RunPanels(layers.gate, layers.gate_bias, input, row, block_rows, panel, end, false,
+        RunPanels(layers.gate, layers.gate_bias, inputs[0], row, block_rows, panel, end, false,
                   mine.gate, unit);
-        RunPanels(layers.up, layers.up_bias, input, row, block_rows, panel, end, false, mine.up,
+        RunPanels(layers.up, layers.up_bias, inputs[1], row, block_rows, panel, end, false, mine.up,
                   unit);
         const std::size_t column = i * unit;
         const std::size_t width = std::min(unit, n - column);

@@ -9,7 +9,8 @@
 
 namespace slimformer::ops {
 
-// Layers gate and up, both [neurons, inputs] of one weight type, and how to join what they make.
+// Layers gate and up, both [neurons, inputs] with tiles of one shape, and how to join what they
+// make.
 struct GatedLayers {
   const tensor::PackedMatrix& gate;
   const float* gate_bias;  // [neurons] or null

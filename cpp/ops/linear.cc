@@ -48,17 +48,11 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
             std::size_t rows, std::span<const LinearOutput> outputs) {
   if (rows == 0 || outputs.empty()) return;
   const tensor::Workspace::Frame frame(workspace);
+  auto* kernels = workspace.Take<const kernels::GemmKernel*>(outputs.size());
+  for (std::size_t i = 0; i < outputs.size(); ++i) kernels[i] = &outputs[i].matrix.kernel();
   auto* inputs = workspace.Take<LinearInput>(outputs.size());
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    const kernels::GemmKernel& kernel = outputs[i].matrix.kernel();
-    const auto same = std::ranges::find_if(outputs.first(i), [&](const LinearOutput& other) {
-      return other.matrix.kernel().prepare_input == kernel.prepare_input;
-    });
-    const auto before = static_cast<std::size_t>(same - outputs.begin());
-    inputs[i] = before < i ? inputs[before]
-                           : PrepareInput(pool, workspace, kernel, x, x_stride, rows,
-                                          outputs[i].matrix.cols());
-  }
+  PrepareInputs(pool, workspace, {kernels, outputs.size()}, x, x_stride, rows,
+                outputs.front().matrix.cols(), inputs);
   Run(pool, outputs, inputs);
 }
 

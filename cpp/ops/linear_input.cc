@@ -1,5 +1,7 @@
 #include "ops/linear_input.h"
 
+#include <algorithm>
+
 #include "ops/rows.h"
 
 namespace slimformer::ops {
@@ -21,6 +23,18 @@ LinearInput PrepareInput(ThreadPool& pool, tensor::Workspace& workspace,
                          prepared + begin * row_bytes, row_bytes);
   });
   return {prepared, x_stride, row_bytes, rows, cols};
+}
+
+void PrepareInputs(ThreadPool& pool, tensor::Workspace& workspace,
+                   std::span<const kernels::GemmKernel* const> kernels, const float* x,
+                   std::size_t x_stride, std::size_t rows, std::size_t cols, LinearInput* inputs) {
+  for (std::size_t i = 0; i < kernels.size(); ++i) {
+    const auto same = std::ranges::find(kernels.first(i), kernels[i]->prepare_input,
+                                        &kernels::GemmKernel::prepare_input);
+    const auto before = static_cast<std::size_t>(same - kernels.begin());
+    inputs[i] = before < i ? inputs[before]
+                           : PrepareInput(pool, workspace, *kernels[i], x, x_stride, rows, cols);
+  }
 }
 
 }  // namespace slimformer::ops

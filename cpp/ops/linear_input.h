@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "base/thread_pool.h"
 #include "kernels/kernel_table.h"
@@ -27,5 +28,10 @@ std::size_t InputRowBytes(const kernels::GemmKernel& kernel, std::size_t cols);
 LinearInput PrepareInput(ThreadPool& pool, tensor::Workspace& workspace,
                          const kernels::GemmKernel& kernel, const float* x, std::size_t x_stride,
                          std::size_t rows, std::size_t cols);
+
+// The same for several kernels, into inputs [kernels]: each form is made once.
+void PrepareInputs(ThreadPool& pool, tensor::Workspace& workspace,
+                   std::span<const kernels::GemmKernel* const> kernels, const float* x,
+                   std::size_t x_stride, std::size_t rows, std::size_t cols, LinearInput* inputs);
 
 }  // namespace slimformer::ops

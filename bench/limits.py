@@ -1,4 +1,8 @@
-"""What the machine can do at most, measured beside everything else."""
+"""What the machine can do at most, measured beside everything else.
+
+Neighbours of a virtual machine take their share of it, from one second to the next: so a limit is
+measured right before and right after what is compared with it, and the better of both counts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from slimformer.engine import Engine, measure_roofline
+from slimformer.evaluate import Contender, Times
 
 DOT_PRODUCTS: Mapping[tuple[str, str], int] = {
     ("avx512_bf16", "bf16"): 2,
@@ -25,9 +30,9 @@ class Limits:
     gbytes: float
 
     @staticmethod
-    def measure(threads: int) -> Limits:
+    def measure(threads: int, seconds: float = 0.3) -> Limits:
         """Take both now."""
-        found = measure_roofline(threads=threads)
+        found = measure_roofline(threads=threads, seconds=seconds)
         return Limits(found["gflops"], found["gbytes_per_s"])
 
     def most(self, other: Limits) -> Limits:
@@ -37,3 +42,29 @@ class Limits:
     def peak(self, engine: Engine) -> float:
         """Operations per second with an engine's weights on its tier."""
         return self.gflops * DOT_PRODUCTS.get((engine.tier, engine.weights), 1)
+
+
+@dataclasses.dataclass
+class Measured:
+    """A contender, and what the machine could do at the time of each of its runs."""
+
+    contender: Contender
+    threads: int
+    limits: list[Limits] = dataclasses.field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """See Runner."""
+        return self.contender.name
+
+    @property
+    def max_positions(self) -> int:
+        """See Runner."""
+        return self.contender.max_positions
+
+    def run(self, prompt: int, generate: int) -> Times:
+        """See Runner."""
+        before = Limits.measure(self.threads)
+        times = self.contender.run(prompt, generate)
+        self.limits.append(before.most(Limits.measure(self.threads)))
+        return times

@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from limits import Limits
+from limits import Limits, Measured
 from lineup import Team, own_engine
 from slimformer.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, ModelConfig
 from slimformer.engine import Engine, Weights
-from slimformer.evaluate import SHORT_PROMPT, Contender, run_rounds
+from slimformer.evaluate import SHORT_PROMPT, Contender, Runner, run_rounds
 from slimformer.evaluate.speed import decode_bytes, prefill_flops, some_tokens
 
 BATCH = 8
@@ -38,8 +38,10 @@ def compare(
     teams: Sequence[Team], workload: Workload, *, rounds: int, threads: int
 ) -> Iterator[str]:
     """Every team's members in turn; a ratio is how many times as fast as the peer we are."""
-    limits = Limits.measure(threads)
-    runners = [runner for team in teams for runner in (team.ours, *team.peers)]
+    ours = [Measured(team.ours, threads) for team in teams]
+    runners: list[Runner] = []
+    for team, measured in zip(teams, ours, strict=True):
+        runners += [measured, *team.peers]
     times = run_rounds(
         runners,
         prompt=workload.prompt,
@@ -47,10 +49,9 @@ def compare(
         repeat=rounds,
         progress=tell,
     )
-    limits = limits.most(Limits.measure(threads))
     yield f"## {workload}"
     yield ""
-    yield f"Limits meanwhile: {limits.gflops:.0f} GFLOP/s in float32, {limits.gbytes:.1f} GB/s."
+    yield _limits_meanwhile([limits for measured in ours for limits in measured.limits])
     figures = []
     if workload.prompt > SHORT_PROMPT:
         figures.append(("prefill", workload.prompt))
@@ -62,12 +63,14 @@ def compare(
         yield f"| {figure} | tokens/s | we are × | {rate} | of the limit |"
         yield "|---|---:|---:|---:|---:|"
         start = 0
-        for team in teams:
+        for team, measured in zip(teams, ours, strict=True):
             members = (team.ours, *team.peers)
             seconds = [
                 [getattr(row[start + i], figure) for row in times] for i in range(len(members))
             ]
             start += len(members)
+            # The first of a contender's runs is the warm-up.
+            limits = measured.limits[-len(times) :]
             done, share = _used(team.ours.engine, figure, workload, seconds[0], limits)
             for member, theirs in zip(members, seconds, strict=True):
                 cells = [member.name, f"{tokens / statistics.median(theirs):.1f}"]
@@ -80,16 +83,37 @@ def compare(
 
 
 def _used(
-    engine: Engine, figure: str, workload: Workload, seconds: Sequence[float], limits: Limits
+    engine: Engine,
+    figure: str,
+    workload: Workload,
+    seconds: Sequence[float],
+    limits: Sequence[Limits],
 ) -> tuple[float, float]:
-    """Operations or bytes per second, in thousands of millions, and their share of the limit."""
+    """Operations or bytes per second, in thousands of millions, and their share of the limits.
+
+    Medians both; the limits are those of each run.
+    """
     if figure == "prefill":
-        done = prefill_flops(engine.config, workload.prompt) / statistics.median(seconds) / 1e9
-        return done, done / limits.peak(engine)
-    context = workload.prompt + workload.generate / 2
-    read = decode_bytes(engine) + kv_bytes(engine.config, engine.kv) * context
-    done = read * workload.generate / statistics.median(seconds) / 1e9
-    return done, done / limits.gbytes
+        work = prefill_flops(engine.config, workload.prompt)
+        most = [each.peak(engine) for each in limits]
+    else:
+        context = workload.prompt + workload.generate / 2
+        read = decode_bytes(engine) + kv_bytes(engine.config, engine.kv) * context
+        work = read * workload.generate
+        most = [each.gbytes for each in limits]
+    done = [work / each / 1e9 for each in seconds]
+    shares = [rate / limit for rate, limit in zip(done, most, strict=True)]
+    return statistics.median(done), statistics.median(shares)
+
+
+def _limits_meanwhile(limits: Sequence[Limits]) -> str:
+    """What the machine could do at most, from its worst moment to its best."""
+    gflops, gbytes = ([getattr(each, name) for each in limits] for name in ("gflops", "gbytes"))
+    return (
+        f"Limits meanwhile: {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s in float32, "
+        f"{min(gbytes):.0f} to {max(gbytes):.0f} GB/s; shares are of the limit measured right "
+        "before and after each run."
+    )
 
 
 def kv_bytes(config: ModelConfig, kv: str) -> int:

@@ -14,9 +14,10 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-// How long a worker watches for the next loop before it sleeps: some 50 microseconds, longer than
-// the serial stretches between the loops of a forward pass, shorter than anybody's time slice.
-constexpr int kSpins = 2000;
+// How long a worker watches for the next loop before it sleeps: some 100 microseconds, longer than
+// the serial stretches between the loops of a forward pass and what a caller does between two
+// tokens, shorter than anybody's time slice.
+constexpr int kSpins = 8000;
 
 // How long a caller watches for the last tasks before it gives its core to whoever has them.
 constexpr int kSpinsBeforeYield = 2000;

@@ -1,5 +1,5 @@
 # The words of the project; CI uses the same ones.
-#   make setup build test lint peers parity asan bench proportion
+#   make setup build test lint peers parity asan bench bench-avx2 proportion
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +12,7 @@ CPP_FILES = $(wildcard cpp/*/*.h cpp/*/*/*.h cpp/*/*.cc cpp/*/*/*.cc)
 # llama.cpp is built from source, for this machine and without what a comparison does not need.
 PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF
 
-.PHONY: setup build test lint peers parity asan bench proportion clean
+.PHONY: setup build test lint peers parity asan bench bench-avx2 proportion clean
 
 setup: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[test,lint]'
@@ -64,6 +64,18 @@ asan:
 
 bench:
 	PYTHONPATH=tests $(BIN)/python bench/run.py --output bench/RESULTS.md $(BENCH_OPTIONS)
+
+# The AVX2 kernels against a llama.cpp that was built for AVX2 only.
+AVX2_PEER = build/llama_cpp_avx2
+AVX2_CMAKE_ARGS = -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON \
+	-DGGML_BMI2=ON -DGGML_AVX512=OFF
+bench-avx2: $(AVX2_PEER)
+	SLIMFORMER_ISA=avx2 PYTHONPATH=tests:$(AVX2_PEER) $(BIN)/python bench/run.py \
+		--only prefill,decode --peers llama.cpp --output bench/RESULTS-AVX2.md $(BENCH_OPTIONS)
+
+$(AVX2_PEER):
+	CMAKE_ARGS="$(PEER_CMAKE_ARGS) $(AVX2_CMAKE_ARGS)" $(BIN)/pip install --quiet --no-deps \
+		--no-cache-dir --no-binary llama-cpp-python --target $@ 'llama-cpp-python>=0.3.36,<0.4'
 
 # A table of what pruning gains against what it removes, and bench/proportion.png.
 proportion:

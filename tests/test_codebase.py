@@ -26,6 +26,8 @@ CPP_LAYERS = ("base", "kernels", "tensor", "ops", "model", "bindings")
 PYTHON_LEVELS = {
     "errors": 0,
     "progress": 0,
+    "checks": 1,
+    "rope": 1,
     "config": 1,
     "checkpoint": 2,
     "tokenizer": 2,

@@ -85,16 +85,6 @@ std::vector<Array<float>> Score(const PackedModel& model, const Sessions& sessio
   return result;
 }
 
-Array<float> Embed(const PackedModel& model, const py::array& tokens) {
-  const std::vector<std::int32_t> ids = CopyTokens(tokens, "tokens");
-  const model::Transformer& transformer = model.transformer();
-  Array<float> hidden = Empty<float>(ids.size(), Channels(model));
-  float* data = hidden.mutable_data();
-  const py::gil_scoped_release release;
-  transformer.Embed(ids, data);
-  return hidden;
-}
-
 using TapKey = std::pair<std::size_t, std::string>;
 
 std::size_t RequireSite(const model::Plan& plan, const TapKey& key, std::size_t first,
@@ -126,6 +116,25 @@ std::vector<std::size_t> CheckLengths(const std::vector<py::ssize_t>& lengths, s
                                      ", the rows of hidden, found " + std::to_string(sum));
   }
   return checked;
+}
+
+Array<float> Embed(const PackedModel& model, const py::array& tokens,
+                   const std::optional<std::vector<py::ssize_t>>& lengths) {
+  const std::vector<std::int32_t> ids = CopyTokens(tokens, "tokens");
+  const model::Transformer& transformer = model.transformer();
+  const model::ModelSpec& spec = transformer.weights()->spec;
+  std::vector<std::size_t> checked{ids.size()};
+  if (lengths || spec.learned_positions) {
+    std::vector<py::ssize_t> one;
+    if (!ids.empty()) one.push_back(static_cast<py::ssize_t>(ids.size()));
+    checked = CheckLengths(lengths.value_or(one), ids.size(),
+                           static_cast<std::size_t>(spec.max_positions));
+  }
+  Array<float> hidden = Empty<float>(ids.size(), Channels(model));
+  float* data = hidden.mutable_data();
+  const py::gil_scoped_release release;
+  transformer.Embed(ids, checked, data);
+  return hidden;
 }
 
 using Captured = std::map<TapKey, Array<float>>;
@@ -265,7 +274,7 @@ void BindModel(py::module_& module) {
       .def("forward", &Forward, py::arg("sessions"), py::arg("tokens"), py::kw_only(),
            py::arg("logits") = "last")
       .def("score", &Score, py::arg("sessions"), py::arg("tokens"))
-      .def("embed", &Embed, py::arg("tokens"))
+      .def("embed", &Embed, py::arg("tokens"), py::arg("lengths") = py::none())
       .def("run_layers", &RunLayers, py::arg("hidden"), py::arg("lengths"), py::kw_only(),
            py::arg("first"), py::arg("last"), py::arg("plan") = py::none(),
            py::arg("moments") = py::none(), py::arg("capture") = py::tuple())

@@ -178,7 +178,7 @@ py::array_t<std::uint8_t> Guarded(std::size_t bytes, bool before) {
 
 void Attend(const std::string& tier, const F32Array& q, const py::array& keys,
             const py::array& values, const I32Array& begin, const I32Array& end, F32Array max,
-            F32Array sum, F32Array out, F32Array scratch) {
+            F32Array sum, F32Array out, F32Array scratch, float soft_cap) {
   const std::size_t rows = Dim(q, 0);
   const std::size_t head_dim = Dim(q, 1);
   const std::size_t value_dim = Dim(out, 1);
@@ -194,8 +194,17 @@ void Attend(const std::string& tier, const F32Array& q, const py::array& keys,
   const kernels::KernelTable& table = Table(tier);
   const kernels::AttendPage attend = keys.itemsize() == 4 ? table.attend_f32 : table.attend_bf16;
   attend(q.data(), head_dim, rows, keys.data(), values.data(), head_dim, value_dim, begin.data(),
-         end.data(), max.mutable_data(), sum.mutable_data(), out.mutable_data(), value_dim,
-         scratch.mutable_data());
+         end.data(), soft_cap, max.mutable_data(), sum.mutable_data(), out.mutable_data(),
+         value_dim, scratch.mutable_data());
+}
+
+kernels::ActivationKernel ActivationNamed(const kernels::KernelTable& table,
+                                          const std::string& name) {
+  if (name == "silu") return table.silu;
+  if (name == "gelu_tanh") return table.gelu_tanh;
+  if (name == "gelu") return table.gelu;
+  Require(name == "relu", "no such activation");
+  return table.relu;
 }
 
 void BindElementwise(py::module_& m) {
@@ -217,13 +226,32 @@ void BindElementwise(py::module_& m) {
       py::arg("tier"), py::arg("x").noconvert(), py::arg("cosine").noconvert(),
       py::arg("sine").noconvert());
   m.def(
-      "silu_multiply",
-      [](const std::string& tier, const F32Array& gate, const F32Array& up, F32Array y) {
-        Require(Size(gate) == Size(up) && Size(gate) == Size(y), "lengths differ");
-        Table(tier).silu_multiply(gate.data(), up.data(), Size(gate), y.mutable_data());
+      "layer_norm",
+      [](const std::string& tier, const F32Array& x, const F32Array& weight, const F32Array& bias,
+         float eps, F32Array y) {
+        Require(Size(x) == Size(weight) && Size(x) == Size(bias) && Size(x) == Size(y),
+                "lengths differ");
+        Table(tier).layer_norm(x.data(), weight.data(), bias.data(), eps, Size(x),
+                               y.mutable_data());
       },
-      py::arg("tier"), py::arg("gate").noconvert(), py::arg("up").noconvert(),
-      py::arg("y").noconvert());
+      py::arg("tier"), py::arg("x").noconvert(), py::arg("weight").noconvert(),
+      py::arg("bias").noconvert(), py::arg("eps"), py::arg("y").noconvert());
+  m.def(
+      "activate",
+      [](const std::string& tier, const std::string& activation, const F32Array& x,
+         const std::optional<F32Array>& factors, F32Array y) {
+        Require(Size(x) == Size(y) && (!factors || Size(*factors) == Size(x)), "lengths differ");
+        const float* by = factors ? factors->data() : nullptr;
+        ActivationNamed(Table(tier), activation)(x.data(), by, Size(x), y.mutable_data());
+      },
+      py::arg("tier"), py::arg("activation"), py::arg("x").noconvert(),
+      py::arg("factors").noconvert().none(true), py::arg("y").noconvert());
+  m.def(
+      "soft_cap",
+      [](const std::string& tier, float cap, F32Array y) {
+        Table(tier).soft_cap(cap, Size(y), y.mutable_data());
+      },
+      py::arg("tier"), py::arg("cap"), py::arg("y").noconvert());
   m.def(
       "add",
       [](const std::string& tier, const F32Array& x, F32Array y) {
@@ -308,7 +336,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("attend", &Attend, py::arg("tier"), py::arg("q").noconvert(), py::arg("keys"),
         py::arg("values"), py::arg("begin").noconvert(), py::arg("end").noconvert(),
         py::arg("max").noconvert(), py::arg("sum").noconvert(), py::arg("out").noconvert(),
-        py::arg("scratch").noconvert());
+        py::arg("scratch").noconvert(), py::arg("soft_cap") = 0.0F);
   BindElementwise(m);
 
   py::class_<Matrix>(m, "Matrix")

@@ -2,8 +2,10 @@
 
 #include <pybind11/stl.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -30,6 +32,33 @@ std::optional<model::RotarySpec> Rotary(const py::handle& rope) {
   return model::RotarySpec{{checked.data(), checked.data() + checked.size()}};
 }
 
+// One of the values of a Literal.
+template <class T>
+T Choice(const py::handle& config, const char* name,
+         std::initializer_list<std::pair<const char*, T>> choices) {
+  const auto value = Get<std::string>(config, name);
+  for (const auto& [text, choice] : choices) {
+    if (value == text) return choice;
+  }
+  throw Error(ErrorKind::config, std::string(name) + ": cannot use " + value);
+}
+
+model::NormPlace Place(const py::handle& config) {
+  using enum model::NormPlace;
+  return Choice<model::NormPlace>(config, "norm_place",
+                                  {{"before", before}, {"after", after}, {"both", both}});
+}
+
+std::optional<model::QkNormSpec> QueryKeyNorm(const py::handle& config) {
+  if (config.attr("qk_norm").is_none()) return std::nullopt;
+  using enum model::QkNorm;
+  const auto over = Choice<model::QkNorm>(config, "qk_norm", {{"head", head}, {"width", width}});
+  const int head_dim = Get<int>(config, "head_dim");
+  return model::QkNormSpec{over,
+                           Get<std::optional<int>>(config, "q_norm_divisor").value_or(head_dim),
+                           Get<std::optional<int>>(config, "k_norm_divisor").value_or(head_dim)};
+}
+
 model::AttentionSpec Attention(const py::handle& config) {
   return {
       .n_heads = Get<int>(config, "n_heads"),
@@ -41,26 +70,38 @@ model::AttentionSpec Attention(const py::handle& config) {
       .rotary = Rotary(config.attr("rope")),
       .qkv_bias = Get<bool>(config, "qkv_bias"),
       .output_bias = Get<bool>(config, "output_bias"),
+      .norm_place = Place(config),
+      .window = Get<std::optional<int>>(config, "window"),
+      .soft_cap = Get<std::optional<float>>(config, "soft_cap"),
+      .qk_norm = QueryKeyNorm(config),
   };
 }
 
 model::FfnSpec Ffn(const py::handle& config) {
-  return {.n_neurons = Get<int>(config, "n_neurons"), .bias = Get<bool>(config, "bias")};
+  using enum kernels::Activation;
+  return {
+      .n_neurons = Get<int>(config, "n_neurons"),
+      .bias = Get<bool>(config, "bias"),
+      .norm_place = Place(config),
+      .activation = Choice<kernels::Activation>(
+          config, "activation",
+          {{"silu", silu}, {"gelu_tanh", gelu_tanh}, {"gelu", gelu}, {"relu", relu}}),
+      .gated = Get<bool>(config, "gated"),
+  };
 }
 
 model::LinkSpec Link(const py::handle& config) {
-  const auto kind = Get<std::string>(config, "kind");
-  const auto rank = Get<std::optional<int>>(config, "rank");
-  if (kind == "full") return {model::LinkKind::full, rank};
-  if (kind == "low_rank") return {model::LinkKind::low_rank, rank};
-  if (kind == "diagonal") return {model::LinkKind::diagonal, rank};
-  throw Error(ErrorKind::config, "link kind: cannot use " + kind);
+  using enum model::LinkKind;
+  return {Choice<model::LinkKind>(config, "kind",
+                                  {{"full", full}, {"low_rank", low_rank}, {"diagonal", diagonal}}),
+          Get<std::optional<int>>(config, "rank")};
 }
 
 bool IsLink(const py::handle& config) { return py::hasattr(config, "kind"); }
 
 model::LayerSpec Layer(const py::handle& config) {
-  model::LayerSpec layer;
+  model::LayerSpec layer{};
+  layer.parallel = Get<bool>(config, "parallel");
   const py::object attention = config.attr("attention");
   const py::object ffn = config.attr("ffn");
   if (!attention.is_none()) {
@@ -91,7 +132,17 @@ model::ModelSpec SpecFromPython(const py::handle& config) {
       .tied_head = Get<bool>(config, "tied_head"),
       .max_positions = Get<int>(config, "max_positions"),
       .layers = {},
+      .norm = Choice<ops::NormKind>(config, "norm",
+                                    {{"rms", ops::NormKind::rms}, {"layer", ops::NormKind::layer}}),
+      .norm_offset = Get<float>(config, "norm_offset"),
+      .embedding_scale = Get<float>(config, "embedding_scale"),
+      .learned_positions = std::nullopt,
+      .position_offset = Get<int>(config, "position_offset"),
+      .logit_soft_cap = Get<std::optional<float>>(config, "logit_soft_cap"),
   };
+  if (Get<bool>(config, "learned_positions")) {
+    spec.learned_positions = spec.max_positions + spec.position_offset;
+  }
   for (const py::handle layer : config.attr("layers")) spec.layers.push_back(Layer(layer));
   model::Validate(spec);
   return spec;

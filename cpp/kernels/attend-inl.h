@@ -21,6 +21,7 @@
 
 #include "kernels/exp-inl.h"
 #include "kernels/kernel_table.h"
+#include "kernels/tanh-inl.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -164,12 +165,13 @@ inline void LastValues(const typename Page::Multiplier* weights, const typename 
   Vector::Store(out, columns, Vector::MulAdd(before, Vector::Set(factor), sum));
 }
 
-// Turns the scores of positions [begin, end) of one row into weights exp(score - max), those of the
-// other positions in [first, last) into 0, and updates max and sum. Returns what the sums so far
-// are to be multiplied by. `first` and `last` are multiples of kLanes; weights may be scores.
+// Caps the scores where soft_cap is above 0, turns those of positions [begin, end) of one row into
+// weights exp(score - max), those of the other positions in [first, last) into 0, and updates max
+// and sum. Returns what the sums so far are to be multiplied by. `first` and `last` are multiples
+// of kLanes; weights may be scores.
 template <class Page>
-inline float Softmax(float* scores, std::int32_t first, std::int32_t last, std::int32_t begin,
-                     std::int32_t end, float* max, float* sum,
+inline float Softmax(float* scores, float soft_cap, std::int32_t first, std::int32_t last,
+                     std::int32_t begin, std::int32_t end, float* max, float* sum,
                      typename Page::Multiplier* weights) noexcept {
   const auto lanes = static_cast<std::int32_t>(Vector::kLanes);
   if (begin >= end) {
@@ -181,6 +183,10 @@ inline float Softmax(float* scores, std::int32_t first, std::int32_t last, std::
   Vector::F highest = Vector::Set(*max);
   for (std::int32_t at = first; at < last; at += lanes) {
     Vector::F score = Vector::Load(scores + at);
+    if (soft_cap > 0.0F) {
+      score = CapSoftly(score, Vector::Set(soft_cap), Vector::Set(1.0F / soft_cap));
+      Vector::Store(scores + at, score);
+    }
     if (at < begin || at + lanes > end) {
       score = Vector::Select(score, Vector::Set(-__builtin_inff()), begin - at, end - at);
       Vector::Store(scores + at, score);
@@ -213,6 +219,7 @@ struct Attention {
   std::size_t value_dim;
   const std::int32_t* begin;
   const std::int32_t* end;
+  float soft_cap;
   float* max;
   float* sum;
   float* out;
@@ -269,8 +276,9 @@ inline void AttendRows(const Attention<Page>& a) noexcept {
   }
   float factor[kRows];
   for (std::size_t r = 0; r < kRows; ++r) {
-    factor[r] = Softmax<Page>(a.scores + r * kPagePositions, first_group, last_group, a.begin[r],
-                              a.end[r], a.max + r, a.sum + r, a.weights + r * kPagePositions);
+    factor[r] =
+        Softmax<Page>(a.scores + r * kPagePositions, a.soft_cap, first_group, last_group,
+                      a.begin[r], a.end[r], a.max + r, a.sum + r, a.weights + r * kPagePositions);
   }
 
   constexpr std::size_t kVectors = kRows <= 3 ? 4 : 2;
@@ -312,8 +320,8 @@ inline std::size_t AttendSome(const Attention<Page>& a, std::size_t rows) noexce
 template <class Page>
 void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* keys,
             const void* values, std::size_t head_dim, std::size_t value_dim,
-            const std::int32_t* begin, const std::int32_t* end, float* max, float* sum, float* out,
-            std::size_t out_stride, float* scratch) noexcept {
+            const std::int32_t* begin, const std::int32_t* end, float soft_cap, float* max,
+            float* sum, float* out, std::size_t out_stride, float* scratch) noexcept {
   using Multiplier = typename Page::Multiplier;
   float* scores = scratch;
   float* weights = scores;
@@ -327,6 +335,7 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
       .value_dim = value_dim,
       .begin = begin,
       .end = end,
+      .soft_cap = soft_cap,
       .max = max,
       .sum = sum,
       .out = out,

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/exp-inl.h"
+#include "kernels/tanh-inl.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -86,15 +87,34 @@ void Rope(float* x, const float* cosine, const float* sine, std::size_t pairs) n
   });
 }
 
-// silu(g) = g / (1 + exp(-g)): Exp is at most 2 units in the last place off, the sum, the quotient
-// and the product with `up` half a unit each, so the result is 4 at most where it is a normal
-// number. Below -88.7 the quotient is -0 where it should be some -1e-37.
-void SiluMultiply(const float* gate, const float* up, std::size_t n, float* y) noexcept {
-  const Vector::F one = Vector::Set(1.0F);
+inline float Sum(const float* x, std::size_t n) noexcept {
+  Vector::F sum = Vector::Zero();
+  ForEachVector(n, [&](std::size_t i, auto lanes) { sum = Vector::Add(sum, lanes.Load(x + i)); });
+  return Vector::SumLanes(sum);
+}
+
+// The mean is taken off before anything is squared, and so is what its own rounding leaves.
+void LayerNorm(const float* x, const float* weight, const float* bias, float eps, std::size_t n,
+               float* y) noexcept {
+  const auto count = static_cast<float>(n);
+  const Vector::F mean = Vector::Set(Sum(x, n) / count);
   ForEachVector(n, [&](std::size_t i, auto lanes) {
-    const Vector::F g = lanes.Load(gate + i);
-    const Vector::F silu = Vector::Div(g, Vector::Add(one, Exp(Vector::Sub(Vector::Zero(), g))));
-    lanes.Store(y + i, Vector::Mul(silu, lanes.Load(up + i)));
+    lanes.Store(y + i, Vector::Sub(lanes.Load(x + i), mean));
+  });
+  const float rest = Sum(y, n) / count;
+  const float variance = SumOfSquares(y, n) / count - rest * rest;
+  const Vector::F factor = Vector::Set(1.0F / __builtin_sqrtf(variance + eps));
+  ForEachVector(n, [&](std::size_t i, auto lanes) {
+    const Vector::F apart = Vector::Sub(lanes.Load(y + i), Vector::Set(rest));
+    lanes.Store(y + i, Vector::MulAdd(Vector::Mul(apart, factor), lanes.Load(weight + i),
+                                      lanes.Load(bias + i)));
+  });
+}
+
+void SoftCap(float cap, std::size_t n, float* y) noexcept {
+  const Vector::F factor = Vector::Set(1.0F / cap);
+  ForEachVector(n, [&](std::size_t i, auto lanes) {
+    lanes.Store(y + i, CapSoftly(lanes.Load(y + i), Vector::Set(cap), factor));
   });
 }
 

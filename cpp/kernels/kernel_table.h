@@ -77,12 +77,19 @@ constexpr std::size_t AttendScratch(std::size_t head_dim) noexcept {
 //   sum     [rows] running sum of exp(score - max), 0 before the first page
 //   out     [rows, value_dim], rows out_stride floats apart, running weighted sum, 0 before
 //   scratch [AttendScratch(head_dim)]
+// Scores s become soft_cap * tanh(s / soft_cap) where soft_cap is above 0.
 // The caller divides out by sum after the last page.
 using AttendPage = void (*)(const float* q, std::size_t q_stride, std::size_t rows,
                             const void* keys, const void* values, std::size_t head_dim,
                             std::size_t value_dim, const std::int32_t* begin,
-                            const std::int32_t* end, float* max, float* sum, float* out,
-                            std::size_t out_stride, float* scratch) noexcept;
+                            const std::int32_t* end, float soft_cap, float* max, float* sum,
+                            float* out, std::size_t out_stride, float* scratch) noexcept;
+
+enum class Activation { silu, gelu_tanh, gelu, relu };
+
+// y = activation(x) * factors, or activation(x) where `factors` is null, [n]; y may be either.
+using ActivationKernel = void (*)(const float* x, const float* factors, std::size_t n,
+                                  float* y) noexcept;
 
 struct KernelTable {
   Tier tier;
@@ -99,16 +106,23 @@ struct KernelTable {
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t divisor,
                    std::size_t n, float* y) noexcept;
 
+  // y = (x - mean) / sqrt(variance + eps) * weight + bias, [n]; y may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps,
+                     std::size_t n, float* y) noexcept;
+
   // Rotates pairs (x[j], x[j + pairs]) by the angle whose cosine and sine are given, [pairs].
   void (*rope)(float* x, const float* cosine, const float* sine, std::size_t pairs) noexcept;
 
-  // y = silu(gate) * up, [n]; y may be gate or up.
-  void (*silu_multiply)(const float* gate, const float* up, std::size_t n, float* y) noexcept;
+  ActivationKernel silu;       // x / (1 + exp(-x))
+  ActivationKernel gelu_tanh;  // x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+  ActivationKernel gelu;       // x / 2 (1 + erf(x / sqrt(2)))
+  ActivationKernel relu;
 
-  void (*add)(const float* x, std::size_t n, float* y) noexcept;              // y += x
-  void (*multiply)(const float* x, std::size_t n, float* y) noexcept;         // y *= x
+  void (*add)(const float* x, std::size_t n, float* y) noexcept;                  // y += x
+  void (*multiply)(const float* x, std::size_t n, float* y) noexcept;             // y *= x
   void (*scale)(float factor, const float* x, std::size_t n, float* y) noexcept;  // y = factor x
-  float (*log_sum_exp)(const float* x, std::size_t n) noexcept;               // n >= 1
+  void (*soft_cap)(float cap, std::size_t n, float* y) noexcept;  // y = cap tanh(y / cap), cap > 0
+  float (*log_sum_exp)(const float* x, std::size_t n) noexcept;   // n >= 1
   void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* y) noexcept;  // nearest even
   void (*from_bf16)(const std::uint16_t* x, std::size_t n, float* y) noexcept;
 
@@ -118,5 +132,19 @@ struct KernelTable {
   std::size_t (*probe_fma)(std::size_t iterations, float* sink) noexcept;
   void (*probe_read)(const float* x, std::size_t n, float* sink) noexcept;
 };
+
+inline ActivationKernel KernelOf(const KernelTable& table, Activation activation) noexcept {
+  switch (activation) {
+    case Activation::silu:
+      return table.silu;
+    case Activation::gelu_tanh:
+      return table.gelu_tanh;
+    case Activation::gelu:
+      return table.gelu;
+    case Activation::relu:
+      break;
+  }
+  return table.relu;
+}
 
 }  // namespace slimformer::kernels

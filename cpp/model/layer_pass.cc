@@ -4,10 +4,10 @@
 #include <cstdint>
 #include <utility>
 
+#include "model/normalise.h"
 #include "ops/activation.h"
 #include "ops/gated.h"
 #include "ops/linear.h"
-#include "ops/norm.h"
 
 namespace slimformer::model {
 
@@ -29,6 +29,9 @@ LayerPass::LayerPass(const ops::Context& context, const Plan& plan, std::span<co
     }
   }
   rows_ = positions.size();
+  if (std::ranges::any_of(spec_.layers, &LayerSpec::parallel)) {
+    entry_ = context.workspace.Take<float>(rows_ * n_channels_);
+  }
   for (const RotarySpec& rotary : plan.rotaries()) {
     rotations_.push_back(ops::ComputeRotation(context_, rotary.inverse_frequencies, positions));
   }
@@ -53,7 +56,12 @@ void LayerPass::Run(std::size_t first, std::size_t last, float* hidden, const Po
 
 void LayerPass::Run(const Step& step, float* hidden) const {
   const Frame frame(context_.workspace);
-  std::visit([&](const auto& s) { Run(s, hidden); }, step);
+  const float* input = hidden;
+  if (plan_.parallel(LayerOf(step))) {
+    if (PlaceOf(step) == Place::attention) std::copy_n(hidden, rows_ * n_channels_, entry_);
+    input = entry_;
+  }
+  std::visit([&](const auto& s) { Run(s, input, hidden); }, step);
 }
 
 void LayerPass::RunSteps(std::size_t first, std::size_t last, float* hidden,
@@ -64,11 +72,11 @@ void LayerPass::RunSteps(std::size_t first, std::size_t last, float* hidden,
   }
 }
 
-// hidden += o(attention(norm(hidden)))
-void LayerPass::Run(const AttentionStep& step, float* hidden) const {
+// hidden += o(attention(norm(input)))
+void LayerPass::Run(const AttentionStep& step, const float* input, float* hidden) const {
   const AttentionWeights& w = *step.weights;
   tensor::Workspace& workspace = context_.workspace;
-  const float* x = Norm(hidden, w.norm);
+  const float* x = Norm(input, w.norm);
   Observe(step.layer, Site::attention_normed, x, n_channels_);
 
   const std::size_t q_width = step.n_heads * step.head_dim;
@@ -83,6 +91,9 @@ void LayerPass::Run(const AttentionStep& step, float* hidden) const {
       {*w.v.weight, v, v_width, w.v.BiasData()},
   };
   ops::Linear(context_.pool, workspace, x, n_channels_, rows_, qkv);
+  if (step.qk_norm) {
+    NormaliseHeads(step, w.q_norm, step.q_mask, step.n_heads, step.qk_norm->q_divisor, q);
+  }
   if (step.rotary) {
     ops::Rotate(context_, rotations_[*step.rotary], rows_, step.n_heads, step.head_dim, q);
   }
@@ -92,11 +103,23 @@ void LayerPass::Run(const AttentionStep& step, float* hidden) const {
   const std::size_t heads_width = step.n_heads * step.value_dim;
   auto* heads = workspace.Take<float>(rows_ * heads_width);  // [rows, n_heads, value_dim]
   if (!step.all_heads) std::fill_n(heads, rows_ * heads_width, 0.0F);
-  ops::Attend(context_, pieces_.front().cache->layout(step.cache), step.groups, step.scale,
+  ops::Attend(context_, pieces_.front().cache->layout(step.cache), step.groups, step.scores,
               sequences, q, q_width, heads, heads_width);
   Observe(step.layer, Site::attention_heads, heads, heads_width);
-  ops::Linear(context_.pool, workspace, *w.o.weight, heads, heads_width, rows_, hidden, n_channels_,
-              w.o.BiasData(), true);
+  AddOutput(w.o, w.post_norm,
+            ops::PrepareInput(context_.pool, workspace, w.o.weight->kernel(), heads, heads_width,
+                              rows_, heads_width),
+            hidden);
+}
+
+void LayerPass::NormaliseHeads(const AttentionStep& step, const NormWeights& norm,
+                               const std::vector<float>& mask, std::size_t heads, int divisor,
+                               float* x) const {
+  const std::size_t width = heads * step.head_dim;
+  if (!mask.empty()) ops::MultiplyRows(context_, mask.data(), rows_, width, x);
+  const std::size_t n = step.qk_norm->over == QkNorm::width ? width : step.head_dim;
+  ops::RmsNorm(context_, x, rows_ * width / n, n, norm.weight.data(), spec_.norm_eps,
+               static_cast<std::size_t>(divisor), x);
 }
 
 void LayerPass::StoreKeysAndValues(const AttentionStep& step, const float* hidden) const {
@@ -129,6 +152,10 @@ std::vector<ops::AttentionSequence> LayerPass::Sequences(const AttentionStep& st
 
 void LayerPass::Store(const AttentionStep& step, std::span<const ops::AttentionSequence> sequences,
                       float* k, const float* v) const {
+  if (step.qk_norm) {
+    NormaliseHeads(step, step.weights->k_norm, step.k_mask, step.n_kv_heads,
+                   step.qk_norm->k_divisor, k);
+  }
   if (step.rotary) {
     ops::Rotate(context_, rotations_[*step.rotary], rows_, step.n_kv_heads, step.head_dim, k);
   }
@@ -137,33 +164,40 @@ void LayerPass::Store(const AttentionStep& step, std::span<const ops::AttentionS
                           step.n_kv_heads * step.value_dim);
 }
 
-// hidden += down(silu(gate(x)) * up(x)), x = norm(hidden)
-void LayerPass::Run(const FfnStep& step, float* hidden) const {
+// hidden += down(activation(gate(x)) * up(x)) or down(activation(up(x))), x = norm(input)
+void LayerPass::Run(const FfnStep& step, const float* input, float* hidden) const {
   const FfnWeights& w = *step.weights;
   tensor::Workspace& workspace = context_.workspace;
-  const float* x = Norm(hidden, w.norm);
+  const float* x = Norm(input, w.norm);
   Observe(step.layer, Site::ffn_normed, x, n_channels_);
 
   const std::size_t n = step.n_neurons;
+  const float* factors = step.neuron_mask.empty() ? nullptr : step.neuron_mask.data();
+  const kernels::GemmKernel& reader = w.down.weight->kernel();
   float* neurons = nullptr;  // [rows, n], where somebody looks at them
-  if (taps_.Has(step.layer, Site::ffn_neurons)) neurons = workspace.Take<float>(rows_ * n);
-  const ops::GatedLayers layers{*w.gate.weight,
-                                w.gate.BiasData(),
-                                *w.up.weight,
-                                w.up.BiasData(),
-                                context_.kernels.silu_multiply,
-                                step.neuron_mask.empty() ? nullptr : step.neuron_mask.data()};
-  const ops::LinearInput joined =
-      ops::GatedNeurons(context_, layers, x, n_channels_, rows_, w.down.weight->kernel(), neurons);
+  if (!w.gate.weight || taps_.Has(step.layer, Site::ffn_neurons)) {
+    neurons = workspace.Take<float>(rows_ * n);
+  }
+  ops::LinearInput joined;
+  if (w.gate.weight) {
+    const ops::GatedLayers layers{*w.gate.weight,  w.gate.BiasData(), *w.up.weight,
+                                  w.up.BiasData(), step.activation,   factors};
+    joined = ops::GatedNeurons(context_, layers, x, n_channels_, rows_, reader, neurons);
+  } else {
+    ops::Linear(context_.pool, workspace, *w.up.weight, x, n_channels_, rows_, neurons, n,
+                w.up.BiasData());
+    ops::Activate(context_, step.activation, factors, rows_, n, neurons);
+    joined = ops::PrepareInput(context_.pool, workspace, reader, neurons, n, rows_, n);
+  }
   if (neurons != nullptr) Observe(step.layer, Site::ffn_neurons, neurons, n);
-  ops::Linear(context_.pool, joined,
-              {*w.down.weight, hidden, n_channels_, w.down.BiasData(), true});
+  AddOutput(w.down, w.post_norm, joined, hidden);
 }
 
-// hidden += W norm(hidden)
-void LayerPass::Run(const LinkStep& step, float* hidden) const {
+// hidden += W norm(input)
+void LayerPass::Run(const LinkStep& step, const float* input, float* hidden) const {
   tensor::Workspace& workspace = context_.workspace;
-  float* x = Norm(hidden, step.weights->norm);
+  auto* x = workspace.Take<float>(rows_ * n_channels_);
+  Normalise(input, step.weights->norm, x);
   Observe(step.layer, step.place == Place::attention ? Site::attention_normed : Site::ffn_normed, x,
           n_channels_);
   if (const auto* full = std::get_if<FullLink>(&step.weights->map)) {
@@ -182,11 +216,27 @@ void LayerPass::Run(const LinkStep& step, float* hidden) const {
   }
 }
 
-float* LayerPass::Norm(const float* hidden, const Vector& weight) const {
+const float* LayerPass::Norm(const float* input, const NormWeights& norm) const {
+  if (!norm.exists()) return input;
   auto* x = context_.workspace.Take<float>(rows_ * n_channels_);
-  ops::RmsNorm(context_, hidden, rows_, n_channels_, weight.data(), spec_.norm_eps,
-               static_cast<std::size_t>(spec_.norm_divisor), x);
+  Normalise(input, norm, x);
   return x;
+}
+
+void LayerPass::Normalise(const float* x, const NormWeights& norm, float* y) const {
+  NormaliseRows(context_, spec_, norm, x, rows_, y);
+}
+
+void LayerPass::AddOutput(const LinearWeights& w, const NormWeights& post_norm,
+                          const ops::LinearInput& x, float* hidden) const {
+  if (!post_norm.exists()) {
+    ops::Linear(context_.pool, x, {*w.weight, hidden, n_channels_, w.BiasData(), true});
+    return;
+  }
+  auto* output = context_.workspace.Take<float>(rows_ * n_channels_);
+  ops::Linear(context_.pool, x, {*w.weight, output, n_channels_, w.BiasData()});
+  Normalise(output, post_norm, output);
+  ops::Add(context_, output, rows_, n_channels_, hidden);
 }
 
 void LayerPass::Observe(std::size_t layer, Site site, const float* x, std::size_t width) const {

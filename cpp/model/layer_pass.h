@@ -10,6 +10,7 @@
 #include "model/plan.h"
 #include "model/taps.h"
 #include "ops/context.h"
+#include "ops/linear_input.h"
 #include "ops/rope.h"
 
 namespace slimformer::model {
@@ -42,20 +43,32 @@ class LayerPass {
   void StoreKeysAndValues(const AttentionStep& step, const float* hidden) const;
 
  private:
+  // Each reads `input` [rows, n_channels], which may be hidden, and adds to hidden.
   void Run(const Step& step, float* hidden) const;
-  void Run(const AttentionStep& step, float* hidden) const;
-  void Run(const FfnStep& step, float* hidden) const;
-  void Run(const LinkStep& step, float* hidden) const;
+  void Run(const AttentionStep& step, const float* input, float* hidden) const;
+  void Run(const FfnStep& step, const float* input, float* hidden) const;
+  void Run(const LinkStep& step, const float* input, float* hidden) const;
+
+  // Normalises queries or keys x [rows, heads, head_dim] in place.
+  void NormaliseHeads(const AttentionStep& step, const NormWeights& norm,
+                      const std::vector<float>& mask, std::size_t heads, int divisor,
+                      float* x) const;
 
   // The pieces as attention sees them, with room in their caches for the step's keys and values.
   std::vector<ops::AttentionSequence> Sequences(const AttentionStep& step) const;
 
-  // Rotates k [rows, n_kv_heads, head_dim] and writes it, and v [rows, n_kv_heads, value_dim],
-  // into the caches.
+  // Normalises and rotates k [rows, n_kv_heads, head_dim] and writes it, and v [rows, n_kv_heads,
+  // value_dim], into the caches.
   void Store(const AttentionStep& step, std::span<const ops::AttentionSequence> sequences, float* k,
              const float* v) const;
 
-  float* Norm(const float* hidden, const Vector& weight) const;  // [rows, n_channels]
+  // What a sub-block works on, [rows, n_channels]: its input, normalised where it has a norm.
+  const float* Norm(const float* input, const NormWeights& norm) const;
+  void Normalise(const float* x, const NormWeights& norm, float* y) const;
+
+  // hidden += w x, normalised first where there is a norm.
+  void AddOutput(const LinearWeights& w, const NormWeights& post_norm, const ops::LinearInput& x,
+                 float* hidden) const;
   void Observe(std::size_t layer, Site site, const float* x, std::size_t width) const;
 
   ops::Context context_;
@@ -66,6 +79,7 @@ class LayerPass {
   std::size_t first_row_;
   std::size_t rows_ = 0;
   std::size_t n_channels_;
+  float* entry_ = nullptr;  // [rows, n_channels], what entered a layer, if one is parallel
   std::vector<ops::Rotation> rotations_;  // one for each of the plan's rotaries
 };
 

@@ -75,6 +75,16 @@ std::vector<ops::HeadGroup> GroupHeads(const AttentionSpec& spec, const std::vec
   return result;
 }
 
+// [heads * head_dim] of 0 and 1.
+std::vector<float> HeadMask(std::size_t heads, std::size_t head_dim,
+                            std::span<const std::size_t> kept) {
+  std::vector<float> mask(heads * head_dim);
+  for (const std::size_t head : kept) {
+    std::fill_n(mask.begin() + static_cast<std::ptrdiff_t>(head * head_dim), head_dim, 1.0F);
+  }
+  return mask;
+}
+
 template <class T>
 const std::vector<T>* Find(const std::map<int, std::vector<T>>& map, std::size_t layer) {
   const auto found = map.find(static_cast<int>(layer));
@@ -117,6 +127,10 @@ Plan::Plan(std::shared_ptr<const Weights> weights, const Mask& mask)
                  layer.ffn);
     }
   }
+  for (std::size_t i = 0; i < weights_->layers.size(); ++i) {
+    const auto steps = std::ranges::count(steps_, i, LayerOf);
+    parallel_.push_back(weights_->spec.layers[i].parallel && steps == 2);
+  }
 }
 
 void Plan::AddAttention(std::size_t layer, const AttentionWeights& weights, const Mask& mask) {
@@ -125,21 +139,44 @@ void Plan::AddAttention(std::size_t layer, const AttentionWeights& weights, cons
   const auto n_heads = static_cast<std::size_t>(spec.n_heads);
   std::optional<std::size_t> rotary;
   if (spec.rotary) rotary = RotaryIndex(*spec.rotary);
-  steps_.emplace_back(AttentionStep{
-      layer, &weights, n_heads, static_cast<std::size_t>(spec.n_kv_heads),
-      static_cast<std::size_t>(spec.head_dim), static_cast<std::size_t>(spec.value_dim), spec.scale,
-      rotary, GroupHeads(spec, kept), kept == nullptr || kept->size() == n_heads,
-      attention_steps_++});
+  AttentionStep step{.layer = layer,
+                     .weights = &weights,
+                     .n_heads = n_heads,
+                     .n_kv_heads = static_cast<std::size_t>(spec.n_kv_heads),
+                     .head_dim = static_cast<std::size_t>(spec.head_dim),
+                     .value_dim = static_cast<std::size_t>(spec.value_dim),
+                     .scores = {spec.scale, spec.soft_cap, spec.window},
+                     .qk_norm = spec.qk_norm,
+                     .rotary = rotary,
+                     .groups = GroupHeads(spec, kept),
+                     .all_heads = kept == nullptr || kept->size() == n_heads,
+                     .q_mask = {},
+                     .k_mask = {},
+                     .cache = attention_steps_++};
+  if (!step.all_heads && spec.qk_norm && spec.qk_norm->over == QkNorm::width) {
+    std::vector<std::size_t> heads;
+    std::vector<std::size_t> kv_heads;
+    for (const ops::HeadGroup& group : step.groups) {
+      heads.insert(heads.end(), group.heads.begin(), group.heads.end());
+      kv_heads.push_back(group.kv_head);
+    }
+    step.q_mask = HeadMask(n_heads, step.head_dim, heads);
+    step.k_mask = HeadMask(step.n_kv_heads, step.head_dim, kv_heads);
+  }
+  steps_.emplace_back(std::move(step));
 }
 
 void Plan::AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask) {
-  const auto n_neurons = static_cast<std::size_t>(weights_->spec.layers[layer].ffn->n_neurons);
+  const FfnSpec& spec = *weights_->spec.layers[layer].ffn;
+  const auto n_neurons = static_cast<std::size_t>(spec.n_neurons);
   std::vector<float> neuron_mask;
   if (const std::vector<int>* kept = Find(mask.neurons, layer)) {
     neuron_mask.resize(n_neurons);
     for (const int neuron : *kept) neuron_mask[static_cast<std::size_t>(neuron)] = 1.0F;
   }
-  steps_.emplace_back(FfnStep{layer, &weights, n_neurons, std::move(neuron_mask)});
+  steps_.emplace_back(FfnStep{layer, &weights, n_neurons,
+                              kernels::KernelOf(weights_->kernels, spec.activation),
+                              std::move(neuron_mask)});
 }
 
 std::size_t Plan::RotaryIndex(const RotarySpec& rotary) {

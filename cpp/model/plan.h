@@ -33,17 +33,22 @@ struct AttentionStep {
   std::size_t n_kv_heads;
   std::size_t head_dim;
   std::size_t value_dim;
-  float scale;
+  ops::ScoreRule scores;
+  std::optional<QkNormSpec> qk_norm;
   std::optional<std::size_t> rotary;   // index of Plan::rotaries()
   std::vector<ops::HeadGroup> groups;  // the heads that are kept
   bool all_heads;
-  std::size_t cache;  // index of the step's keys and values in a session's cache
+  // Of 0 and 1, where some heads are left out of a norm over the width of q or k; else empty.
+  std::vector<float> q_mask;  // [n_heads * head_dim]
+  std::vector<float> k_mask;  // [n_kv_heads * head_dim]
+  std::size_t cache;          // index of the step's keys and values in a session's cache
 };
 
 struct FfnStep {
   std::size_t layer;
   const FfnWeights* weights;
   std::size_t n_neurons;
+  kernels::ActivationKernel activation;
   std::vector<float> neuron_mask;  // [n_neurons] of 0 and 1, empty where all are kept
 };
 
@@ -78,6 +83,9 @@ class Plan {
   // matters to that row only.
   std::size_t last_attention() const;
 
+  // Whether both sub-blocks of a layer run, and read what enters the layer.
+  bool parallel(std::size_t layer) const { return parallel_[layer]; }
+
   // Whether both run the same steps of the same model.
   bool Equals(const Plan& other) const;
 
@@ -92,6 +100,7 @@ class Plan {
   std::shared_ptr<const Weights> weights_;
   std::vector<Step> steps_;
   std::vector<RotarySpec> rotaries_;
+  std::vector<bool> parallel_;  // [layers]
   std::size_t end_layer_ = 0;
   std::size_t attention_steps_ = 0;
 };

@@ -22,6 +22,10 @@ void CheckDimension(const std::string& name, int value) {
                                                   std::to_string(value));
 }
 
+void CheckPositive(const std::string& name, float value) {
+  Check(std::isfinite(value) && value > 0, name + ": expected a number above 0");
+}
+
 void CheckAttention(const std::string& where, const AttentionSpec& attention) {
   CheckDimension(where + "n_heads", attention.n_heads);
   CheckDimension(where + "n_kv_heads", attention.n_kv_heads);
@@ -34,6 +38,12 @@ void CheckAttention(const std::string& where, const AttentionSpec& attention) {
   for (const int kv_head : attention.q_to_kv) {
     Check(kv_head >= 0 && kv_head < attention.n_kv_heads,
           where + "q_to_kv: no KV head " + std::to_string(kv_head));
+  }
+  if (attention.window) CheckDimension(where + "window", *attention.window);
+  if (attention.soft_cap) CheckPositive(where + "soft_cap", *attention.soft_cap);
+  if (attention.qk_norm) {
+    CheckDimension(where + "q_norm_divisor", attention.qk_norm->q_divisor);
+    CheckDimension(where + "k_norm_divisor", attention.qk_norm->k_divisor);
   }
   if (!attention.rotary) return;
   const std::vector<float>& frequencies = attention.rotary->inverse_frequencies;
@@ -56,7 +66,16 @@ void Validate(const ModelSpec& spec) {
   CheckDimension("n_channels", spec.n_channels);
   CheckDimension("norm_divisor", spec.norm_divisor);
   CheckDimension("max_positions", spec.max_positions);
-  Check(std::isfinite(spec.norm_eps) && spec.norm_eps > 0, "norm_eps: expected a number above 0");
+  CheckPositive("norm_eps", spec.norm_eps);
+  Check(std::isfinite(spec.norm_offset), "norm_offset: expected a finite number");
+  CheckPositive("embedding_scale", spec.embedding_scale);
+  if (spec.logit_soft_cap) CheckPositive("logit_soft_cap", *spec.logit_soft_cap);
+  if (spec.learned_positions) {
+    CheckDimension("learned_positions", *spec.learned_positions);
+    Check(spec.position_offset >= 0 &&
+              *spec.learned_positions - spec.position_offset >= spec.max_positions,
+          "learned_positions: expected a row for each of max_positions");
+  }
   Check(spec.layers.size() <= kMaxLayers,
         "expected at most " + std::to_string(kMaxLayers) + " layers");
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {

@@ -5,12 +5,27 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/kernel_table.h"
+#include "ops/norm.h"
+
 namespace slimformer::model {
 
 // Rotary position embedding: one inverse frequency (radians per position) a rotary pair.
 // Pairs are (j, j + pairs) within a head.
 struct RotarySpec {
   std::vector<float> inverse_frequencies;  // [rotary_dim / 2]
+};
+
+// What a sub-block normalises: what it reads, what it adds to the stream, or both.
+enum class NormPlace { before, after, both };
+
+// Queries and keys are normalised before they are rotated: head by head, or all heads as one.
+enum class QkNorm { head, width };
+
+struct QkNormSpec {
+  QkNorm over;
+  int q_divisor;  // RMSNorm divides the sum of squares of queries by this
+  int k_divisor;
 };
 
 struct AttentionSpec {
@@ -23,11 +38,18 @@ struct AttentionSpec {
   std::optional<RotarySpec> rotary;
   bool qkv_bias;
   bool output_bias;
+  NormPlace norm_place;
+  std::optional<int> window;  // positions that a position sees, itself included
+  std::optional<float> soft_cap;
+  std::optional<QkNormSpec> qk_norm;
 };
 
 struct FfnSpec {
   int n_neurons;
   bool bias;
+  NormPlace norm_place;
+  kernels::Activation activation;
+  bool gated;
 };
 
 enum class LinkKind { full, low_rank, diagonal };
@@ -44,6 +66,7 @@ struct LayerSpec {
   std::optional<LinkSpec> attention_link;
   std::optional<FfnSpec> ffn;
   std::optional<LinkSpec> ffn_link;
+  bool parallel;  // both sub-blocks read the stream that enters the layer
 };
 
 struct ModelSpec {
@@ -54,6 +77,12 @@ struct ModelSpec {
   bool tied_head;
   int max_positions;
   std::vector<LayerSpec> layers;
+  ops::NormKind norm;
+  float norm_offset;  // added to the weights of all norms
+  float embedding_scale;
+  std::optional<int> learned_positions;  // rows of the table
+  int position_offset;                   // row of position 0
+  std::optional<float> logit_soft_cap;
 };
 
 // Error(config) where a dimension is out of bounds or parts contradict each other: whatever

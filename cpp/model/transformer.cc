@@ -9,9 +9,10 @@
 
 #include "base/error.h"
 #include "model/chunks.h"
+#include "model/normalise.h"
+#include "ops/activation.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
-#include "ops/norm.h"
 
 namespace slimformer::model {
 namespace {
@@ -142,8 +143,8 @@ void Transformer::FeedChunk(const ops::Context& context, std::span<const Sequenc
   float* next = hidden;
   for (const ChunkPart& part : chunk.parts) {
     const SequenceTokens& sequence = batch[part.sequence];
-    ops::Embed(context, *weights_->embedding, sequence.tokens.subspan(part.offset, part.rows),
-               next);
+    EmbedAt(context, sequence.tokens.subspan(part.offset, part.rows),
+            static_cast<std::size_t>(sequence.session->position()) + part.offset, next);
     next += part.rows * n_channels_;
     KvCache* cache = &sequence.session->cache();
     const auto position = static_cast<std::size_t>(sequence.session->position()) + part.offset;
@@ -215,10 +216,29 @@ void Transformer::Score(std::span<const SequenceTokens> batch, float* scores,
   Feed(lease.context(), batch, LogitsRows::all, score, poll);
 }
 
-void Transformer::Embed(std::span<const std::int32_t> tokens, float* hidden) const {
+void Transformer::Embed(std::span<const std::int32_t> tokens, std::span<const std::size_t> lengths,
+                        float* hidden) const {
   CheckTokens(tokens);
   const WorkspaceLease lease(*this);
-  ops::Embed(lease.context(), *weights_->embedding, tokens, hidden);
+  for (const std::size_t length : lengths) {
+    EmbedAt(lease.context(), tokens.first(length), 0, hidden);
+    tokens = tokens.subspan(length);
+    hidden += length * n_channels_;
+  }
+}
+
+void Transformer::EmbedAt(const ops::Context& context, std::span<const std::int32_t> tokens,
+                          std::size_t position, float* hidden) const {
+  const ModelSpec& spec = weights_->spec;
+  ops::Embed(context, *weights_->embedding, tokens, hidden);
+  if (spec.embedding_scale != 1.0F) {
+    ops::Scale(context, spec.embedding_scale, tokens.size(), n_channels_, hidden);
+  }
+  if (spec.learned_positions) {
+    const std::size_t row = position + static_cast<std::size_t>(spec.position_offset);
+    ops::Add(context, weights_->positions.data() + row * n_channels_, tokens.size(), n_channels_,
+             hidden);
+  }
 }
 
 void Transformer::RunLayers(const Plan& plan, std::span<const std::size_t> lengths,
@@ -260,10 +280,11 @@ void Transformer::Head(const ops::Context& context, const float* hidden, std::si
     const Frame frame(context.workspace);
     const std::size_t n = std::min(kMostHeadRows, rows - first);
     auto* x = context.workspace.Take<float>(n * n_channels_);  // [n, n_channels]
-    ops::RmsNorm(context, hidden + first * n_channels_, n, n_channels_, weights_->final_norm.data(),
-                 spec.norm_eps, static_cast<std::size_t>(spec.norm_divisor), x);
-    ops::Linear(context.pool, context.workspace, weights_->head(), x, n_channels_, n,
-                logits + first * vocab_size_, vocab_size_);
+    NormaliseRows(context, spec, weights_->final_norm, hidden + first * n_channels_, n, x);
+    float* to = logits + first * vocab_size_;
+    ops::Linear(context.pool, context.workspace, weights_->head(), x, n_channels_, n, to,
+                vocab_size_);
+    if (spec.logit_soft_cap) ops::SoftCap(context, *spec.logit_soft_cap, n, vocab_size_, to);
   }
 }
 

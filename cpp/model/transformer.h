@@ -48,8 +48,10 @@ class Transformer {
   // model gave to the token that follows; 0 at the end of a sequence.
   void Score(std::span<const SequenceTokens> batch, float* scores, const Poll& poll) const;
 
-  // hidden [tokens, n_channels], what enters the first layer.
-  void Embed(std::span<const std::int32_t> tokens, float* hidden) const;
+  // hidden [tokens, n_channels], what enters the first layer. Each length is a sequence that begins
+  // at position 0.
+  void Embed(std::span<const std::int32_t> tokens, std::span<const std::size_t> lengths,
+             float* hidden) const;
 
   // Runs layers [first, last) of the plan on hidden [sum of lengths, n_channels], in place. Each
   // length is a sequence that begins at position 0.
@@ -86,6 +88,9 @@ class Transformer {
     std::unique_ptr<tensor::Workspace> workspace_;
   };
 
+  // hidden [tokens, n_channels] of tokens from `position` on.
+  void EmbedAt(const ops::Context& context, std::span<const std::int32_t> tokens,
+               std::size_t position, float* hidden) const;
   void CheckBatch(std::span<const SequenceTokens> batch) const;
   void Feed(const ops::Context& context, std::span<const SequenceTokens> batch, LogitsRows wanted,
             const Sink& sink, const Poll& poll) const;

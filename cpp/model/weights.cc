@@ -76,12 +76,16 @@ Vector Widen(const TensorSource& source, std::size_t size) {
 
 WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type,
                                const kernels::KernelTable& kernels)
-    : weights_(
-          std::make_shared<Weights>(Weights{std::move(spec), kernels, type, 0, {}, {}, {}, {}})) {
+    : weights_(std::make_shared<Weights>(
+          Weights{std::move(spec), kernels, type, 0, {}, {}, {}, {}, {}})) {
   Weights& w = *weights_;
   const auto vocab_size = static_cast<std::size_t>(w.spec.vocab_size);
   const auto n_channels = static_cast<std::size_t>(w.spec.n_channels);
   AddMatrix("embedding.weight", w.embedding, vocab_size, n_channels, Reach::wide);
+  if (w.spec.learned_positions) {
+    slots_["positions.weight"] = {{static_cast<std::size_t>(*w.spec.learned_positions), n_channels},
+                                  &w.positions};
+  }
   w.layers.resize(w.spec.layers.size());  // slots point into it: it must not grow from here on
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     const LayerSpec& layer = w.spec.layers[i];
@@ -97,7 +101,7 @@ WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type,
       AddLink(prefix + ".ffn", *layer.ffn_link, w.layers[i].ffn.emplace<LinkWeights>());
     }
   }
-  AddVector("final_norm.weight", w.final_norm, n_channels);
+  AddNorm("final_norm", w.final_norm, n_channels);
   if (!w.spec.tied_head) {
     AddMatrix("head.weight", w.untied_head, vocab_size, n_channels, Reach::wide);
   }
@@ -110,6 +114,12 @@ void WeightsBuilder::AddMatrix(const std::string& name, Matrix& target, std::siz
 
 void WeightsBuilder::AddVector(const std::string& name, Vector& target, std::size_t size) {
   slots_[name] = {{size}, &target};
+}
+
+void WeightsBuilder::AddNorm(const std::string& name, NormWeights& target, std::size_t size) {
+  AddVector(name + ".weight", target.weight, size);
+  slots_[name + ".weight"].offset = weights_->spec.norm_offset;
+  if (weights_->spec.norm == ops::NormKind::layer) AddVector(name + ".bias", target.bias, size);
 }
 
 void WeightsBuilder::AddLinear(const std::string& name, LinearWeights& target, std::size_t rows,
@@ -126,7 +136,15 @@ void WeightsBuilder::AddAttention(const std::string& prefix, const AttentionSpec
   const auto n_kv_heads = static_cast<std::size_t>(spec.n_kv_heads);
   const auto head_dim = static_cast<std::size_t>(spec.head_dim);
   const auto value_dim = static_cast<std::size_t>(spec.value_dim);
-  AddVector(prefix + ".norm.weight", attention.norm, n_channels);
+  if (spec.norm_place != NormPlace::after) AddNorm(prefix + ".norm", attention.norm, n_channels);
+  if (spec.norm_place != NormPlace::before) {
+    AddNorm(prefix + ".post_norm", attention.post_norm, n_channels);
+  }
+  if (spec.qk_norm) {
+    const bool width = spec.qk_norm->over == QkNorm::width;
+    AddNorm(prefix + ".q_norm", attention.q_norm, width ? n_heads * head_dim : head_dim);
+    AddNorm(prefix + ".k_norm", attention.k_norm, width ? n_kv_heads * head_dim : head_dim);
+  }
   AddLinear(prefix + ".q", attention.q, n_heads * head_dim, n_channels, spec.qkv_bias);
   const Reach reach = n_heads > n_kv_heads ? Reach::wide : Reach::own;
   AddLinear(prefix + ".k", attention.k, n_kv_heads * head_dim, n_channels, spec.qkv_bias, reach);
@@ -139,15 +157,17 @@ void WeightsBuilder::AddFfn(const std::string& prefix, const FfnSpec& spec,
   auto& ffn = target.emplace<FfnWeights>();
   const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
   const auto n_neurons = static_cast<std::size_t>(spec.n_neurons);
-  AddVector(prefix + ".norm.weight", ffn.norm, n_channels);
-  AddLinear(prefix + ".gate", ffn.gate, n_neurons, n_channels, spec.bias);
+  if (spec.norm_place != NormPlace::after) AddNorm(prefix + ".norm", ffn.norm, n_channels);
+  if (spec.norm_place != NormPlace::before)
+    AddNorm(prefix + ".post_norm", ffn.post_norm, n_channels);
+  if (spec.gated) AddLinear(prefix + ".gate", ffn.gate, n_neurons, n_channels, spec.bias);
   AddLinear(prefix + ".up", ffn.up, n_neurons, n_channels, spec.bias);
   AddLinear(prefix + ".down", ffn.down, n_channels, n_neurons, spec.bias);
 }
 
 void WeightsBuilder::AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target) {
   const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
-  AddVector(prefix + ".norm.weight", target.norm, n_channels);
+  AddNorm(prefix + ".norm", target.norm, n_channels);
   switch (spec.kind) {
     case LinkKind::full: {
       auto& link = target.map.emplace<FullLink>();
@@ -197,7 +217,11 @@ void WeightsBuilder::Load(const std::string& name, const TensorSource& source, T
                                        (packed == tensor::WeightType::bf16 ? " in bfloat16" : ""));
   }
   if (is_vector) {
-    *std::get<Vector*>(slot.target) = Widen(source, size);
+    Vector& values = *std::get<Vector*>(slot.target);
+    values = Widen(source, size);
+    if (slot.offset != 0.0F) {
+      for (float& value : values) value += slot.offset;
+    }
     weights_->bytes += size * sizeof(float);
   } else {
     const std::size_t rows = slot.shape[0];

@@ -28,19 +28,30 @@ struct LinearWeights {
   const float* BiasData() const { return bias.empty() ? nullptr : bias.data(); }
 };
 
+struct NormWeights {
+  Vector weight;  // [n], the offset included; empty where there is no such norm
+  Vector bias;    // [n], empty but for layer norm
+
+  bool exists() const { return !weight.empty(); }
+};
+
 struct AttentionWeights {
-  Vector norm;      // [n_channels]
-  LinearWeights q;  // [n_heads * head_dim, n_channels]
-  LinearWeights k;  // [n_kv_heads * head_dim, n_channels]
-  LinearWeights v;  // [n_kv_heads * value_dim, n_channels]
-  LinearWeights o;  // [n_channels, n_heads * value_dim]
+  NormWeights norm;       // [n_channels]
+  NormWeights q_norm;     // [head_dim], or [n_heads * head_dim]
+  NormWeights k_norm;     // [head_dim], or [n_kv_heads * head_dim]
+  NormWeights post_norm;  // [n_channels]
+  LinearWeights q;        // [n_heads * head_dim, n_channels]
+  LinearWeights k;        // [n_kv_heads * head_dim, n_channels]
+  LinearWeights v;        // [n_kv_heads * value_dim, n_channels]
+  LinearWeights o;        // [n_channels, n_heads * value_dim]
 };
 
 struct FfnWeights {
-  Vector norm;         // [n_channels]
-  LinearWeights gate;  // [n_neurons, n_channels]
-  LinearWeights up;    // [n_neurons, n_channels]
-  LinearWeights down;  // [n_channels, n_neurons]
+  NormWeights norm;       // [n_channels]
+  NormWeights post_norm;  // [n_channels]
+  LinearWeights gate;     // [n_neurons, n_channels], without weight where the FFN is not gated
+  LinearWeights up;       // [n_neurons, n_channels]
+  LinearWeights down;     // [n_channels, n_neurons]
 };
 
 struct FullLink {
@@ -55,7 +66,7 @@ struct DiagonalLink {
 };
 
 struct LinkWeights {
-  Vector norm;  // [n_channels]
+  NormWeights norm;  // [n_channels]
   std::variant<FullLink, LowRankLink, DiagonalLink> map;
 };
 
@@ -74,9 +85,10 @@ struct Weights {
   std::size_t bytes = 0;
 
   Matrix embedding;  // [vocab_size, n_channels]
+  Vector positions;  // [learned_positions, n_channels], empty where none are learned
   std::vector<LayerWeights> layers;
-  Vector final_norm;   // [n_channels]
-  Matrix untied_head;  // [vocab_size, n_channels], absent where the head is tied
+  NormWeights final_norm;  // [n_channels]
+  Matrix untied_head;      // [vocab_size, n_channels], absent where the head is tied
 
   const tensor::PackedMatrix& head() const { return spec.tied_head ? *embedding : *untied_head; }
 };
@@ -112,12 +124,14 @@ class WeightsBuilder {
     std::vector<std::size_t> shape;
     std::variant<Matrix*, Vector*> target;
     Reach reach = Reach::own;
+    float offset = 0.0F;  // added to the values of a vector
     bool loaded = false;
   };
 
   void AddMatrix(const std::string& name, Matrix& target, std::size_t rows, std::size_t cols,
                  Reach reach = Reach::own);
   void AddVector(const std::string& name, Vector& target, std::size_t size);
+  void AddNorm(const std::string& name, NormWeights& target, std::size_t size);
   void AddLinear(const std::string& name, LinearWeights& target, std::size_t rows, std::size_t cols,
                  bool bias, Reach reach = Reach::own);
   void AddAttention(const std::string& prefix, const AttentionSpec& spec,

@@ -4,10 +4,30 @@
 
 namespace slimformer::ops {
 
+void Activate(const Context& context, kernels::ActivationKernel activation, const float* factors,
+              std::size_t rows, std::size_t n, float* x) {
+  ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
+    activation(x + begin * n, nullptr, (end - begin) * n, x + begin * n);
+  });
+  if (factors != nullptr) MultiplyRows(context, factors, rows, n, x);
+}
+
 void MultiplyRows(const Context& context, const float* factors, std::size_t rows, std::size_t n,
                   float* x) {
   ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
     for (std::size_t r = begin; r < end; ++r) context.kernels.multiply(factors, n, x + r * n);
+  });
+}
+
+void SoftCap(const Context& context, float cap, std::size_t rows, std::size_t n, float* x) {
+  ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
+    context.kernels.soft_cap(cap, (end - begin) * n, x + begin * n);
+  });
+}
+
+void Scale(const Context& context, float factor, std::size_t rows, std::size_t n, float* x) {
+  ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
+    context.kernels.scale(factor, x + begin * n, (end - begin) * n, x + begin * n);
   });
 }
 

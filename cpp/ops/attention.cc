@@ -52,9 +52,14 @@ struct Block {
   std::size_t rows() const { return positions * group->heads.size(); }
 };
 
+// The first position that the row at `position` sees.
+std::size_t FirstSeen(const ScoreRule& rule, std::size_t position) {
+  return rule.window && position >= *rule.window ? position + 1 - *rule.window : 0;
+}
+
 // Costly blocks, at the end of a sequence, come first, so that threads finish together.
 std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
-                                 std::span<const HeadGroup> groups,
+                                 std::span<const HeadGroup> groups, const ScoreRule& rule,
                                  std::span<const AttentionSequence> sequences) {
   std::vector<Block> blocks;
   for (const AttentionSequence& sequence : sequences) {
@@ -65,17 +70,18 @@ std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
       for (std::size_t b = count; b-- > 0;) {
         const std::size_t first = b * step;
         const std::size_t positions = std::min(step, sequence.rows - first);
-        const std::size_t pages = CeilDiv(sequence.position + first + positions, kPagePositions);
-        const std::size_t ranges = count == 1 ? CeilDiv(pages, kPagesPerRange) : 1;
-        const std::size_t range_pages = ranges == 1 ? pages : kPagesPerRange;
+        const std::size_t end = CeilDiv(sequence.position + first + positions, kPagePositions);
+        const std::size_t begin = FirstSeen(rule, sequence.position + first) / kPagePositions;
+        const std::size_t ranges = count == 1 ? CeilDiv(end - begin, kPagesPerRange) : 1;
+        const std::size_t range_pages = ranges == 1 ? end - begin : kPagesPerRange;
         for (std::size_t i = 0; i < ranges; ++i) {
           Block block{&sequence,
                       &group,
                       slot,
                       first,
                       positions,
-                      i * range_pages,
-                      std::min(pages, (i + 1) * range_pages),
+                      begin + i * range_pages,
+                      std::min(end, begin + (i + 1) * range_pages),
                       ranges,
                       {}};
           if (ranges > 1) {
@@ -128,8 +134,8 @@ void Prefetch(const std::byte* data, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(data + i, 0, 2);
 }
 
-void AttendBlock(const Context& context, const KvLayout& layout, const Block& block,
-                 const Scratch& scratch, const Softmax& softmax) {
+void AttendBlock(const Context& context, const KvLayout& layout, const ScoreRule& rule,
+                 const Block& block, const Scratch& scratch, const Softmax& softmax) {
   const auto attend =
       layout.type == KvType::f32 ? context.kernels.attend_f32 : context.kernels.attend_bf16;
   const std::size_t rows = block.rows();
@@ -137,14 +143,17 @@ void AttendBlock(const Context& context, const KvLayout& layout, const Block& bl
   std::fill_n(softmax.max, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(softmax.sum, rows, 0.0F);
   std::fill_n(softmax.out, rows * layout.value_dim, 0.0F);
-  std::fill_n(scratch.begin, rows, 0);
+  const auto within = [](std::size_t position, std::size_t page) {
+    const std::size_t before = std::min(position, page * kPagePositions);
+    return static_cast<std::int32_t>(std::min(kPagePositions, position - before));
+  };
   for (std::size_t page = block.page_begin; page < block.page_end; ++page) {
+    std::int32_t* begin = scratch.begin;
     std::int32_t* end = scratch.end;
     for (std::size_t p = 0; p < block.positions; ++p) {
-      const std::size_t seen = block.sequence->position + block.first + p + 1;
-      const std::size_t before = std::min(seen, page * kPagePositions);
-      const std::size_t here = std::min(kPagePositions, seen - before);
-      end = std::fill_n(end, heads, static_cast<std::int32_t>(here));
+      const std::size_t position = block.sequence->position + block.first + p;
+      begin = std::fill_n(begin, heads, within(FirstSeen(rule, position), page));
+      end = std::fill_n(end, heads, within(position + 1, page));
     }
     if (rows <= kFewRows && page + 1 < block.page_end) {
       const std::byte* next = block.sequence->pages[page + 1];
@@ -155,20 +164,20 @@ void AttendBlock(const Context& context, const KvLayout& layout, const Block& bl
     const std::byte* data = block.sequence->pages[page];
     attend(scratch.q, layout.head_dim, rows, data + layout.KeyOffset(block.kv_slot),
            data + layout.ValueOffset(block.kv_slot), layout.head_dim, layout.value_dim,
-           scratch.begin, scratch.end, softmax.max, softmax.sum, softmax.out, layout.value_dim,
-           scratch.kernel);
+           scratch.begin, scratch.end, rule.soft_cap.value_or(0.0F), softmax.max, softmax.sum,
+           softmax.out, layout.value_dim, scratch.kernel);
   }
 }
 
-// Folds the partial results of blocks[1 ...] into that of blocks[0]. The first range is seen by
-// every row, so its maximum is finite.
+// Folds the partial results of blocks[1 ...] into that of blocks[0]. A row may see nothing of a
+// range: its maximum is then -inf.
 void MergeRanges(const KvLayout& layout, std::span<const Block> blocks) {
   const Softmax& total = blocks[0].partial;
   for (const Block& block : blocks.subspan(1)) {
     for (std::size_t r = 0; r < block.rows(); ++r) {
       const float max = std::max(total.max[r], block.partial.max[r]);
-      const float keep = std::exp(total.max[r] - max);
-      const float take = std::exp(block.partial.max[r] - max);
+      const float keep = total.max[r] == max ? 1.0F : std::exp(total.max[r] - max);
+      const float take = block.partial.max[r] == max ? 1.0F : std::exp(block.partial.max[r] - max);
       total.max[r] = max;
       total.sum[r] = total.sum[r] * keep + block.partial.sum[r] * take;
       float* out = total.out + r * layout.value_dim;
@@ -282,10 +291,10 @@ void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page) {
 }
 
 void Attend(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-            float scale, std::span<const AttentionSequence> sequences, const float* q,
+            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const float* q,
             std::size_t q_stride, float* out, std::size_t out_stride) {
   const tensor::Workspace::Frame frame(context.workspace);
-  const std::vector<Block> blocks = CutIntoBlocks(context, layout, groups, sequences);
+  const std::vector<Block> blocks = CutIntoBlocks(context, layout, groups, rule, sequences);
   std::size_t most_rows = 0;
   for (const Block& block : blocks) most_rows = std::max(most_rows, block.rows());
   std::vector<Scratch> scratch;
@@ -297,12 +306,12 @@ void Attend(const Context& context, const KvLayout& layout, std::span<const Head
   context.pool.ParallelFor(blocks.size(), [&](std::size_t i, int worker) {
     const Block& block = blocks[i];
     const Scratch& mine = scratch[static_cast<std::size_t>(worker)];
-    GatherQueries(context, layout, block, scale, q, q_stride, mine.q);
+    GatherQueries(context, layout, block, rule.scale, q, q_stride, mine.q);
     if (block.ranges == 1) {
-      AttendBlock(context, layout, block, mine, mine.softmax);
+      AttendBlock(context, layout, rule, block, mine, mine.softmax);
       ScatterOutputs(context, layout, block, mine.softmax, out, out_stride);
     } else {
-      AttendBlock(context, layout, block, mine, block.partial);
+      AttendBlock(context, layout, rule, block, mine, block.partial);
     }
   });
   for (std::size_t i = 0; i < blocks.size(); i += blocks[i].ranges) {

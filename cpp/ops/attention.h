@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -67,6 +68,13 @@ struct AttentionSequence {
   std::vector<std::byte*> pages;  // at least up to the last row's position
 };
 
+// How scores come about.
+struct ScoreRule {
+  float scale;                        // of q K'
+  std::optional<float> soft_cap;      // c: scores s become c tanh(s / c)
+  std::optional<std::size_t> window;  // positions that a position sees, itself included
+};
+
 // Writes the keys [rows, *, head_dim] and values [rows, *, value_dim] of the groups' KV heads into
 // the pages. Strides are in floats.
 void StoreKeysAndValues(const Context& context, const KvLayout& layout,
@@ -77,11 +85,12 @@ void StoreKeysAndValues(const Context& context, const KvLayout& layout,
 // Zeroes all slots of a page from `slot` on.
 void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page);
 
-// out[r, h] = softmax(scale * q[r, h] K') V over the positions up to the row's own, for the query
-// heads of all groups. q is [rows, *, head_dim], out [rows, *, value_dim]; strides are in floats,
-// and other heads of out are left as they are. Memory does not grow with the square of the length.
+// out[r, h] = softmax(scale * q[r, h] K') V over the positions up to the row's own, or the last of
+// them, for the query heads of all groups. q is [rows, *, head_dim], out [rows, *, value_dim];
+// strides are in floats, and other heads of out are left as they are. Memory does not grow with the
+// square of the length.
 void Attend(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-            float scale, std::span<const AttentionSequence> sequences, const float* q,
+            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const float* q,
             std::size_t q_stride, float* out, std::size_t out_stride);
 
 }  // namespace slimformer::ops

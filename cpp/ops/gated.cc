@@ -75,7 +75,7 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, cons
         for (std::size_t r = 0; r < block_rows; ++r) {
           float* to = target.values != nullptr ? target.values + (row + r) * n + column
                                                : mine.gate + r * unit;
-          layers.join(mine.gate + r * unit, mine.up + r * unit, width, to);
+          layers.activation(mine.gate + r * unit, mine.up + r * unit, width, to);
           if (layers.factors != nullptr) {
             context.kernels.multiply(layers.factors + column, width, to);
           }

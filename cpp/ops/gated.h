@@ -17,8 +17,7 @@ struct GatedLayers {
   const tensor::PackedMatrix& up;
   const float* up_bias;  // [neurons] or null
 
-  // y = activation(gate) * up, [n]; y may be gate.
-  void (*join)(const float* gate, const float* up, std::size_t n, float* y) noexcept;
+  kernels::ActivationKernel activation;
   const float* factors;  // [neurons] that multiply what was joined, or null
 };
 

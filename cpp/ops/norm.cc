@@ -13,4 +13,13 @@ void RmsNorm(const Context& context, const float* x, std::size_t rows, std::size
   });
 }
 
+void LayerNorm(const Context& context, const float* x, std::size_t rows, std::size_t n,
+               const float* weight, const float* bias, float eps, float* y) {
+  ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r) {
+      context.kernels.layer_norm(x + r * n, weight, bias, eps, n, y + r * n);
+    }
+  });
+}
+
 }  // namespace slimformer::ops

@@ -4,127 +4,113 @@ These dataclasses are the one schema of a model's shape. Checkpoint readers prod
 them, surgery derives new ones, the C++ core reads their attributes when it packs.
 Tensor names are Slimformer's own and independent of any file format:
 
-========================================  ================================================
-``embedding.weight``                      [vocab_size, n_channels]
-``layers.{i}.attention.norm.weight``      [n_channels]
-``layers.{i}.attention.q.weight``         [n_heads * head_dim, n_channels]
-``layers.{i}.attention.k.weight``         [n_kv_heads * head_dim, n_channels]
-``layers.{i}.attention.v.weight``         [n_kv_heads * value_dim, n_channels]
-``layers.{i}.attention.o.weight``         [n_channels, n_heads * value_dim]
-``layers.{i}.ffn.norm.weight``            [n_channels]
-``layers.{i}.ffn.gate.weight``, ``up``    [n_neurons, n_channels]
-``layers.{i}.ffn.down.weight``            [n_channels, n_neurons]
-``layers.{i}.{sub_block}.{part}.bias``    [rows of the weight], where the config says so
-``layers.{i}.{sub_block}.link.weight``    [n_channels, n_channels] full, [n_channels] diagonal
-``layers.{i}.{sub_block}.link.down``      [rank, n_channels], low rank
-``layers.{i}.{sub_block}.link.up``        [n_channels, rank], low rank
-``final_norm.weight``                     [n_channels]
-``head.weight``                           [vocab_size, n_channels], absent when tied
-========================================  ================================================
+==========================================  ==============================================
+``embedding.weight``                        [vocab_size, n_channels]
+``positions.weight``                        [max_positions + position_offset, n_channels], learned
+``layers.{i}.attention.norm.weight``        [n_channels]
+``layers.{i}.attention.q.weight``           [n_heads * head_dim, n_channels]
+``layers.{i}.attention.k.weight``           [n_kv_heads * head_dim, n_channels]
+``layers.{i}.attention.v.weight``           [n_kv_heads * value_dim, n_channels]
+``layers.{i}.attention.q_norm.weight``      [head_dim], or [n_heads * head_dim] over the whole width
+``layers.{i}.attention.k_norm.weight``      [head_dim], or [n_kv_heads * head_dim]
+``layers.{i}.attention.o.weight``           [n_channels, n_heads * value_dim]
+``layers.{i}.ffn.norm.weight``              [n_channels]
+``layers.{i}.ffn.gate.weight``, ``up``      [n_neurons, n_channels], ``gate`` where it is gated
+``layers.{i}.ffn.down.weight``              [n_channels, n_neurons]
+``layers.{i}.{sub_block}.{part}.bias``      [rows of the weight], where the config says so
+``layers.{i}.{sub_block}.post_norm.weight`` [n_channels], where outputs are normalised
+``layers.{i}.{sub_block}.link.weight``      [n_channels, n_channels] full, [n_channels] diagonal
+``layers.{i}.{sub_block}.link.down``        [rank, n_channels], low rank
+``layers.{i}.{sub_block}.link.up``          [n_channels, rank], low rank
+``final_norm.weight``                       [n_channels]
+``head.weight``                             [vocab_size, n_channels], absent when tied
+==========================================  ==============================================
 
-Weights are stored as [outputs, inputs]. Rotary pairs are (j, j + rotary_dim / 2), the
-convention of Hugging Face.
+Layer norms have a bias of the shape of their weight. Weights are stored as [outputs, inputs].
+Rotary pairs are (j, j + rotary_dim / 2), the convention of Hugging Face.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
+from slimformer.checks import (
+    MAX_DIMENSION,
+    check,
+    check_choice,
+    check_dimension,
+    check_flag,
+    check_positive,
+)
+from slimformer.rope import LinearRopeScaling, Llama3RopeScaling, RopeConfig
 
-from slimformer.errors import ConfigError
-
-MAX_DIMENSION = 1 << 24
-"""No single dimension of a model may exceed this; hostile files claim more."""
+__all__ = [
+    "MAX_DIMENSION",
+    "MAX_LAYERS",
+    "Activation",
+    "AttentionConfig",
+    "FfnConfig",
+    "LayerConfig",
+    "LinearRopeScaling",
+    "LinkConfig",
+    "LinkKind",
+    "Llama3RopeScaling",
+    "ModelConfig",
+    "NormKind",
+    "NormPlace",
+    "QkNorm",
+    "RopeConfig",
+    "family_settings",
+    "family_settings_from",
+]
 
 MAX_LAYERS = 4096
 
 LinkKind = Literal["full", "low_rank", "diagonal"]
 
+NormKind = Literal["rms", "layer"]
+"""Root mean square norm, or layer norm with its mean and bias."""
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+NormPlace = Literal["before", "after", "both"]
+"""Whether a sub-block normalises what it reads, what it adds to the stream, or both."""
 
+QkNorm = Literal["head", "width"]
+"""Queries and keys are normalised head by head with one weight, or all heads as one vector."""
 
-def _check_dimension(name: str, value: object) -> None:
-    _check(
-        isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_DIMENSION,
-        f"{name}: expected an integer from 1 to {MAX_DIMENSION}, found {value!r}",
-    )
-
-
-def _check_positive(name: str, value: object) -> None:
-    _check(
-        isinstance(value, (int, float)) and math.isfinite(value) and value > 0,
-        f"{name}: expected a finite number above 0, found {value!r}",
-    )
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+"""``gelu_tanh`` is the approximation of ``gelu`` with a hyperbolic tangent."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearRopeScaling:
-    """Positions divided by ``factor`` (position interpolation, Chen et al. 2023)."""
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        _check_positive("rope scaling factor", self.factor)
+_ALWAYS_WRITTEN = ("qkv_bias", "output_bias", "bias")
 
 
-@dataclasses.dataclass(frozen=True)
-class Llama3RopeScaling:
-    """Llama 3.1's scaling: low frequencies stretched, high ones kept, a ramp between."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-    def __post_init__(self) -> None:
-        _check_positive("rope scaling factor", self.factor)
-        _check_positive("rope low_freq_factor", self.low_freq_factor)
-        _check_positive("rope high_freq_factor", self.high_freq_factor)
-        _check_dimension("rope original_max_positions", self.original_max_positions)
-        _check(
-            self.low_freq_factor < self.high_freq_factor,
-            f"rope scaling: expected low_freq_factor < high_freq_factor, found "
-            f"{self.low_freq_factor} and {self.high_freq_factor}",
-        )
+def _of_some_families(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING and field.name not in _ALWAYS_WRITTEN
 
 
-@dataclasses.dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding over the first ``rotary_dim`` entries of a head."""
+def family_settings(config: Any) -> dict[str, Any]:
+    """The fields that only some families set, where they differ from their defaults.
 
-    rotary_dim: int
-    theta: float = 10000.0
-    scaling: LinearRopeScaling | Llama3RopeScaling | None = None
+    Nothing else of them is written, so files and fingerprints stay as they are when such a field
+    is added.
+    """
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if _of_some_families(field) and getattr(config, field.name) != field.default
+    }
 
-    def __post_init__(self) -> None:
-        _check_dimension("rotary_dim", self.rotary_dim)
-        _check(self.rotary_dim % 2 == 0, f"rotary_dim: expected even, found {self.rotary_dim}")
-        _check_positive("rope theta", self.theta)
 
-    def inverse_frequencies(self) -> npt.NDArray[np.float32]:
-        """Radians per position of each rotary pair, float32 [rotary_dim / 2]."""
-        exponents = np.arange(0, self.rotary_dim, 2, dtype=np.float32) / np.float32(self.rotary_dim)
-        base = (1.0 / (np.float32(self.theta) ** exponents)).astype(np.float32)
-        scaling = self.scaling
-        if scaling is None:
-            return base
-        if isinstance(scaling, LinearRopeScaling):
-            return (base / np.float32(scaling.factor)).astype(np.float32)
-        wavelength = 2 * math.pi / base
-        turns = scaling.original_max_positions / wavelength
-        smooth = (turns - scaling.low_freq_factor) / (
-            scaling.high_freq_factor - scaling.low_freq_factor
-        )
-        smooth = np.clip(smooth, 0.0, 1.0)
-        return ((1 - smooth) * base / scaling.factor + smooth * base).astype(np.float32)
+def family_settings_from(read: Callable[[str], Any], kind: type[Any]) -> dict[str, Any]:
+    """What ``family_settings`` gave of a config of that kind; ``read`` gives ``None`` for absent.
+
+    The values are as they were found: making the config checks them.
+    """
+    names = [field.name for field in dataclasses.fields(kind) if _of_some_families(field)]
+    return {name: read(name) for name in names if read(name) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +119,12 @@ class AttentionConfig:
 
     ``q_to_kv[h]`` is the KV head that query head ``h`` reads; a ragged map is as good as a
     uniform one. ``head_dim`` is the width of a query or key head, ``value_dim`` that of a
-    value head. ``scale`` multiplies the scores.
+    value head. ``scale`` multiplies the scores, ``soft_cap`` c then makes them c tanh(s / c).
+    With a ``window`` a position sees itself and the ``window - 1`` before it.
+
+    A ``qk_norm`` comes before the rotation. Over the width it divides the sum of squares by
+    ``q_norm_divisor`` and ``k_norm_divisor``: the widths that the model was trained with, also
+    after heads have been removed.
     """
 
     n_heads: int
@@ -145,38 +136,77 @@ class AttentionConfig:
     rope: RopeConfig | None
     qkv_bias: bool = False
     output_bias: bool = False
+    norm_place: NormPlace = "before"
+    window: int | None = None
+    soft_cap: float | None = None
+    qk_norm: QkNorm | None = None
+    q_norm_divisor: int | None = None
+    k_norm_divisor: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_heads", "n_kv_heads", "head_dim", "value_dim"):
-            _check_dimension(name, getattr(self, name))
-        _check_positive("attention scale", self.scale)
-        _check(
+            check_dimension(name, getattr(self, name))
+        check_choice("norm_place", self.norm_place, NormPlace)
+        if self.window is not None:
+            check_dimension("window", self.window)
+        if self.soft_cap is not None:
+            check_positive("soft_cap", self.soft_cap)
+        self._check_qk_norm()
+        check_positive("attention scale", self.scale)
+        check(
             len(self.q_to_kv) == self.n_heads,
             f"q_to_kv: expected {self.n_heads} entries, one a query head, "
             f"found {len(self.q_to_kv)}",
         )
-        _check(
+        check(
             set(self.q_to_kv) == set(range(self.n_kv_heads)),
             f"q_to_kv: expected every KV head from 0 to {self.n_kv_heads - 1} to be read "
             f"and no other, found {sorted(set(self.q_to_kv))}",
         )
         if self.rope is not None:
-            _check(
+            check(
                 self.rope.rotary_dim <= self.head_dim,
                 f"rotary_dim: expected at most head_dim {self.head_dim}, "
                 f"found {self.rope.rotary_dim}",
             )
 
+    def _check_qk_norm(self) -> None:
+        if self.qk_norm is not None:
+            check_choice("qk_norm", self.qk_norm, QkNorm)
+        widths = {"q": self.n_heads * self.head_dim, "k": self.n_kv_heads * self.head_dim}
+        for part, width in widths.items():
+            name = f"{part}_norm_divisor"
+            divisor = getattr(self, name)
+            if self.qk_norm == "width":
+                check_dimension(name, divisor)
+                check(divisor >= width, f"{name}: expected at least {width}, found {divisor}")
+            else:
+                check(divisor is None, f"{name}: belongs to a qk_norm over the width only")
+
 
 @dataclasses.dataclass(frozen=True)
 class FfnConfig:
-    """Gated feed-forward sub-block of one layer: ``down(silu(gate(x)) * up(x))``."""
+    """Feed-forward sub-block of one layer.
+
+    ``down(activation(gate(x)) * up(x))`` where it is ``gated``, else ``down(activation(up(x)))``.
+    """
 
     n_neurons: int
     bias: bool = False
+    norm_place: NormPlace = "before"
+    activation: Activation = "silu"
+    gated: bool = True
 
     def __post_init__(self) -> None:
-        _check_dimension("n_neurons", self.n_neurons)
+        check_dimension("n_neurons", self.n_neurons)
+        check_choice("norm_place", self.norm_place, NormPlace)
+        check_choice("activation", self.activation, Activation)
+        check_flag("gated", self.gated)
+
+    @property
+    def neuron_parts(self) -> tuple[str, ...]:
+        """The matrices that have a row for each neuron."""
+        return ("gate", "up") if self.gated else ("up",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,27 +216,36 @@ class LinkConfig:
     ``rank`` is given for ``low_rank`` and ``None`` for the other kinds.
     """
 
+    norm_place: ClassVar[NormPlace] = "before"
+
     kind: LinkKind
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.kind in ("full", "low_rank", "diagonal"),
             f"link kind: expected full, low_rank or diagonal, found {self.kind!r}",
         )
         if self.kind == "low_rank":
-            _check(self.rank is not None, "link: expected a rank with kind low_rank, found none")
-            _check_dimension("link rank", self.rank or 0)
+            check(self.rank is not None, "link: expected a rank with kind low_rank, found none")
+            check_dimension("link rank", self.rank or 0)
         else:
-            _check(self.rank is None, f"link: expected no rank with kind {self.kind}")
+            check(self.rank is None, f"link: expected no rank with kind {self.kind}")
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
-    """One decoder layer; a sub-block may be absent (``None``) or replaced by a link."""
+    """One decoder layer; a sub-block may be absent (``None``) or replaced by a link.
+
+    ``parallel``: both sub-blocks read the stream that enters the layer.
+    """
 
     attention: AttentionConfig | LinkConfig | None
     ffn: FfnConfig | LinkConfig | None
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("parallel", self.parallel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +253,10 @@ class ModelConfig:
     """The shape of a whole model.
 
     ``norm_divisor`` is what RMSNorm divides the sum of squares by: the residual width that
-    the model was trained with, also after channels have been removed.
+    the model was trained with, also after channels have been removed. ``norm_offset`` is added
+    to the weights of all norms. Embeddings are multiplied by ``embedding_scale``; with
+    ``learned_positions`` the row of ``positions.weight`` that is ``position_offset`` after the
+    position is added. Logits l become c tanh(l / c) with a ``logit_soft_cap`` c.
     """
 
     family: str
@@ -225,58 +267,130 @@ class ModelConfig:
     tied_head: bool
     max_positions: int
     layers: tuple[LayerConfig, ...]
+    norm: NormKind = "rms"
+    norm_offset: float = 0.0
+    embedding_scale: float = 1.0
+    learned_positions: bool = False
+    position_offset: int = 0
+    logit_soft_cap: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_channels", "norm_divisor", "max_positions"):
-            _check_dimension(name, getattr(self, name))
-        _check_positive("norm_eps", self.norm_eps)
-        _check(
+            check_dimension(name, getattr(self, name))
+        check_positive("norm_eps", self.norm_eps)
+        check(
             self.norm_divisor >= self.n_channels,
             f"norm_divisor: expected at least n_channels {self.n_channels}, "
             f"found {self.norm_divisor}",
         )
-        _check(
+        check(
             len(self.layers) <= MAX_LAYERS,
             f"layers: expected at most {MAX_LAYERS}, found {len(self.layers)}",
         )
+        check_choice("norm", self.norm, NormKind)
+        if self.norm == "layer":
+            check(
+                self.norm_divisor == self.n_channels,
+                f"norm_divisor: expected n_channels {self.n_channels} with layer norm, "
+                f"found {self.norm_divisor}",
+            )
+            check(
+                not any(getattr(layer.attention, "qk_norm", None) for layer in self.layers),
+                "qk_norm: expected none with layer norm",
+            )
+        check(
+            self.norm_offset in (0, 1), f"norm_offset: expected 0 or 1, found {self.norm_offset!r}"
+        )
+        check_positive("embedding_scale", self.embedding_scale)
+        check_flag("learned_positions", self.learned_positions)
+        check(
+            type(self.position_offset) is int and 0 <= self.position_offset <= MAX_DIMENSION,
+            f"position_offset: expected an integer from 0, found {self.position_offset!r}",
+        )
+        if self.logit_soft_cap is not None:
+            check_positive("logit_soft_cap", self.logit_soft_cap)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the model consists of, in file order."""
         return dict(self._tensors())
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values; those of some families as ``family_settings`` has them."""
+        return dataclasses.asdict(
+            self,
+            dict_factory=lambda pairs: {
+                name: value
+                for name, value in pairs
+                if name not in _FAMILY_DEFAULTS or value != _FAMILY_DEFAULTS[name]
+            },
+        )
 
     def parameters(self) -> int:
         """Number of weights, a tied head counted once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def non_embedding_parameters(self) -> int:
-        """Number of weights outside the embedding and the head."""
+        """Number of weights outside the embeddings and the head."""
         return sum(
             math.prod(shape)
             for name, shape in self.tensor_shapes().items()
-            if name not in ("embedding.weight", "head.weight")
+            if name not in ("embedding.weight", "positions.weight", "head.weight")
+        )
+
+    def fixed_parameters(self) -> int:
+        """Those of them that belong to no layer: the final norm."""
+        return sum(
+            math.prod(shape) for _, shape in self._norm_tensors("final_norm", self.n_channels)
         )
 
     def _tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         d = self.n_channels
         yield "embedding.weight", (self.vocab_size, d)
+        if self.learned_positions:
+            yield "positions.weight", (self.max_positions + self.position_offset, d)
         for index, layer in enumerate(self.layers):
-            if layer.attention is not None:
-                prefix = f"layers.{index}.attention"
-                yield f"{prefix}.norm.weight", (d,)
-                if isinstance(layer.attention, LinkConfig):
-                    yield from _link_tensors(prefix, layer.attention, d)
+            for name, sub_block in (("attention", layer.attention), ("ffn", layer.ffn)):
+                if sub_block is None:
+                    continue
+                prefix = f"layers.{index}.{name}"
+                if sub_block.norm_place != "after":
+                    yield from self._norm_tensors(f"{prefix}.norm", d)
+                if isinstance(sub_block, LinkConfig):
+                    yield from _link_tensors(prefix, sub_block, d)
+                elif isinstance(sub_block, AttentionConfig):
+                    yield from self._attention_tensors(prefix, sub_block)
                 else:
-                    yield from _attention_tensors(prefix, layer.attention, d)
-            if layer.ffn is not None:
-                prefix = f"layers.{index}.ffn"
-                yield f"{prefix}.norm.weight", (d,)
-                if isinstance(layer.ffn, LinkConfig):
-                    yield from _link_tensors(prefix, layer.ffn, d)
-                else:
-                    yield from _ffn_tensors(prefix, layer.ffn, d)
-        yield "final_norm.weight", (d,)
+                    yield from _ffn_tensors(prefix, sub_block, d)
+                if sub_block.norm_place != "before":
+                    yield from self._norm_tensors(f"{prefix}.post_norm", d)
+        yield from self._norm_tensors("final_norm", d)
         if not self.tied_head:
             yield "head.weight", (self.vocab_size, d)
+
+    def _norm_tensors(self, name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield f"{name}.weight", (width,)
+        if self.norm == "layer":
+            yield f"{name}.bias", (width,)
+
+    def _attention_tensors(
+        self, prefix: str, attention: AttentionConfig
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        outputs = {
+            "q": attention.n_heads * attention.head_dim,
+            "k": attention.n_kv_heads * attention.head_dim,
+            "v": attention.n_kv_heads * attention.value_dim,
+        }
+        for part, rows in outputs.items():
+            yield f"{prefix}.{part}.weight", (rows, self.n_channels)
+            if attention.qkv_bias:
+                yield f"{prefix}.{part}.bias", (rows,)
+        if attention.qk_norm is not None:
+            for part in ("q", "k"):
+                width = attention.head_dim if attention.qk_norm == "head" else outputs[part]
+                yield from self._norm_tensors(f"{prefix}.{part}_norm", width)
+        yield f"{prefix}.o.weight", (self.n_channels, attention.n_heads * attention.value_dim)
+        if attention.output_bias:
+            yield f"{prefix}.o.bias", (self.n_channels,)
 
 
 def _link_tensors(
@@ -292,30 +406,21 @@ def _link_tensors(
         yield f"{prefix}.link.up", (channels, link.rank)
 
 
-def _attention_tensors(
-    prefix: str, attention: AttentionConfig, channels: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    outputs = {
-        "q": attention.n_heads * attention.head_dim,
-        "k": attention.n_kv_heads * attention.head_dim,
-        "v": attention.n_kv_heads * attention.value_dim,
-    }
-    for part, rows in outputs.items():
-        yield f"{prefix}.{part}.weight", (rows, channels)
-        if attention.qkv_bias:
-            yield f"{prefix}.{part}.bias", (rows,)
-    yield f"{prefix}.o.weight", (channels, attention.n_heads * attention.value_dim)
-    if attention.output_bias:
-        yield f"{prefix}.o.bias", (channels,)
-
-
 def _ffn_tensors(
     prefix: str, ffn: FfnConfig, channels: int
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for part in ("gate", "up"):
+    for part in ffn.neuron_parts:
         yield f"{prefix}.{part}.weight", (ffn.n_neurons, channels)
         if ffn.bias:
             yield f"{prefix}.{part}.bias", (ffn.n_neurons,)
     yield f"{prefix}.down.weight", (channels, ffn.n_neurons)
     if ffn.bias:
         yield f"{prefix}.down.bias", (channels,)
+
+
+_FAMILY_DEFAULTS = {
+    field.name: field.default
+    for kind in (AttentionConfig, FfnConfig, LayerConfig, ModelConfig)
+    for field in dataclasses.fields(kind)
+    if _of_some_families(field)
+}

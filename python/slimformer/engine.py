@@ -209,9 +209,12 @@ class Engine:
             scores += self._packed.score(sessions, batch)
         return scores
 
-    def embed(self, tokens: Tokens) -> Floats:
-        """Hidden states that enter the first layer, float32 [n_tokens, n_channels]."""
-        return self._packed.embed(_as_tokens(tokens))
+    def embed(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
+        """Hidden states that enter the first layer, float32 [n_tokens, n_channels].
+
+        With ``lengths`` the tokens are those of several sequences, each from position 0.
+        """
+        return self._packed.embed(_as_tokens(tokens), lengths)
 
     def run_layers(
         self,

@@ -51,6 +51,7 @@ class Case:
         self.begin = rng.integers(0, positions, rows)
         self.end = np.minimum(self.begin + rng.integers(1, positions, rows), positions)
         self.end[rows // 2] = self.begin[rows // 2]  # one that sees nothing at all
+        self.soft_cap = 0.0
 
     def round_pages(self) -> None:
         self.keys = self.keys.astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -71,7 +72,9 @@ class Case:
                 place(np.clip(edge[rows] - first, 0, PAGE).astype(np.int32), placement)
                 for edge in (self.begin, self.end)
             )
-            kernels.attend(tier, q, page_keys, page_values, begin, end, top, total, out, scratch)
+            kernels.attend(
+                tier, q, page_keys, page_values, begin, end, top, total, out, scratch, self.soft_cap
+            )
         with np.errstate(invalid="ignore"):
             return np.asarray(out / total[:, None])
 
@@ -85,6 +88,8 @@ class Case:
                 continue
             seen = slice(begin, end)
             scores = keys[seen] @ q[r]
+            if self.soft_cap > 0:
+                scores = self.soft_cap * np.tanh(scores / self.soft_cap)
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
             answer[r] = weights @ values[seen]
@@ -93,6 +98,7 @@ class Case:
             # sqrt(positions).
             magnitude = (np.abs(keys[seen]) @ np.abs(q[r])).max()
             roundings = 2 * np.sqrt(q.shape[1]) * magnitude + 10 + 2 * np.sqrt(end - begin)
+            roundings += 14 * self.soft_cap
             error = roundings * EPS
             if rounded:  # a score is off by its query's rounding, a weight by that and its own
                 error += (magnitude + 2) * EPS_BF16
@@ -123,6 +129,18 @@ def test_attend(
     blind = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(got), blind)
     assert (np.abs(got - expected) <= bound)[~blind].all()
+
+
+@pytest.mark.parametrize("kv", ["f32", "bf16"])
+def test_soft_cap(tier: str, kv: str, rng: np.random.Generator) -> None:
+    case = Case(rng, 5, 37, 7, 2)
+    case.q *= 3
+    case.soft_cap = 2.5
+    if kv == "bf16":
+        case.round_pages()
+    expected, bound = case.expected(rounded=kv == "bf16" and tier == "avx512_bf16")
+    seen = ~np.isnan(expected)
+    assert (np.abs(case.run(tier, kv, "misaligned") - expected) <= bound)[seen].all()
 
 
 @pytest.mark.parametrize("kv", ["f32", "bf16"])

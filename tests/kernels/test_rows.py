@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -46,36 +48,95 @@ def test_rope(tier: str, placement: str, pairs: int, rng: np.random.Generator) -
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_silu_multiply(tier: str, placement: str, n: int, rng: np.random.Generator) -> None:
-    gate = place(rng.uniform(-30, 30, n).astype(np.float32), placement)
-    up = place(rng.standard_normal(n, dtype=np.float32), placement)
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_layer_norm(
+    tier: str, placement: str, n: int, offset: float, rng: np.random.Generator
+) -> None:
+    x = place(3 * rng.standard_normal(n, dtype=np.float32) + np.float32(offset), placement)
+    weight = place(rng.standard_normal(n, dtype=np.float32), placement)
+    bias = place(rng.standard_normal(n, dtype=np.float32), placement)
     y = place(np.full(n, np.nan, np.float32), placement)
-    kernels.silu_multiply(tier, gate, up, y)
-    g = gate.astype(np.float64)
-    # exp is within 2 units in the last place (4 EPS); a sum, a quotient and a product.
-    np.testing.assert_allclose(y, g / (1 + np.exp(-g)) * up, rtol=7 * EPS)
-    kernels.silu_multiply(tier, gate, up, gate)
-    np.testing.assert_array_equal(gate, y)
+    kernels.layer_norm(tier, x, weight, bias, 1e-5, y)
+    x64 = x.astype(np.float64)
+    apart = x64 - x64.mean()
+    factor = 1 / np.sqrt((apart**2).mean() + 1e-5)
+    # The mean is off by roundings of what is summed, sqrt(n) of them; then as the RMS norm.
+    shift = (2 + np.sqrt(n)) * EPS * np.abs(x64).max() * factor
+    bound = (8 + np.sqrt(n)) * EPS * np.abs(apart) * factor + shift
+    bound = bound * np.abs(weight) + 2 * EPS * np.abs(bias)
+    assert (np.abs(y - (apart * factor * weight + bias)) <= bound).all()
+    kernels.layer_norm(tier, x, weight, bias, 1e-5, x)
+    np.testing.assert_array_equal(x, y)
 
 
-def test_silu_over_the_whole_range(tier: str) -> None:
-    gate = np.linspace(-120, 120, 400_001, dtype=np.float32)
-    one = np.ones_like(gate)
-    y = np.empty_like(gate)
-    kernels.silu_multiply(tier, gate, one, y)
-    g = gate.astype(np.float64)
-    expected = g / (1 + np.exp(-g))
-    # exp(-g) overflows float32 from 88.73 on, where the value, 1e-37, becomes 0.
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
+
+
+def activated(activation: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The value in float64, and how far off float32 may be."""
+    x = x.astype(np.float64)
+    if activation == "relu":
+        return np.maximum(x, 0), np.zeros_like(x)
+    if activation == "gelu":
+        above = 0.5 * np.vectorize(math.erfc, otypes=[float])(np.abs(x) / math.sqrt(2))
+        mass = np.abs(x) * above
+        # The fit is off by 2^-22.4 and a dozen roundings, exp by its argument's: x^2 / 2.
+        return np.maximum(x, 0) - mass, (20 + x**2) * EPS * mass + EPS * np.abs(x)
+    twice = x if activation == "silu" else np.sqrt(8 / np.pi) * (x + 0.044715 * x**3)
+    with np.errstate(over="ignore"):
+        value = x / (1 + np.exp(-twice))
+    # exp is within 2 units in the last place (4 EPS) and off by its argument's roundings, of
+    # which silu's has none; a sum and a quotient.
+    roundings = 0 if activation == "silu" else 4 * np.maximum(-twice, 0)
+    return value, (6 + roundings) * EPS * np.abs(value)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("n", SIZES)
+def test_activations_with_and_without_factors(
+    tier: str, placement: str, n: int, activation: str, rng: np.random.Generator
+) -> None:
+    x = place(rng.uniform(-9, 9, n).astype(np.float32), placement)
+    factors = place(rng.standard_normal(n, dtype=np.float32), placement)
+    y = place(np.full(n, np.nan, np.float32), placement)
+    value, bound = activated(activation, x)
+    kernels.activate(tier, activation, x, None, y)
+    assert (np.abs(y - value) <= bound).all()
+    kernels.activate(tier, activation, x, factors, y)
+    bound = (bound + EPS * np.abs(value)) * np.abs(factors)
+    assert (np.abs(y - value * factors) <= bound).all()
+    kernels.activate(tier, activation, x, factors, x)
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_the_whole_range(tier: str, activation: str) -> None:
+    x = np.linspace(-120, 120, 200_001, dtype=np.float32)
+    y = np.empty_like(x)
+    kernels.activate(tier, activation, x, None, y)
+    value, bound = activated(activation, x)
+    # exp overflows float32 from 88.73 on and is no normal number from -87.3 on, where the value,
+    # some 1e-37, may become 0.
     smallest = float(np.finfo(np.float32).tiny)
-    np.testing.assert_allclose(y, expected, rtol=7 * EPS, atol=100 * smallest)
+    assert (np.abs(y - value) <= bound + 300 * smallest).all()
 
 
-def test_silu_of_what_is_not_finite(tier: str) -> None:
-    gate = np.array([np.inf, np.nan, -np.inf], np.float32)
-    y = np.empty_like(gate)
-    kernels.silu_multiply(tier, gate, np.ones_like(gate), y)
-    # -inf gives NaN, as -inf / (1 + inf) does everywhere.
-    np.testing.assert_array_equal(y, np.array([np.inf, np.nan, np.nan], np.float32))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_what_is_not_finite(tier: str, activation: str) -> None:
+    x = np.array([np.inf, np.nan, 3e38, -3e38], np.float32)
+    y = np.empty_like(x)
+    kernels.activate(tier, activation, x, None, y)
+    np.testing.assert_array_equal(y, np.array([np.inf, np.nan, 3e38, 0], np.float32))
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 100.0])
+def test_soft_cap(tier: str, placement: str, n: int, size: float, rng: np.random.Generator) -> None:
+    y = place((size * rng.standard_normal(n)).astype(np.float32), placement)
+    expected = 30 * np.tanh(y.astype(np.float64) / 30)
+    kernels.soft_cap(tier, 30.0, y)
+    # tanh is within 5 units in the last place (10 EPS); 1 / cap and two products.
+    np.testing.assert_allclose(y, expected, rtol=14 * EPS)
 
 
 @pytest.mark.parametrize("n", SIZES)

@@ -183,7 +183,7 @@ def test_contradictory_settings(options: dict[str, object], message: str) -> Non
 def test_prices_add_up_to_the_model(seed: int) -> None:
     model = random_model(np.random.default_rng(seed))
     config = model.config
-    total = config.n_channels
+    total = config.fixed_parameters()
     for index, layer in enumerate(config.layers):
         attention = layer.attention if isinstance(layer.attention, AttentionConfig) else None
         ffn = layer.ffn if isinstance(layer.ffn, FfnConfig) else None

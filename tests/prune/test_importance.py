@@ -88,11 +88,27 @@ def test_statistics_are_those_of_the_reference(seed: int) -> None:
         if found.neurons is not None:
             assert found.neurons.gram is not None
             x = np.concatenate([one[index, "ffn_neurons"] for one in captured])
-            x /= np.sqrt(squares)[:, None]
+            x /= np.sqrt(squares)[:, None] * norm_divisors(model, index, x)
             scale = np.abs(x.T @ x / len(x)).max()
             np.testing.assert_allclose(
                 found.neurons.gram, x.T @ x / len(x), rtol=0, atol=2e-3 * scale
             )
+
+
+def norm_divisors(model: Checkpoint, index: int, neurons: Any) -> Any:
+    """What a norm behind the down-projection divides its output by, [tokens, 1]."""
+    config, ffn = model.config, model.config.layers[index].ffn
+    assert isinstance(ffn, FfnConfig)
+    if ffn.norm_place == "before":
+        return 1.0
+    name = f"layers.{index}.ffn.down"
+    output = neurons @ model.read_f32(f"{name}.weight").T.astype(np.float64)
+    if ffn.bias:
+        output += model.read_f32(f"{name}.bias")
+    if config.norm == "layer":
+        output -= output.mean(axis=1, keepdims=True)
+    energy = np.sum(output**2, axis=1, keepdims=True) / config.norm_divisor
+    return np.sqrt(energy + config.norm_eps)
 
 
 def test_obs_sees_that_twins_can_stand_in_for_each_other() -> None:

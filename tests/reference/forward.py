@@ -7,6 +7,7 @@ paper. It knows links, absent sub-blocks, ragged heads and masks because the sha
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,35 +49,51 @@ def forward(
     def tensor(name: str) -> Array:
         return np.asarray(read(name), dtype=dtype)
 
-    def norm(hidden: Array, name: str) -> Array:
-        mean_square = np.sum(hidden * hidden, axis=-1, keepdims=True) / config.norm_divisor
-        normed: Array = hidden / np.sqrt(mean_square + dtype(config.norm_eps))
-        return normed * tensor(name)
+    def norm(x: Array, name: str, divisor: int = config.norm_divisor) -> Array:
+        if config.norm == "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+        mean_square = np.sum(x * x, axis=-1, keepdims=True) / divisor
+        normed: Array = x / np.sqrt(mean_square + dtype(config.norm_eps))
+        normed = normed * (tensor(f"{name}.weight") + dtype(config.norm_offset))
+        return normed + tensor(f"{name}.bias") if config.norm == "layer" else normed
+
+    def enter(sub_block: Any, stream: Array, prefix: str) -> Array:
+        return stream if sub_block.norm_place == "after" else norm(stream, f"{prefix}.norm")
+
+    def leave(sub_block: Any, output: Array, prefix: str) -> Array:
+        return output if sub_block.norm_place == "before" else norm(output, f"{prefix}.post_norm")
 
     def tap(layer: int, site: str, value: Array) -> None:
         if captured is not None:
             captured[layer, site] = value.copy()
 
     hidden = tensor("embedding.weight")[np.asarray(tokens)]  # [n_tokens, n_channels]
+    hidden = hidden * dtype(config.embedding_scale)
+    if config.learned_positions:
+        first = config.position_offset
+        hidden = hidden + tensor("positions.weight")[first : first + len(hidden)]
     for index, layer in enumerate(config.layers):
         if mask.exit_after is not None and index > mask.exit_after:
             break
         tap(index, "attention_input", hidden)
+        entry = hidden
         if layer.attention is not None and index not in mask.skip_attention:
             prefix = f"layers.{index}.attention"
-            x = norm(hidden, f"{prefix}.norm.weight")
+            x = enter(layer.attention, hidden, prefix)
             tap(index, "attention_normed", x)
             if isinstance(layer.attention, LinkConfig):
                 hidden = hidden + link(layer.attention, prefix, tensor, x)
             else:
-                heads = attention_heads(layer.attention, prefix, tensor, x)
-                heads = keep_heads(layer.attention, heads, mask.heads.get(index))
+                kept = mask.heads.get(index)
+                heads = attention_heads(layer.attention, prefix, tensor, norm, x, kept)
+                heads = keep_heads(layer.attention, heads, kept)
                 tap(index, "attention_heads", heads)
-                hidden = hidden + linear(tensor, f"{prefix}.o", heads, layer.attention.output_bias)
+                output = linear(tensor, f"{prefix}.o", heads, layer.attention.output_bias)
+                hidden = hidden + leave(layer.attention, output, prefix)
         tap(index, "ffn_input", hidden)
         if layer.ffn is not None and index not in mask.skip_ffn:
             prefix = f"layers.{index}.ffn"
-            x = norm(hidden, f"{prefix}.norm.weight")
+            x = enter(layer.ffn, entry if layer.parallel else hidden, prefix)
             tap(index, "ffn_normed", x)
             if isinstance(layer.ffn, LinkConfig):
                 hidden = hidden + link(layer.ffn, prefix, tensor, x)
@@ -86,10 +103,12 @@ def forward(
                 if kept is not None:
                     neurons = neurons * np.isin(np.arange(layer.ffn.n_neurons), kept)
                 tap(index, "ffn_neurons", neurons)
-                hidden = hidden + linear(tensor, f"{prefix}.down", neurons, layer.ffn.bias)
+                output = linear(tensor, f"{prefix}.down", neurons, layer.ffn.bias)
+                hidden = hidden + leave(layer.ffn, output, prefix)
         tap(index, "layer_output", hidden)
-    hidden = norm(hidden, "final_norm.weight")
-    return hidden @ tensor("embedding.weight" if config.tied_head else "head.weight").T
+    hidden = norm(hidden, "final_norm")
+    logits: Array = hidden @ tensor("embedding.weight" if config.tied_head else "head.weight").T
+    return soft_cap(logits, config.logit_soft_cap)
 
 
 def linear(tensor: Read, name: str, x: Array, bias: bool) -> Array:
@@ -107,22 +126,48 @@ def link(config: LinkConfig, prefix: str, tensor: Read, x: Array) -> Array:
     return (x @ tensor(f"{prefix}.link.down").T) @ tensor(f"{prefix}.link.up").T
 
 
-def attention_heads(config: AttentionConfig, prefix: str, tensor: Read, x: Array) -> Array:
-    """Input of the output projection, [n_tokens, n_heads * value_dim]."""
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """``cap tanh(x / cap)``, where there is a cap."""
+    return x if cap is None else np.asarray(cap * np.tanh(x / cap), x.dtype)
+
+
+def attention_heads(
+    config: AttentionConfig,
+    prefix: str,
+    tensor: Read,
+    norm: Callable[..., Array],
+    x: Array,
+    kept: Sequence[int] | None,
+) -> Array:
+    """Input of the output projection, [n_tokens, n_heads * value_dim].
+
+    Heads that are not ``kept`` count only where all are normalised together.
+    """
     n_tokens = len(x)
     q = linear(tensor, f"{prefix}.q", x, config.qkv_bias)
     k = linear(tensor, f"{prefix}.k", x, config.qkv_bias)
     v = linear(tensor, f"{prefix}.v", x, config.qkv_bias)
+    if config.qk_norm == "width":
+        stays = range(config.n_heads) if kept is None else kept
+        reads = [config.q_to_kv[head] for head in stays]
+        q = q * np.repeat(np.isin(np.arange(config.n_heads), stays), config.head_dim)
+        k = k * np.repeat(np.isin(np.arange(config.n_kv_heads), reads), config.head_dim)
+        q = norm(q, f"{prefix}.q_norm", config.q_norm_divisor)
+        k = norm(k, f"{prefix}.k_norm", config.k_norm_divisor)
     q = q.reshape(n_tokens, config.n_heads, config.head_dim)
     k = k.reshape(n_tokens, config.n_kv_heads, config.head_dim)
     v = v.reshape(n_tokens, config.n_kv_heads, config.value_dim)
+    if config.qk_norm == "head":
+        q = norm(q, f"{prefix}.q_norm", config.head_dim)
+        k = norm(k, f"{prefix}.k_norm", config.head_dim)
     if config.rope is not None:
         q, k = rotate(config.rope, q), rotate(config.rope, k)
-    future = np.triu(np.ones((n_tokens, n_tokens), dtype=bool), 1)
+    past = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
+    unseen = (past < 0) | (past >= (config.window or n_tokens))
     heads = []
     for head, kv in enumerate(config.q_to_kv):
         scores = q[:, head] @ k[:, kv].T * x.dtype.type(config.scale)
-        scores = np.where(future, -np.inf, scores)
+        scores = np.where(unseen, -np.inf, soft_cap(scores, config.soft_cap))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         heads.append(weights / weights.sum(axis=-1, keepdims=True) @ v[:, kv])
     return np.concatenate(heads, axis=-1)
@@ -155,7 +200,27 @@ def rotate(rope: RopeConfig, x: Array) -> Array:
 
 def ffn_neurons(config: FfnConfig, prefix: str, tensor: Read, x: Array) -> Array:
     """Input of the down projection, [n_tokens, n_neurons]."""
-    gate = linear(tensor, f"{prefix}.gate", x, config.bias)
     up = linear(tensor, f"{prefix}.up", x, config.bias)
-    activated: Array = gate / (1 + np.exp(-gate))
-    return activated * up
+    if not config.gated:
+        return ACTIVATIONS[config.activation](up)
+    return ACTIVATIONS[config.activation](linear(tensor, f"{prefix}.gate", x, config.bias)) * up
+
+
+def gelu(x: Array) -> Array:
+    """``x`` times the normal distribution's mass below it."""
+    below = 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x / math.sqrt(2))
+    return np.asarray(x * below, x.dtype)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """Its approximation by Hendrycks and Gimpel 2016."""
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return np.asarray(0.5 * x * (1 + np.tanh(inner)), x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": lambda x: np.asarray(x / (1 + np.exp(-x)), x.dtype),
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": lambda x: np.maximum(x, 0),
+}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor, TokenizerAssets
 from slimformer.config import (
+    Activation,
     AttentionConfig,
     FfnConfig,
     LayerConfig,
@@ -19,6 +21,9 @@ from slimformer.config import (
     LinkConfig,
     Llama3RopeScaling,
     ModelConfig,
+    NormKind,
+    NormPlace,
+    QkNorm,
     RopeConfig,
 )
 
@@ -40,7 +45,7 @@ def random_config(
     layers = tuple(
         _random_layer(rng, n_channels, ragged=True) if ragged else shared for _ in range(n_layers)
     )
-    return ModelConfig(
+    config = ModelConfig(
         family="llama",
         vocab_size=vocab_size,
         n_channels=n_channels,
@@ -50,6 +55,58 @@ def random_config(
         max_positions=max_positions,
         layers=layers,
     )
+    return _with_features(rng, config) if ragged and rng.random() < 0.5 else config
+
+
+def _with_features(rng: np.random.Generator, config: ModelConfig) -> ModelConfig:
+    """The same model with features that Llama does not have, any mixture of them."""
+    norm: NormKind = "layer" if rng.random() < 0.3 else "rms"
+    return dataclasses.replace(
+        config,
+        norm=norm,
+        norm_divisor=config.n_channels if norm == "layer" else config.norm_divisor,
+        norm_offset=float(rng.integers(2)),
+        embedding_scale=float(rng.choice([1.0, 1.7])),
+        learned_positions=bool(rng.integers(2)),
+        position_offset=int(rng.integers(3)),
+        logit_soft_cap=_maybe(rng, 3.0),
+        layers=tuple(_layer_with_features(rng, layer, norm) for layer in config.layers),
+    )
+
+
+def _layer_with_features(
+    rng: np.random.Generator, layer: LayerConfig, norm: NormKind
+) -> LayerConfig:
+    attention, ffn = layer.attention, layer.ffn
+    if isinstance(attention, AttentionConfig):
+        qk_norm = _maybe(rng, _choose(rng, QkNorm)) if norm == "rms" else None
+        width = qk_norm == "width"
+        attention = dataclasses.replace(
+            attention,
+            norm_place=_choose(rng, NormPlace),
+            window=_maybe(rng, int(rng.integers(1, 140))),
+            soft_cap=_maybe(rng, 1.5),
+            qk_norm=qk_norm,
+            q_norm_divisor=attention.n_heads * attention.head_dim + 2 if width else None,
+            k_norm_divisor=attention.n_kv_heads * attention.head_dim if width else None,
+        )
+    if isinstance(ffn, FfnConfig):
+        ffn = dataclasses.replace(
+            ffn,
+            norm_place=_choose(rng, NormPlace),
+            activation=_choose(rng, Activation),
+            gated=bool(rng.integers(2)),
+        )
+    return LayerConfig(attention, ffn, parallel=bool(rng.integers(2)))
+
+
+def _choose(rng: np.random.Generator, choices: Any) -> Any:
+    values = get_args(choices)
+    return values[int(rng.integers(len(values)))]
+
+
+def _maybe(rng: np.random.Generator, value: Any) -> Any:
+    return value if rng.random() < 0.5 else None
 
 
 def _random_layer(rng: np.random.Generator, n_channels: int, *, ragged: bool) -> LayerConfig:
@@ -131,7 +188,7 @@ def random_checkpoint(
     """Weights of a size that keeps activations near 1; norms near 1, biases small."""
     rng = np.random.default_rng(seed)
     tensors = {
-        name: Tensor.of(_random_values(rng, name, shape).astype(DTYPES[dtype]))
+        name: Tensor.of(_random_values(rng, name, shape, config.norm_offset).astype(DTYPES[dtype]))
         for name, shape in config.tensor_shapes().items()
     }
     assets = tiny_tokenizer(config.vocab_size) if tokenizer else None
@@ -139,14 +196,14 @@ def random_checkpoint(
 
 
 def _random_values(
-    rng: np.random.Generator, name: str, shape: tuple[int, ...]
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], offset: float
 ) -> npt.NDArray[np.float64]:
     values = rng.standard_normal(shape)
     if name.endswith("norm.weight"):
-        return 1 + 0.1 * values
+        return 1 - offset + 0.1 * values
     if name.endswith(".bias"):
         return 0.1 * values
-    if name == "embedding.weight" or len(shape) == 1:
+    if name in ("embedding.weight", "positions.weight") or len(shape) == 1:
         return 0.5 * values
     return values / math.sqrt(shape[-1])
 

@@ -33,11 +33,12 @@ def test_every_tap_sees_what_the_reference_sees(seed: int) -> None:
     expected = {
         key: np.concatenate([reference[key] for reference in references]) for key in references[0]
     }
-    hidden = engine.embed(np.concatenate(sequences))
+    lengths = [len(tokens) for tokens in sequences]
+    hidden = engine.embed(np.concatenate(sequences), lengths)
     moments = {key: Moments(value.shape[1]) for key, value in expected.items()}
     output, captured = engine.run_layers(
         hidden,
-        [len(tokens) for tokens in sequences],
+        lengths,
         first=0,
         last=n_layers,
         moments=moments,
@@ -74,9 +75,13 @@ def test_long_sequences_are_cut_and_stay_whole() -> None:
     tokens = case.rng.integers(0, 300, sum(lengths))
     n_layers = len(engine.config.layers)
     output, captured = engine.run_layers(
-        engine.embed(tokens), lengths, first=0, last=n_layers, capture=[(0, "attention_input")]
+        engine.embed(tokens, lengths),
+        lengths,
+        first=0,
+        last=n_layers,
+        capture=[(0, "attention_input")],
     )
-    np.testing.assert_array_equal(captured[0, "attention_input"], engine.embed(tokens))
+    np.testing.assert_array_equal(captured[0, "attention_input"], engine.embed(tokens, lengths))
     start = 0
     for length in lengths:
         piece = tokens[start : start + length]

@@ -149,10 +149,11 @@ def test_settings_that_may_be_left_out(write: Write) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "mistral"}, "'mistral' does not run here; known: llama"),
-        ({"model_type": "qwen3"}, "'qwen3'"),
+        ({"model_type": "falcon"}, "'falcon' does not run here; known: gemma, gemma2, .*, llama"),
+        ({"model_type": "gemma3"}, "'gemma3'"),
+        ({"model_type": "qwen3"}, "LlamaForCausalLM does not run here; .* Qwen3ForCausalLM"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
-        ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act: 'quick_gelu'"),
         ({"sliding_window": 128}, "sliding_window: 128"),
         ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),

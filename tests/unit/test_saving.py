@@ -315,7 +315,23 @@ def test_the_description_in_this_test_is_valid() -> None:
         (("layers", 0), 3, "layer 0: expected an object"),
         (("layers", 0, "router"), {}, "layer 0: unexpected 'router'"),
         (("layers", 0, "attention"), 3, "attention: expected an object"),
-        (("layers", 0, "attention", "window"), 3, "layer 0: attention: unexpected 'window'"),
+        (("layers", 0, "attention", "sink"), 3, "layer 0: attention: unexpected 'sink'"),
+        (("layers", 0, "attention", "window"), 0, "window: expected an integer from 1"),
+        (("layers", 0, "attention", "window"), "wide", "window: expected an integer from 1"),
+        (("layers", 0, "attention", "soft_cap"), -1.0, "soft_cap: expected a finite number"),
+        (("layers", 0, "attention", "qk_norm"), "all", "qk_norm: expected one of head, width"),
+        (("layers", 0, "attention", "qk_norm"), "width", "q_norm_divisor: expected an integer"),
+        (("layers", 0, "attention", "q_norm_divisor"), 9, "belongs to a qk_norm over the width"),
+        (("layers", 0, "parallel"), 1, "parallel: expected true or false"),
+        (("layers", 1, "ffn", "activation"), [], "activation: expected one of silu"),
+        (("layers", 1, "ffn", "norm_place"), "above", "norm_place: expected one of before"),
+        (("layers", 1, "ffn", "gated"), "no", "gated: expected true or false"),
+        (("norm",), "batch", "norm: expected one of rms, layer"),
+        (("norm_offset",), 0.5, "norm_offset: expected 0 or 1"),
+        (("embedding_scale",), float("inf"), "embedding_scale"),
+        (("learned_positions",), "yes", "learned_positions: expected true or false"),
+        (("position_offset",), -1, "position_offset: expected an integer from 0"),
+        (("logit_soft_cap",), 0, "logit_soft_cap"),
         (("layers", 0, "attention", "n_heads"), 1 << 60, "n_heads"),
         (("layers", 0, "attention", "n_kv_heads"), 1 << 20, "n_kv_heads"),
         (("layers", 0, "attention", "q_to_kv"), [0.0, 0.0], "q_to_kv: expected a list"),
@@ -337,7 +353,7 @@ def test_ragged_descriptions_are_checked(path: tuple[Any, ...], value: Any, mess
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    with pytest.raises(FormatError, match=message):
+    with pytest.raises((FormatError, ConfigError), match=message):
         native.parse(Fields("config.json", settings))
 
 

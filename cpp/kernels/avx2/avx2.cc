@@ -1,6 +1,7 @@
 // The avx2 tier: eight float32 lanes, FMA. It replaces every kernel of the scalar tier.
 #include "kernels/avx2/vector-inl.h"
 // The bodies below are written in terms of Vector.
+#include "kernels/activation-inl.h"
 #include "kernels/attend-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/gemm-inl.h"
@@ -22,11 +23,16 @@ void Overlay<Tier::avx2>(KernelTable& table) noexcept {
   table.attend_f32 = &Attend<F32Page>;
   table.attend_bf16 = &Attend<Bf16Page>;
   table.rms_norm = &RmsNorm;
+  table.layer_norm = &LayerNorm;
   table.rope = &Rope;
-  table.silu_multiply = &SiluMultiply;
+  table.silu = &Activate<Silu>;
+  table.gelu_tanh = &Activate<GeluTanh>;
+  table.gelu = &Activate<Gelu>;
+  table.relu = &Activate<Relu>;
   table.add = &Add;
   table.multiply = &MultiplyElements;
   table.scale = &Scale;
+  table.soft_cap = &SoftCap;
   table.log_sum_exp = &LogSumExp;
   table.to_bf16 = &ToBf16;
   table.from_bf16 = &FromBf16;

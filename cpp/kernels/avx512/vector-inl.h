@@ -40,6 +40,7 @@ struct Vector {
   static F Add(F a, F b) noexcept { return _mm512_add_ps(a, b); }
   static F Sub(F a, F b) noexcept { return _mm512_sub_ps(a, b); }
   static F Mul(F a, F b) noexcept { return _mm512_mul_ps(a, b); }
+  static F Div(F a, F b) noexcept { return _mm512_div_ps(a, b); }
   static F MulAdd(F a, F b, F c) noexcept { return _mm512_fmadd_ps(a, b, c); }
   static F NegMulAdd(F a, F b, F c) noexcept { return _mm512_fnmadd_ps(a, b, c); }
 

@@ -22,19 +22,56 @@ float Widen(std::uint16_t x) noexcept { return FloatFromBf16(x); }
 void Narrow(float x, float& to) noexcept { to = x; }
 void Narrow(float x, std::uint16_t& to) noexcept { to = Bf16FromFloat(x); }
 
-// exp(x) = 2^n exp(r), |r| <= ln(2) / 2, by its power series in float64 to r^11 / 11!; exact to
-// a rounding of float32.
+// exp(x) = 2^n exp(r), |r| <= ln(2) / 2, by its power series in float64 to r^13 / 13!, |x| < 700.
+double ExpOf(double x) noexcept {
+  const double scaled = x * 1.44269504088896341;
+  const int n = static_cast<int>(scaled < 0.0 ? scaled - 0.5 : scaled + 0.5);
+  const double r = x - n * 0.693147180559945309;
+  double series = 1.0;
+  for (int i = 13; i >= 1; --i) series = 1.0 + series * r / i;
+  const auto power = static_cast<std::uint64_t>(1023 + n) << 52;
+  return series * __builtin_bit_cast(double, power);
+}
+
+// Exact to a rounding of float32.
 float Exp(float x) noexcept {
   if (x != x) return x;
   if (x > 89.0F) return kInfinity;
   if (x < -104.0F) return 0.0F;
-  const double scaled = static_cast<double>(x) * 1.44269504088896341;
-  const int n = static_cast<int>(scaled < 0.0 ? scaled - 0.5 : scaled + 0.5);
-  const double r = static_cast<double>(x) - n * 0.693147180559945309;
-  double series = 1.0;
-  for (int i = 11; i >= 1; --i) series = 1.0 + series * r / i;
-  const auto power = static_cast<std::uint64_t>(1023 + n) << 52;
-  return static_cast<float>(series * __builtin_bit_cast(double, power));
+  return static_cast<float>(ExpOf(static_cast<double>(x)));
+}
+
+// In float64, so that what 1 - exp(-2 |x|) cancels near 0 is not missed.
+float Tanh(float x) noexcept {
+  const double twice = -2.0 * (x < 0.0F ? -static_cast<double>(x) : static_cast<double>(x));
+  if (x != x || twice < -40.0) return x != x ? x : (x < 0.0F ? -1.0F : 1.0F);
+  const double below = ExpOf(twice);
+  const double positive = (1.0 - below) / (1.0 + below);
+  return static_cast<float>(x < 0.0F ? -positive : positive);
+}
+
+// The normal distribution's mass below x: up to 4 by its power series around 0, beyond by Laplace's
+// continued fraction of the mass above, of which 40 terms are more than float64 can tell.
+double NormalBelow(float x) noexcept {
+  const double a = x < 0.0F ? -static_cast<double>(x) : static_cast<double>(x);
+  if (x != x) return a;
+  if (a > 36.0) return x < 0.0F ? 0.0 : 1.0;
+  const double density = 0.398942280401432678 * ExpOf(-0.5 * a * a);
+  double above = 0.0;
+  if (a < 4.0) {
+    double term = a;
+    double sum = a;
+    for (int i = 3; i < 121; i += 2) {
+      term *= a * a / i;
+      sum += term;
+    }
+    above = 0.5 - density * sum;
+  } else {
+    double tail = a;
+    for (int i = 40; i >= 1; --i) tail = a + i / tail;
+    above = density / tail;
+  }
+  return x < 0.0F ? above : 1.0 - above;
 }
 
 // log(x) for normal x > 0: 2^e m with m in [1, 2), log m by 2 atanh((m - 1) / (m + 1)).
@@ -125,8 +162,8 @@ constexpr GemmKernel MakeGemm() noexcept {
 template <class Value>
 void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* keys,
             const void* values, std::size_t head_dim, std::size_t value_dim,
-            const std::int32_t* begin, const std::int32_t* end, float* max, float* sum, float* out,
-            std::size_t out_stride, float* scores) noexcept {
+            const std::int32_t* begin, const std::int32_t* end, float soft_cap, float* max,
+            float* sum, float* out, std::size_t out_stride, float* scores) noexcept {
   constexpr std::size_t kPerStep = sizeof(Value) == sizeof(float) ? 1 : 2;
   const std::size_t padded_dim = (head_dim + kPerStep - 1) / kPerStep * kPerStep;
   const auto* k = static_cast<const Value*>(keys);
@@ -143,6 +180,7 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
         const std::size_t at = d / kPerStep * kPerStep * kKeyLanes + d % kPerStep;
         score += q[r * q_stride + d] * Widen(key[at]);
       }
+      if (soft_cap > 0.0F) score = soft_cap * Tanh(score / soft_cap);
       scores[p] = score;
       if (score > highest) highest = score;
     }
@@ -177,8 +215,45 @@ void Rope(float* x, const float* cosine, const float* sine, std::size_t pairs) n
   }
 }
 
-void SiluMultiply(const float* gate, const float* up, std::size_t n, float* y) noexcept {
-  for (std::size_t i = 0; i < n; ++i) y[i] = gate[i] / (1.0F + Exp(-gate[i])) * up[i];
+// Sums in float64: values that are all much the same leave little of themselves.
+void LayerNorm(const float* x, const float* weight, const float* bias, float eps, std::size_t n,
+               float* y) noexcept {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
+  const auto mean = static_cast<float>(sum / static_cast<double>(n));
+  double squares = 0.0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto apart = static_cast<double>(x[i] - mean);
+    squares += apart * apart;
+  }
+  const auto variance = static_cast<float>(squares / static_cast<double>(n));
+  const float factor = 1.0F / __builtin_sqrtf(variance + eps);
+  for (std::size_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * factor * weight[i] + bias[i];
+}
+
+float Silu(float x) noexcept { return x / (1.0F + Exp(-x)); }
+
+// 1 + tanh(u) = 2 / (1 + exp(-2 u)).
+float GeluTanh(float x) noexcept {
+  const double wide = static_cast<double>(x);
+  const double twice = 1.59576912160573071 * (wide + 0.044715 * wide * wide * wide);
+  return x / (1.0F + Exp(static_cast<float>(-twice)));
+}
+
+float Gelu(float x) noexcept { return static_cast<float>(static_cast<double>(x) * NormalBelow(x)); }
+
+float Relu(float x) noexcept { return x < 0.0F ? 0.0F : x; }
+
+template <float (*kActivation)(float) noexcept>
+void Activate(const float* x, const float* factors, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) {
+    const float value = kActivation(x[i]);
+    y[i] = factors == nullptr ? value : value * factors[i];
+  }
+}
+
+void SoftCap(float cap, std::size_t n, float* y) noexcept {
+  for (std::size_t i = 0; i < n; ++i) y[i] = cap * Tanh(y[i] / cap);
 }
 
 void Add(const float* x, std::size_t n, float* y) noexcept {
@@ -251,11 +326,16 @@ void Overlay<Tier::scalar>(KernelTable& table) noexcept {
   table.attend_f32 = &Attend<float>;
   table.attend_bf16 = &Attend<std::uint16_t>;
   table.rms_norm = &RmsNorm;
+  table.layer_norm = &LayerNorm;
   table.rope = &Rope;
-  table.silu_multiply = &SiluMultiply;
+  table.silu = &Activate<Silu>;
+  table.gelu_tanh = &Activate<GeluTanh>;
+  table.gelu = &Activate<Gelu>;
+  table.relu = &Activate<Relu>;
   table.add = &Add;
   table.multiply = &MultiplyElements;
   table.scale = &Scale;
+  table.soft_cap = &SoftCap;
   table.log_sum_exp = &LogSumExp;
   table.to_bf16 = &ToBf16;
   table.from_bf16 = &FromBf16;

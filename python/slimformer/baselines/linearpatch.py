@@ -16,6 +16,7 @@ from slimformer.baselines.task import Task
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.config import LayerConfig, LinkConfig
 from slimformer.engine import Moments
+from slimformer.prune.outputs import normalised
 
 RIDGE = 1e-3
 """Relative to the mean diagonal of the Gram matrix."""
@@ -32,7 +33,10 @@ def prune(task: Task) -> Checkpoint:
     dtype = DTYPES[slim.tensors["embedding.weight"].dtype]
     tensors = {_moved(name, block.start): tensor for name, tensor in slim.tensors.items()}
     prefix = f"layers.{block.start}.attention"
-    tensors[f"{prefix}.norm.weight"] = Tensor.of(np.ones(channels, dtype))
+    ones = np.full(channels, 1 - slim.config.norm_offset, dtype)
+    tensors[f"{prefix}.norm.weight"] = Tensor.of(ones)
+    if slim.config.norm == "layer":
+        tensors[f"{prefix}.norm.bias"] = Tensor.of(np.zeros(channels, dtype))
     tensors[f"{prefix}.link.weight"] = Tensor.of(matrix.astype(dtype))
     config = dataclasses.replace(slim.config, layers=tuple(layers))
     return dataclasses.replace(slim, config=config, tensors=tensors, recipe=None)
@@ -51,8 +55,7 @@ def _patch(task: Task, block: range) -> np.ndarray:
     """The link's matrix, [outputs, inputs]."""
     config = task.dense.config
     stream = stream_before(task, block.start)
-    mean_square = np.einsum("wtc,wtc->wt", stream, stream)[..., None] / config.norm_divisor
-    normed = stream / np.sqrt(mean_square + np.float32(config.norm_eps))
+    normed = normalised(config, stream)
     change = -stream
     for index in block:
         advance(task, index, stream)

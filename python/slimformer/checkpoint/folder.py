@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimformer.checkpoint import native
+from slimformer.checkpoint.check_names import check_names
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.checkpoint.families import Family, by_huggingface
 from slimformer.checkpoint.fields import Fields, parse_json_object, read_json, read_text
 from slimformer.checkpoint.folder_tokenizer import read_tokenizer
-from slimformer.checkpoint.match_names import match_names
+from slimformer.checkpoint.layout import folder_layout
 from slimformer.checkpoint.safetensors_files import open_folder
 from slimformer.config import ModelConfig
 from slimformer.errors import ConfigError, FormatError, UnsupportedModelError
@@ -19,9 +20,6 @@ RECIPE = "recipe.json"
 
 MAX_RECIPE_BYTES = 256 << 20
 """A recipe lists kept neurons one by one: a few bytes for each of some millions."""
-
-_DERIVED = "rotary_emb.inv_freq"
-"""Old checkpoints store this buffer; it follows from the configuration."""
 
 
 def is_model_folder(path: Path) -> bool:
@@ -45,10 +43,11 @@ def read_folder(folder: Path) -> Checkpoint:
     except ConfigError as error:
         raise FormatError(f"{folder / CONFIG}: {error}") from error
     recipe = folder / RECIPE
+    plain = settings.raw("model_type") != native.MODEL_TYPE
     return Checkpoint(
         name=folder.resolve().name,
         config=config,
-        tensors=_weights(folder, family, config),
+        tensors=_weights(folder, family, config, plain=plain),
         tokenizer=read_tokenizer(folder, settings),
         recipe=(
             parse_json_object(read_text(recipe, MAX_RECIPE_BYTES), str(recipe))
@@ -69,13 +68,24 @@ def _shape(settings: Fields) -> tuple[Family, ModelConfig]:
     return family, family.from_huggingface(settings)
 
 
-def _weights(folder: Path, family: Family, config: ModelConfig) -> dict[str, Tensor]:
+def _weights(
+    folder: Path, family: Family, config: ModelConfig, *, plain: bool
+) -> dict[str, Tensor]:
     """Stored tensors by canonical name."""
     stored = {
-        name: tensor for name, tensor in open_folder(folder).items() if not name.endswith(_DERIVED)
+        name: tensor
+        for name, tensor in open_folder(folder).items()
+        if not name.endswith(family.buffers)
     }
+    if plain and not any(name.startswith(family.prefix) for name in stored):
+        stored = {family.prefix + name: tensor for name, tensor in stored.items()}
     _drop_repeated_head(folder, family, config, stored)
-    return match_names(folder, config, family.huggingface_name, stored)
+    layout = folder_layout(family, config, plain=plain)
+    check_names(folder, layout, stored)
+    taken: dict[str, Tensor] = {}
+    for entry in layout:
+        taken |= entry.take(stored[entry.name])
+    return {name: taken[name] for name in config.tensor_shapes()}
 
 
 def _drop_repeated_head(

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
+from slimformer.checkpoint.check_names import check_names
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.checkpoint.dequantise import QUANTISED, dequantise
-from slimformer.checkpoint.families import Family, by_gguf_architecture
-from slimformer.checkpoint.families.family import RowOrder
+from slimformer.checkpoint.families import by_gguf_architecture
+from slimformer.checkpoint.families.metadata import ROPE_FACTORS
 from slimformer.checkpoint.gguf_header import MAGIC, GgufFile, GgufTensor, open_gguf
 from slimformer.checkpoint.gguf_tokenizer import tokenizer_from_gguf
-from slimformer.checkpoint.match_names import match_names
-from slimformer.config import ModelConfig
+from slimformer.checkpoint.layout import Layout, gguf_layout
 from slimformer.errors import ConfigError, FormatError, StorageError, UnsupportedModelError
 
 _PLAIN = {
@@ -56,11 +55,12 @@ def read_gguf(path: Path) -> Checkpoint:
         config = family.from_gguf(file)
     except ConfigError as error:
         raise FormatError(f"{path}: {error}") from error
-    weights = _weights(file, family, config)
-    tensors = {
-        name: _lazy_tensor(file, tensor, family.gguf_row_order(config, name))
-        for name, tensor in weights.items()
-    }
+    layout = gguf_layout(family, config)
+    weights = _weights(file, layout)
+    taken: dict[str, Tensor] = {}
+    for stored in layout:
+        taken |= stored.take(_lazy_tensor(file, weights[stored.name]))
+    tensors = {name: taken[name] for name in config.tensor_shapes()}
     return Checkpoint(
         name=path.stem,
         config=config,
@@ -70,10 +70,10 @@ def read_gguf(path: Path) -> Checkpoint:
     )
 
 
-def _weights(file: GgufFile, family: Family, config: ModelConfig) -> dict[str, GgufTensor]:
-    """Stored tensors by canonical name, of types that are read here."""
-    stored = {name: t for name, t in file.tensors.items() if name not in family.gguf_consumed}
-    weights = match_names(file.path, config, family.gguf_name, stored)
+def _weights(file: GgufFile, layout: Layout) -> dict[str, GgufTensor]:
+    """Stored tensors by name, those of the layout and of types that are read here."""
+    weights = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
+    check_names(file.path, layout, weights)
     for tensor in weights.values():
         if tensor.quantisation not in _PLAIN and tensor.quantisation not in QUANTISED:
             raise UnsupportedModelError(
@@ -83,15 +83,13 @@ def _weights(file: GgufFile, family: Family, config: ModelConfig) -> dict[str, G
     return weights
 
 
-def _lazy_tensor(file: GgufFile, tensor: GgufTensor, row_order: RowOrder | None) -> Tensor:
+def _lazy_tensor(file: GgufFile, tensor: GgufTensor) -> Tensor:
     dtype = _PLAIN.get(tensor.quantisation, "f32")
 
     def read() -> npt.NDArray[Any]:
         data = file.tensor_bytes(tensor)
         if tensor.quantisation in QUANTISED:
-            values: npt.NDArray[Any] = dequantise(data, tensor.shape, tensor.quantisation)
-        else:
-            values = data.view(DTYPES[dtype]).reshape(tensor.shape)
-        return values if row_order is None else np.ascontiguousarray(values[row_order])
+            return dequantise(data, tensor.shape, tensor.quantisation)
+        return data.view(DTYPES[dtype]).reshape(tensor.shape)
 
     return Tensor(tensor.shape, dtype, read)

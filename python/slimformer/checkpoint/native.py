@@ -21,6 +21,8 @@ from slimformer.config import (
     Llama3RopeScaling,
     ModelConfig,
     RopeConfig,
+    family_settings,
+    family_settings_from,
 )
 from slimformer.errors import FormatError, UnsupportedModelError
 
@@ -54,10 +56,12 @@ def describe(config: ModelConfig) -> dict[str, Any]:
             "schema": SCHEMA,
             "family": config.family,
             "norm_divisor": config.norm_divisor,
+            **family_settings(config),
             "layers": [
                 {
                     "attention": _describe_sub_block(layer.attention),
                     "ffn": _describe_sub_block(layer.ffn),
+                    **family_settings(layer),
                 }
                 for layer in config.layers
             ],
@@ -73,7 +77,11 @@ def _describe_sub_block(
     if isinstance(sub_block, LinkConfig):
         return {"link": sub_block.kind, "rank": sub_block.rank}
     if isinstance(sub_block, FfnConfig):
-        return {"n_neurons": sub_block.n_neurons, "bias": sub_block.bias}
+        return {
+            "n_neurons": sub_block.n_neurons,
+            "bias": sub_block.bias,
+            **family_settings(sub_block),
+        }
     return {
         "n_heads": sub_block.n_heads,
         "n_kv_heads": sub_block.n_kv_heads,
@@ -84,6 +92,7 @@ def _describe_sub_block(
         "rope": _describe_rope(sub_block.rope),
         "qkv_bias": sub_block.qkv_bias,
         "output_bias": sub_block.output_bias,
+        **family_settings(sub_block),
     }
 
 
@@ -126,8 +135,9 @@ def parse(settings: Fields) -> tuple[Family, ModelConfig]:
         if not isinstance(entry, dict):
             raise FormatError(f"{where}: expected an object, found {entry!r:.60}")
         layer = Fields(where, entry)
-        _only(layer, "attention", "ffn")
-        layers.append(LayerConfig(_parse_attention(layer), _parse_ffn(layer)))
+        extra = family_settings_from(layer.raw, LayerConfig)
+        _only(layer, "attention", "ffn", *extra)
+        layers.append(LayerConfig(_parse_attention(layer), _parse_ffn(layer), **extra))
     config = ModelConfig(
         family=family.name,
         vocab_size=settings.dimension("vocab_size"),
@@ -137,6 +147,7 @@ def parse(settings: Fields) -> tuple[Family, ModelConfig]:
         tied_head=settings.boolean("tie_word_embeddings"),
         max_positions=settings.dimension("max_position_embeddings"),
         layers=tuple(layers),
+        **family_settings_from(own.raw, ModelConfig),
     )
     return family, config
 
@@ -147,10 +158,11 @@ def _parse_attention(layer: Fields) -> AttentionConfig | LinkConfig | None:
     fields = layer.child("attention")
     if "link" in fields:
         return _parse_link(fields)
+    extra = family_settings_from(fields.raw, AttentionConfig)
     _only(
         fields,
         *("n_heads", "n_kv_heads", "head_dim", "value_dim", "q_to_kv", "scale", "rope"),
-        *("qkv_bias", "output_bias"),
+        *("qkv_bias", "output_bias", *extra),
     )
     q_to_kv = fields.raw("q_to_kv")
     if not isinstance(q_to_kv, list) or not all(type(kv) is int for kv in q_to_kv):
@@ -165,6 +177,7 @@ def _parse_attention(layer: Fields) -> AttentionConfig | LinkConfig | None:
         rope=_parse_rope(fields),
         qkv_bias=fields.boolean("qkv_bias"),
         output_bias=fields.boolean("output_bias"),
+        **extra,
     )
 
 
@@ -174,8 +187,9 @@ def _parse_ffn(layer: Fields) -> FfnConfig | LinkConfig | None:
     fields = layer.child("ffn")
     if "link" in fields:
         return _parse_link(fields)
-    _only(fields, "n_neurons", "bias")
-    return FfnConfig(fields.dimension("n_neurons"), fields.boolean("bias"))
+    extra = family_settings_from(fields.raw, FfnConfig)
+    _only(fields, "n_neurons", "bias", *extra)
+    return FfnConfig(fields.dimension("n_neurons"), fields.boolean("bias"), **extra)
 
 
 def _parse_link(fields: Fields) -> LinkConfig:

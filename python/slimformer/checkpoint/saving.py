@@ -15,6 +15,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
 from slimformer.checkpoint.families import by_name
 from slimformer.checkpoint.fields import read_json
 from slimformer.checkpoint.folder import CONFIG, RECIPE
+from slimformer.checkpoint.layout import folder_layout
 from slimformer.checkpoint.replace_folder import check_place, replace_folder
 from slimformer.checkpoint.safetensors_files import SINGLE_FILE, write_file
 from slimformer.errors import SlimformerError, StorageError
@@ -59,13 +60,14 @@ def save(
     """
     checkpoint = cast(checkpoint, dtype)
     family = by_name(checkpoint.config.family, checkpoint.name)
+    plain = family.to_huggingface(checkpoint.config) is not None
     with replace_folder(Path(path), _check_ours) as folder:
         for name, content in _texts(checkpoint).items():
             text = content if isinstance(content, str) else _json(content)
             (folder / name).write_text(text, encoding="utf-8", newline="")
         tensors = {
-            family.huggingface_name(name): checkpoint.tensors[name]
-            for name in checkpoint.config.tensor_shapes()
+            stored.name: stored.join(checkpoint.tensors)
+            for stored in folder_layout(family, checkpoint.config, plain=plain)
         }
         write_file(folder / SINGLE_FILE, tensors)
 
@@ -107,8 +109,8 @@ def _texts(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any] | str]:
     """Every file but the weights: JSON objects or text, by name."""
     config = native.describe(checkpoint.config)
     config["torch_dtype"] = _common_type(checkpoint)
-    config["bos_token_id"] = None
-    config["eos_token_id"] = None
+    for token in ("bos", "eos", "pad"):  # or transformers takes the family's own
+        config[f"{token}_token_id"] = None
     files: dict[str, Mapping[str, Any] | str] = {}
     if checkpoint.tokenizer is not None:
         files.update(folder_tokenizer.tokenizer_files(checkpoint.tokenizer))

@@ -41,7 +41,7 @@ def keep_budget(checkpoint: Checkpoint, keep: float) -> Budget:
     if not 0 < keep <= 1:
         raise BudgetError(f"keep: expected a share above 0 and at most 1, found {keep}")
     total = checkpoint.config.non_embedding_parameters()
-    fixed = checkpoint.config.n_channels  # the final norm
+    fixed = checkpoint.config.fixed_parameters()
     return Budget(f"keep {keep}", keep * total, fixed, float(total), lambda name: 1)
 
 

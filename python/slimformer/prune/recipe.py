@@ -157,7 +157,7 @@ class Recipe:
             _check_attention(kept.attention, layer.attention, f"{where}.attention")
             _check_ffn(kept.ffn, layer.ffn, f"{where}.ffn")
             nothing_kept = kept.attention is None and kept.ffn is None
-            if nothing_kept and layer != LayerConfig(None, None):
+            if nothing_kept and (layer.attention, layer.ffn) != (None, None):
                 raise RecipeError(f"{where}: keeps nothing; leave the layer out instead")
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from slimformer.config import LinkConfig
 from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
+from slimformer.prune.outputs import PROJECTIONS, Output, SubBlock
 from slimformer.prune.recipe import Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, mean_compensation
 from slimformer.prune.stream import (
@@ -36,7 +37,6 @@ from slimformer.prune.stream import (
 from slimformer.prune.surgery import kept_columns
 
 Array = npt.NDArray[np.float64]
-SubBlock = Literal["attention", "ffn"]
 SUB_BLOCKS: tuple[SubBlock, ...] = get_args(SubBlock)
 
 Repair = Literal["refit", "mean", "none"]
@@ -50,7 +50,6 @@ FIRST_DAMPINGS = (0.1, 3.0)
 search for their dampings begins, near where it ended for most sub-blocks on 18 thousand tokens."""
 
 _TAP = {"attention": "attention_heads", "ffn": "ffn_neurons"}
-_PROJECTION = {"attention": "attention.o", "ffn": "ffn.down"}
 
 
 def repair(
@@ -111,6 +110,7 @@ class _Repair:
         self.parts = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
         self.target = embed(dense, windows)  # the dense stream
         self.stream = self.target.copy()  # the pruned stream
+        self.read = self.stream
         self.weights: dict[str, npt.NDArray[Any]] = {}
         self.cut = False  # whether anything has been removed so far
 
@@ -131,6 +131,8 @@ class _Repair:
         if index is None:
             return
         layer = self.pruned.config.layers[index]
+        # What sub-blocks read: the stream as it grows, or as it entered a parallel layer.
+        self.read = self.stream.copy() if layer.parallel else self.stream
         for sub_block in SUB_BLOCKS:
             part = getattr(layer, sub_block)
             if isinstance(part, LinkConfig):
@@ -143,8 +145,14 @@ class _Repair:
 
     def _pass_link(self, index: int, sub_block: SubBlock) -> None:
         engine = self._engine(self.pruned, index, sub_block)
-        for rows, after, _ in chunks(engine, self.stream):
-            self.stream[rows] = after
+        for rows, after, _ in chunks(engine, self.read):
+            self.stream[rows] = self._after(after, rows)
+
+    def _after(self, after: Hidden, rows: slice) -> Hidden:
+        """The stream after a sub-block, given what that made of what it reads."""
+        if self.read is self.stream:
+            return after
+        return self.stream[rows] + (after - self.read[rows])
 
     def _refit(self, source: int, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
         """Solve for the projection whose output takes the pruned stream to ``wanted``.
@@ -153,10 +161,11 @@ class _Repair:
         columns added, which the kept ones know much of, and the drift of the layers before,
         which they know little of.
         """
-        name = f"layers.{index}.{_PROJECTION[sub_block]}"
+        name = f"layers.{index}.{PROJECTIONS[sub_block]}"
         layer = self.dense.config.layers[source]
         kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
-        weight = self.dense.read_f32(f"layers.{source}.{_PROJECTION[sub_block]}.weight")
+        output = Output(self.dense, source, sub_block)
+        weight = output.stream_weight
         gone = np.setdiff1d(np.arange(weight.shape[1]), kept)
         inputs = np.empty((*self.stream.shape[:2], len(kept)), np.float32)
         engine = self._engine(self.dense, source, sub_block)
@@ -164,41 +173,46 @@ class _Repair:
         evidence = []
         for part in self.parts:
             sums = _EvidenceSums(len(kept), weight.shape[0], self._products, self.threads)
-            for rows, after, captured in chunks(engine, self.stream[part], capture=[tap]):
-                target = wanted[part][rows]
+            for rows, after, captured in chunks(engine, self.read[part], capture=[tap]):
+                there = slice(part.start + rows.start, part.start + rows.stop)
+                target = wanted[there]
+                divisors = output.divisors(captured[tap])
                 lost = captured[tap][..., gone] @ weight[:, gone].T
-                inputs[part][rows] = captured[tap][..., kept]
-                sums.add(inputs[part][rows], (lost, target - after), inverse_lengths(target))
+                drift = (target - self._after(after, there)) * divisors
+                inputs[there] = captured[tap][..., kept]
+                sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
             evidence.append(sums.evidence(name))
-        old = weight[:, kept].astype(np.float64)
+        old = output.weight[:, kept].astype(np.float64)
         new, without = old, [old] * len(self.parts)
         for parts, first in zip(zip(*evidence, strict=True), FIRST_DAMPINGS, strict=True):
-            change = choose(parts, np.zeros_like(old), first=first)
-            new = new + change.weight
-            without = [w + unseen for w, unseen in zip(without, change.without, strict=True)]
-        self._finish(name, new, without, inputs, self._bias(name))
+            found = choose(parts, np.zeros_like(old), first=first)
+            new = new + output.change(found.weight)
+            without = [
+                w + output.change(unseen) for w, unseen in zip(without, found.without, strict=True)
+            ]
+        self._finish(name, new, without, inputs, output)
 
     def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
         """Fold the mean output of what went from a sub-block into what stays."""
-        name = f"layers.{index}.{_PROJECTION[sub_block]}"
+        name = f"layers.{index}.{PROJECTIONS[sub_block]}"
         layer = self.dense.config.layers[source]
         kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
         inputs = self._inputs(self.dense, source, sub_block)
         moments = Moments(inputs.shape[-1], gram=True, threads=self.threads)
         moments.update(inputs.reshape(-1, inputs.shape[-1]))
         _check_finite(name, moments.sum)
-        weight = self.dense.read_f32(f"layers.{source}.{_PROJECTION[sub_block]}.weight")
+        output = Output(self.dense, source, sub_block)
         new = mean_compensation(
-            weight.astype(np.float64),
+            output.weight.astype(np.float64),
             kept,
             moments.sum / moments.count,
             moments.gram / moments.count,
         )
         without = (new,) * len(self.parts)
-        self._finish(name, new, without, inputs[..., kept], self._bias(name))
+        self._finish(name, new, without, inputs[..., kept], output)
 
     def _finish(
-        self, name: str, weight: Array, without: Sequence[Array], inputs: Hidden, bias: Hidden
+        self, name: str, weight: Array, without: Sequence[Array], inputs: Hidden, output: Output
     ) -> None:
         """Keep the weight as the checkpoint will store it and move the pruned stream on.
 
@@ -207,13 +221,14 @@ class _Repair:
         stored = DTYPES[self.pruned.tensors[f"{name}.weight"].dtype]
         self.weights[f"{name}.weight"] = weight.astype(stored)
         for rows, unseen in zip(self.parts, without, strict=True):
-            self.stream[rows] += inputs[rows] @ unseen.astype(stored).astype(np.float32).T + bias
+            rounded = unseen.astype(stored).astype(np.float32)
+            self.stream[rows] += output.added(inputs[rows], rounded)
 
     def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
         """What a projection reads on the pruned stream, [windows, tokens, columns]."""
         engine = self._engine(checkpoint, index, sub_block)
         tap = _TAP[sub_block]
-        parts = [captured[tap] for _, _, captured in chunks(engine, self.stream, capture=[tap])]
+        parts = [captured[tap] for _, _, captured in chunks(engine, self.read, capture=[tap])]
         return np.concatenate(parts)
 
     def _layer_engine(self, source: int) -> Engine:
@@ -227,12 +242,6 @@ class _Repair:
             ffn=sub_block == "ffn",
             threads=self.threads,
         )
-
-    def _bias(self, name: str) -> Hidden:
-        """Output bias of a projection, [channels], zeros where it has none."""
-        if f"{name}.bias" in self.pruned.tensors:
-            return self.pruned.read_f32(f"{name}.bias")
-        return np.zeros(self.pruned.config.n_channels, np.float32)
 
 
 class _EvidenceSums:

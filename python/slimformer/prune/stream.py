@@ -27,8 +27,15 @@ CHUNK_TOKENS = 4096
 
 def embed(checkpoint: Checkpoint, windows: Windows) -> Hidden:
     """Residual stream that enters the first layer, [windows, tokens, channels]."""
+    config = checkpoint.config
     table = checkpoint.read("embedding.weight")
-    return np.asarray(table[windows], dtype=np.float32)
+    hidden: Hidden = np.asarray(table[windows], dtype=np.float32)
+    if config.embedding_scale != 1:
+        hidden *= np.float32(config.embedding_scale)
+    if config.learned_positions:
+        first = config.position_offset
+        hidden += checkpoint.read_f32("positions.weight")[first : first + windows.shape[1]]
+    return hidden
 
 
 def inverse_lengths(stream: Hidden) -> Hidden:
@@ -65,16 +72,24 @@ def layer_engine(
     The embedding is a placeholder of one row: only ``run_layers`` may be called.
     """
     layer = checkpoint.config.layers[index]
-    part = LayerConfig(layer.attention if attention else None, layer.ffn if ffn else None)
-    config = dataclasses.replace(checkpoint.config, vocab_size=1, tied_head=True, layers=(part,))
+    part = LayerConfig(
+        layer.attention if attention else None, layer.ffn if ffn else None, layer.parallel
+    )
+    config = dataclasses.replace(
+        checkpoint.config,
+        vocab_size=1,
+        tied_head=True,
+        layers=(part,),
+        learned_positions=False,
+        position_offset=0,
+    )
     prefix = f"layers.{index}."
     tensors = {}
-    for name in config.tensor_shapes():
+    for name, shape in config.tensor_shapes().items():
         if name.startswith("layers.0."):
             tensors[name] = checkpoint.tensors[prefix + name.removeprefix("layers.0.")]
-    channels = config.n_channels
-    tensors["embedding.weight"] = Tensor.of(np.zeros((1, channels), np.float32))
-    tensors["final_norm.weight"] = Tensor.of(np.ones(channels, np.float32))
+        else:
+            tensors[name] = Tensor.of(np.zeros(shape, np.float32))
     single = Checkpoint(f"{checkpoint.name}, layer {index}", config, tensors)
     return Engine(single, weights=precision(checkpoint), threads=threads)
 

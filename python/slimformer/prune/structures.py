@@ -1,7 +1,8 @@
 """Which axes of which tensors move together when a structure goes.
 
 A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` and ``v``; a
-neuron is a row of ``gate`` and of ``up`` and a column of ``down``. Biases follow the rows.
+neuron is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``. Biases follow
+the rows, and so do the weights of norms over the whole width of queries or keys.
 Whole sub-blocks and layers own all tensors below their prefix.
 """
 
@@ -49,19 +50,19 @@ def attention_axes(attention: AttentionConfig) -> tuple[Axis, ...]:
             Axis("k.bias", 0, attention.head_dim, "kv_heads"),
             Axis("v.bias", 0, attention.value_dim, "kv_heads"),
         ]
+    if attention.qk_norm == "width":
+        axes += [
+            Axis("q_norm.weight", 0, attention.head_dim, "heads"),
+            Axis("k_norm.weight", 0, attention.head_dim, "kv_heads"),
+        ]
     return tuple(axes)
 
 
 def ffn_axes(ffn: FfnConfig) -> tuple[Axis, ...]:
     """Axes that neurons own."""
-    axes = [
-        Axis("gate.weight", 0, 1, "neurons"),
-        Axis("up.weight", 0, 1, "neurons"),
-        Axis("down.weight", 1, 1, "neurons"),
-    ]
-    if ffn.bias:
-        axes += [Axis("gate.bias", 0, 1, "neurons"), Axis("up.bias", 0, 1, "neurons")]
-    return tuple(axes)
+    rows = ("weight", "bias") if ffn.bias else ("weight",)
+    axes = [Axis(f"{part}.{name}", 0, 1, "neurons") for part in ffn.neuron_parts for name in rows]
+    return (*axes, Axis("down.weight", 1, 1, "neurons"))
 
 
 def pruned_attention(attention: AttentionConfig, kept: KeptAttention) -> AttentionConfig:
@@ -85,7 +86,7 @@ def pruned_layer(layer: LayerConfig, kept: KeptLayer) -> LayerConfig:
     if isinstance(kept.ffn, KeptFfn):
         assert isinstance(layer.ffn, FfnConfig)
         ffn = dataclasses.replace(layer.ffn, n_neurons=len(kept.ffn.neurons))
-    return LayerConfig(attention, ffn)
+    return dataclasses.replace(layer, attention=attention, ffn=ffn)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,13 @@ BLOCK = 256
 that their logits (50 MB in float32 for 49 thousand words) stay near the caches."""
 
 
-def divergence(student: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tensor) -> Tensor:
+def divergence(
+    student: Tensor,
+    head: Tensor,
+    wanted: Tensor,
+    wanted_head: Tensor,
+    soft_cap: float | None = None,
+) -> Tensor:
     """Kullback-Leibler divergence of the student's predictions from the teacher's, in nats.
 
     Parameters
@@ -27,12 +33,14 @@ def divergence(student: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tenso
     head, wanted_head
         Their heads, [vocab_size, channels]; logits are computed in the heads' types. Only
         ``student`` gets a gradient.
+    soft_cap
+        The models' soft cap of logits.
 
     Returns
     -------
     The mean over the tokens, a scalar.
     """
-    result: Tensor = _Divergence.apply(student, head, wanted, wanted_head)
+    result: Tensor = _Divergence.apply(student, head, wanted, wanted_head, soft_cap)
     return result
 
 
@@ -50,18 +58,28 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tensor
+        ctx: Any,
+        student: Tensor,
+        head: Tensor,
+        wanted: Tensor,
+        wanted_head: Tensor,
+        soft_cap: float | None,
     ) -> Tensor:
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=student.device)
         for start in range(0, len(student), BLOCK):
             rows = slice(start, start + BLOCK)
-            logs = _log_probabilities(student[rows], head)
-            wanted_logs = _log_probabilities(wanted[rows], wanted_head)
+            logits = _logits(student[rows], head, soft_cap)
+            slope = None if soft_cap is None else 1 - (logits / soft_cap).square()
+            logs = torch.log_softmax(logits, -1, dtype=torch.float32)
+            wanted_logits = _logits(wanted[rows], wanted_head, soft_cap)
+            wanted_logs = torch.log_softmax(wanted_logits, -1, dtype=torch.float32)
             probabilities = wanted_logs.exp()
             total += torch.dot(probabilities.view(-1), wanted_logs.sub_(logs).view(-1))
             if gradient is not None:
                 difference = logs.exp_().sub_(probabilities).div_(len(student))
+                if slope is not None:
+                    difference.mul_(slope)
                 gradient[rows] = difference.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
         return total / len(student)
@@ -69,9 +87,10 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer, None, None, None
+        return gradient * outer, None, None, None, None
 
 
-def _log_probabilities(hidden: Tensor, head: Tensor) -> Tensor:
-    """Float32 [tokens, vocab_size]."""
-    return torch.log_softmax(hidden.to(head.dtype) @ head.T, -1, dtype=torch.float32)
+def _logits(hidden: Tensor, head: Tensor, soft_cap: float | None) -> Tensor:
+    """[tokens, vocab_size], in the head's type, or in float32 where they are capped."""
+    logits = hidden.to(head.dtype) @ head.T
+    return logits if soft_cap is None else soft_cap * torch.tanh(logits.float() / soft_cap)

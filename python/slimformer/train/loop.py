@@ -158,7 +158,8 @@ class Run:
 
     def _divergence(self, stream: Tensor, wanted: Tensor) -> Tensor:
         normed = self.module.final_norm(stream).flatten(0, 1)
-        return divergence(normed, self.head, wanted, self.wanted_head)
+        cap = self.module.config.logit_soft_cap
+        return divergence(normed, self.head, wanted, self.wanted_head, cap)
 
     @torch.no_grad()
     def _held_out_divergence(self) -> float:

@@ -7,6 +7,7 @@ lower precision, the residual stream and the norms in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ class TorchModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.n_channels)
+        if config.learned_positions:
+            rows = config.max_positions + config.position_offset
+            self.positions = nn.Embedding(rows, config.n_channels)
         self.layers = nn.ModuleList(_Layer(config, index) for index in range(len(config.layers)))
         self.final_norm = _Norm(config)
         if not config.tied_head:
@@ -39,14 +43,22 @@ class TorchModel(nn.Module):
     def streams(self, tokens: Tensor) -> list[Tensor]:
         """The residual stream before the first and after every layer, each [..., n_channels]."""
         rotations = _Rotations(tokens.shape[-1], tokens.device)
-        found = [self.embedding(tokens).float()]
+        found = [self._embed(tokens)]
         for layer in self.layers:
             found.append(layer(found[-1], rotations))
         return found
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of every position."""
-        return F.linear(self.final_norm(self.streams(tokens)[-1]), self.head_weight)
+        logits = F.linear(self.final_norm(self.streams(tokens)[-1]), self.head_weight)
+        return soft_cap(logits, self.config.logit_soft_cap)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        stream = self.embedding(tokens).float() * self.config.embedding_scale
+        if self.config.learned_positions:
+            first = self.config.position_offset
+            stream = stream + self.positions.weight[first : first + tokens.shape[-1]]
+        return stream
 
 
 class _Layer(nn.Module):
@@ -55,6 +67,7 @@ class _Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         layer = config.layers[index]
+        self.parallel = layer.parallel
         if isinstance(layer.attention, AttentionConfig):
             self.attention = _Attention(config, layer.attention)
         elif layer.attention is not None:
@@ -65,64 +78,125 @@ class _Layer(nn.Module):
             self.ffn = _Link(config, layer.ffn)
 
     def forward(self, stream: Tensor, rotations: _Rotations) -> Tensor:
+        entry = stream
         for sub_block in self.children():
-            stream = stream + sub_block(stream, rotations)
+            stream = stream + sub_block(entry if self.parallel else stream, rotations)
         return stream
 
 
 class _Norm(nn.Module):
-    """RMSNorm that divides by the width that the model was trained with."""
+    """The model's norm; RMSNorm divides by the width that the model was trained with."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, width: int | None = None, divisor: int | None = None
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.n_channels))
-        self.divisor = config.norm_divisor
-        self.eps = config.norm_eps
+        self.config = config
+        self.divisor = config.norm_divisor if divisor is None else divisor
+        self.weight = nn.Parameter(torch.ones(config.n_channels if width is None else width))
+        if config.norm == "layer":
+            self.bias = nn.Parameter(torch.zeros(config.n_channels))
 
     def forward(self, stream: Tensor) -> Tensor:
-        return rms_norm(stream, self.weight, self.divisor, self.eps)
+        bias = self.bias if self.config.norm == "layer" else None
+        return normalise(self.config, stream, self.weight, bias, self.divisor)
 
 
-class _Attention(nn.Module):
+class _SubBlock(nn.Module):
+    """What reads the stream and adds to it, with its norms."""
+
+    def __init__(self, config: ModelConfig, shape: AttentionConfig | FfnConfig) -> None:
+        super().__init__()
+        if shape.norm_place != "after":
+            self.norm = _Norm(config)
+        if shape.norm_place != "before":
+            self.post_norm = _Norm(config)
+
+    def forward(self, stream: Tensor, rotations: _Rotations) -> Tensor:
+        x = self.norm(stream) if hasattr(self, "norm") else stream
+        output = self.compute(x, rotations)
+        return self.post_norm(output) if hasattr(self, "post_norm") else output
+
+    def compute(self, x: Tensor, rotations: _Rotations) -> Tensor:
+        """The output of the projection, given what the sub-block works on."""
+        raise NotImplementedError
+
+
+class _Attention(_SubBlock):
     """Causal attention of any number of query heads on any KV heads."""
 
     def __init__(self, config: ModelConfig, attention: AttentionConfig) -> None:
-        super().__init__()
+        super().__init__(config, attention)
         d, bias = config.n_channels, attention.qkv_bias
         self.shape = attention
-        self.norm = _Norm(config)
+        if attention.qk_norm is not None:
+            self.q_norm = self._qk_norm(config, attention.n_heads, attention.q_norm_divisor)
+            self.k_norm = self._qk_norm(config, attention.n_kv_heads, attention.k_norm_divisor)
         self.q = nn.Linear(d, attention.n_heads * attention.head_dim, bias=bias)
         self.k = nn.Linear(d, attention.n_kv_heads * attention.head_dim, bias=bias)
         self.v = nn.Linear(d, attention.n_kv_heads * attention.value_dim, bias=bias)
         self.o = nn.Linear(attention.n_heads * attention.value_dim, d, bias=attention.output_bias)
 
-    def forward(self, stream: Tensor, rotations: _Rotations) -> Tensor:
-        x, shape = self.norm(stream), self.shape
-        q = _heads(self.q(x), shape.n_heads)  # [sequences, n_heads, tokens, head_dim]
-        k = _heads(self.k(x), shape.n_kv_heads)
+    def _qk_norm(self, config: ModelConfig, heads: int, divisor: int | None) -> _Norm:
+        width = self.shape.head_dim if divisor is None else heads * self.shape.head_dim
+        return _Norm(config, width, self.shape.head_dim if divisor is None else divisor)
+
+    def compute(self, x: Tensor, rotations: _Rotations) -> Tensor:
+        shape = self.shape
+        q, k = self.q(x), self.k(x)
+        if shape.qk_norm == "width":
+            q, k = self.q_norm(q.float()), self.k_norm(k.float())
+        q = _heads(q, shape.n_heads)  # [sequences, n_heads, tokens, head_dim]
+        k = _heads(k, shape.n_kv_heads)
         v = _heads(self.v(x), shape.n_kv_heads)
+        if shape.qk_norm == "head":
+            q, k = self.q_norm(q.float()), self.k_norm(k.float())
         if shape.rope is not None:
             q, k = rotations.turn(shape.rope, q), rotations.turn(shape.rope, k)
         reads = torch.tensor(shape.q_to_kv, device=x.device)
-        heads = F.scaled_dot_product_attention(
-            q, k[:, reads], v[:, reads], is_causal=True, scale=shape.scale
-        )
+        q, k = q.to(v.dtype), k[:, reads].to(v.dtype)
+        heads = _attend(shape, q, k, v[:, reads])
         return self.o(heads.transpose(1, 2).flatten(2))
 
 
-class _Ffn(nn.Module):
-    """``down(silu(gate(x)) * up(x))``."""
+def _attend(shape: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads of [sequences, n_heads, tokens, width]; a cap takes the scores in the open."""
+    n_tokens = q.shape[-2]
+    if shape.window is None and shape.soft_cap is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=shape.scale)
+    positions = torch.arange(n_tokens, device=q.device)
+    past = positions[:, None] - positions
+    seen = (past >= 0) & (past < (shape.window or n_tokens))
+    if shape.soft_cap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=shape.scale)
+    scores = soft_cap((q @ k.transpose(-1, -2)).float() * shape.scale, shape.soft_cap)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return weights.to(v.dtype) @ v
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+class _Ffn(_SubBlock):
+    """``down(activation(gate(x)) * up(x))``, or without the gate."""
 
     def __init__(self, config: ModelConfig, ffn: FfnConfig) -> None:
-        super().__init__()
-        self.norm = _Norm(config)
-        self.gate = nn.Linear(config.n_channels, ffn.n_neurons, bias=ffn.bias)
+        super().__init__(config, ffn)
+        self.activation = _ACTIVATIONS[ffn.activation]
+        if ffn.gated:
+            self.gate = nn.Linear(config.n_channels, ffn.n_neurons, bias=ffn.bias)
         self.up = nn.Linear(config.n_channels, ffn.n_neurons, bias=ffn.bias)
         self.down = nn.Linear(ffn.n_neurons, config.n_channels, bias=ffn.bias)
 
-    def forward(self, stream: Tensor, rotations: _Rotations) -> Tensor:
-        x = self.norm(stream)
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+    def compute(self, x: Tensor, rotations: _Rotations) -> Tensor:
+        up = self.up(x)
+        gated = self.activation(self.gate(x)) * up if hasattr(self, "gate") else None
+        return self.down(self.activation(up) if gated is None else gated)
 
 
 class _Link(nn.Module):
@@ -169,10 +243,20 @@ class _Rotations:
         return torch.cat(turned, dim=-1).to(x.dtype)
 
 
-def rms_norm(stream: Tensor, weight: Tensor, divisor: int, eps: float) -> Tensor:
-    """[..., channels] over the root of its sum of squares by ``divisor``, times the weight."""
+def normalise(
+    config: ModelConfig, stream: Tensor, weight: Tensor, bias: Tensor | None, divisor: int
+) -> Tensor:
+    """The norm of a model over [..., channels]; a bias belongs to layer norm."""
+    if bias is not None:
+        stream = stream - stream.mean(-1, keepdim=True)
     mean_square = stream.square().sum(-1, keepdim=True) / divisor
-    return stream * torch.rsqrt(mean_square + eps) * weight
+    normed = stream * torch.rsqrt(mean_square + config.norm_eps) * (weight + config.norm_offset)
+    return normed if bias is None else normed + bias
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """``cap tanh(x / cap)``, where there is a cap."""
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def _heads(x: Tensor, count: int) -> Tensor:

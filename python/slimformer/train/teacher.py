@@ -11,7 +11,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.engine import Engine
 from slimformer.prune.stream import Windows
 from slimformer.train.convert import to_torch
-from slimformer.train.module import rms_norm
+from slimformer.train.module import normalise
 
 
 class Teacher(Protocol):
@@ -41,19 +41,25 @@ class EngineTeacher:
         self._engine = Engine(checkpoint, weights="bf16", threads=threads)
         self._after = after
         self._norm = torch.from_numpy(checkpoint.read_f32("final_norm.weight").copy())
+        self._norm_bias = None
+        if checkpoint.config.norm == "layer":
+            self._norm_bias = torch.from_numpy(checkpoint.read_f32("final_norm.bias").copy())
 
     def look(self, windows: Windows) -> tuple[Tensor, list[Tensor]]:
         """See Teacher."""
         config = self._engine.config
         n_windows, n_tokens = windows.shape
+        lengths = [n_tokens] * n_windows
         last, captured = self._engine.run_layers(
-            self._engine.embed(windows.reshape(-1)),
-            [n_tokens] * n_windows,
+            self._engine.embed(windows.reshape(-1), lengths),
+            lengths,
             first=0,
             last=len(config.layers),
             capture=[(layer, "layer_output") for layer in self._after],
         )
-        normed = rms_norm(torch.from_numpy(last), self._norm, config.norm_divisor, config.norm_eps)
+        normed = normalise(
+            config, torch.from_numpy(last), self._norm, self._norm_bias, config.norm_divisor
+        )
         streams = [
             torch.from_numpy(captured[layer, "layer_output"]).view(n_windows, n_tokens, -1)
             for layer in self._after

@@ -1,25 +1,36 @@
 """The model families: how each is named and described in every file format.
 
-A family is data: its names in the formats, the table of its tensor names, and functions from
-a format's settings to a ``ModelConfig`` and back. Readers and writers know families only
-through this interface. To add one, write a module beside ``llama.py`` and list it in
-``FAMILIES``.
+A family is data: its names in the formats, the table of its tensor names, and a description of
+its settings and blocks. Readers and writers work from that data alone, in both directions. To
+add one, write it down beside its kin and list it in ``FAMILIES``.
 """
 
 from __future__ import annotations
 
 from slimformer.checkpoint.families.family import Family
-from slimformer.checkpoint.families.llama import LLAMA
+from slimformer.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
+from slimformer.checkpoint.families.gpt import GPT2, GPT_NEOX, OPT
+from slimformer.checkpoint.families.llama import LLAMA, MISTRAL, SMOLLM3
+from slimformer.checkpoint.families.olmo2 import OLMO2
+from slimformer.checkpoint.families.phi3 import PHI3
+from slimformer.checkpoint.families.qwen import QWEN2, QWEN3
 from slimformer.errors import UnsupportedModelError
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (
+    *(LLAMA, MISTRAL, SMOLLM3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2),
+    *(GPT2, GPT_NEOX, OPT),
+)
 
 __all__ = ["FAMILIES", "Family", "by_gguf_architecture", "by_huggingface", "by_name"]
 
 
 def by_gguf_architecture(architecture: str, where: str) -> Family:
     """The family of a GGUF ``general.architecture``."""
-    known = {family.gguf_architecture: family for family in FAMILIES}
+    known = {
+        family.gguf_architecture: family
+        for family in FAMILIES
+        if family.gguf_architecture is not None
+    }
     return _known(known, architecture, where)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slimformer.checkpoint.families.description import Description
+from slimformer.checkpoint.families.metadata import read_metadata
+from slimformer.checkpoint.families.settings import read_settings, write_settings
 from slimformer.checkpoint.fields import Fields
 from slimformer.checkpoint.gguf_header import GgufFile
-from slimformer.config import ModelConfig
+from slimformer.config import AttentionConfig, ModelConfig
 
 RowOrder = npt.NDArray[np.intp]
 
@@ -21,12 +24,35 @@ class TensorNames:
     """The names of one tensor, or of one tensor of every layer, without its last part.
 
     Names of layers hold ``{i}``. The last part (``weight``, ``bias``) is the same in every
-    format. ``gguf`` is ``None`` for what that format cannot say.
+    format. ``None`` for a format that has no tensor of that kind by itself.
     """
 
     canonical: str
-    huggingface: str
+    huggingface: str | None
     gguf: str | None
+
+
+def named(
+    *rows: tuple[str, str | None, str | None], base: tuple[TensorNames, ...] = ()
+) -> tuple[TensorNames, ...]:
+    """A table of names: that of another family with some rows replaced or added."""
+    table = {entry.canonical: entry for entry in base}
+    return tuple({**table, **{row[0]: TensorNames(*row) for row in rows}}.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A tensor of a format that is not one of ours as it is.
+
+    ``parts`` are the canonical ones that it holds, without their last part, one after another
+    along the outputs, or head by head where ``by_head`` is set. ``transposed`` weights are
+    [inputs, outputs].
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    by_head: bool = False
+    transposed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,50 +66,96 @@ class Family:
     huggingface_type, huggingface_class:
         ``model_type`` and the entry of ``architectures`` in ``config.json``.
     gguf_architecture:
-        ``general.architecture`` in GGUF metadata, which also prefixes the family's keys.
+        ``general.architecture`` in GGUF metadata, which also prefixes the family's keys;
+        ``None`` where the format has none, or where it is that of another family.
     names:
-        The table of tensor names.
-    from_huggingface:
-        Shape from the settings of ``config.json``.
-    to_huggingface:
-        The settings of ``config.json``, or ``None`` for a shape that the family's class in
-        ``transformers`` cannot express.
-    from_gguf:
-        Shape from GGUF metadata and tensor descriptions.
-    gguf_row_order:
-        For a canonical tensor name, the order of stored rows that gives Slimformer's rows,
-        or ``None`` where they agree.
-    gguf_consumed:
-        GGUF tensors that are part of the shape and not weights.
+        The table of tensor names. A tensor that is not in it goes by its canonical name in
+        folders.
+    description:
+        Settings and blocks.
+    packed, gguf_packed:
+        Tensors that the family's class in ``transformers``, or a GGUF file, keeps in another
+        form. Folders of Slimformer's own kind never do.
+    prefix:
+        What some folders leave out at the beginning of all names.
+    buffers:
+        Ends of names of stored tensors that follow from the settings.
+    gguf_interleaved:
+        Whether GGUF keeps the two members of a rotary pair next to each other, rows
+        (2j, 2j + 1) of a head of q or k; here they are (j, j + rotary_dim / 2).
     """
 
     name: str
     huggingface_type: str
     huggingface_class: str
-    gguf_architecture: str
+    gguf_architecture: str | None
     names: tuple[TensorNames, ...]
-    from_huggingface: Callable[[Fields], ModelConfig]
-    to_huggingface: Callable[[ModelConfig], Mapping[str, Any] | None]
-    from_gguf: Callable[[GgufFile], ModelConfig]
-    gguf_row_order: Callable[[ModelConfig, str], RowOrder | None]
-    gguf_consumed: frozenset[str] = frozenset()
+    description: Description
+    packed: tuple[Packed, ...] = ()
+    gguf_packed: tuple[Packed, ...] = ()
+    prefix: str = ""
+    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    gguf_interleaved: bool = False
+
+    def from_huggingface(self, settings: Fields) -> ModelConfig:
+        """Shape from the settings of ``config.json``."""
+        return read_settings(self.name, self.description, settings)
+
+    def to_huggingface(self, config: ModelConfig) -> Mapping[str, Any] | None:
+        """The settings of ``config.json``.
+
+        ``None`` for a shape that the family's class in ``transformers`` cannot express.
+        """
+        return write_settings(self.name, self.description, config)
+
+    def from_gguf(self, file: GgufFile) -> ModelConfig:
+        """Shape from GGUF metadata and tensor descriptions."""
+        assert self.gguf_architecture is not None
+        return read_metadata(self.name, self.gguf_architecture, self.description, file)
+
+    def gguf_row_order(self, config: ModelConfig, name: str) -> RowOrder | None:
+        """For a canonical tensor, the order of stored rows that gives Slimformer's rows.
+
+        ``None`` where they agree.
+        """
+        parts = name.split(".")
+        rotated = parts[0] == "layers" and parts[2] == "attention" and parts[3] in ("q", "k")
+        if not self.gguf_interleaved or not rotated:
+            return None
+        attention = config.layers[int(parts[1])].attention
+        assert isinstance(attention, AttentionConfig)
+        if attention.rope is None:
+            return None
+        heads = attention.n_heads if parts[3] == "q" else attention.n_kv_heads
+        rotary_dim = attention.rope.rotary_dim
+        within = np.arange(attention.head_dim)
+        within[:rotary_dim] = np.arange(rotary_dim).reshape(-1, 2).T.ravel()
+        return (np.arange(heads)[:, None] * attention.head_dim + within).ravel()
 
     def huggingface_name(self, canonical: str) -> str:
-        """The tensor's name in a Hugging Face checkpoint."""
-        return self._translate(canonical, "huggingface")
+        """The tensor's name in a folder that keeps it by itself."""
+        return self._translate(canonical, "huggingface") or canonical
 
     def gguf_name(self, canonical: str) -> str:
-        """The tensor's name in a GGUF file."""
-        return self._translate(canonical, "gguf")
+        """The tensor's name in a GGUF file that keeps it by itself."""
+        name = self._translate(canonical, "gguf")
+        if name is None:
+            raise KeyError(f"family {self.name} has no GGUF tensor {canonical}")
+        return name
 
-    def _translate(self, canonical: str, target: str) -> str:
-        stem, _, last = canonical.rpartition(".")
-        index = ""
-        if stem.startswith("layers."):
-            _, index, rest = stem.split(".", 2)
-            stem = f"layers.{{i}}.{rest}"
+    def _translate(self, canonical: str, target: str) -> str | None:
+        stem, layer, last = split_name(canonical)
         for entry in self.names:
             name: str | None = getattr(entry, target)
             if entry.canonical == stem and name is not None:
-                return f"{name.replace('{i}', index)}.{last}"
-        raise KeyError(f"family {self.name} has no {target} tensor {canonical}")
+                return f"{name.replace('{i}', layer)}.{last}"
+        return None
+
+
+def split_name(canonical: str) -> tuple[str, str, str]:
+    """``layers.3.ffn.up.weight`` as ``layers.{i}.ffn.up``, ``3`` and ``weight``."""
+    stem, _, last = canonical.rpartition(".")
+    if not stem.startswith("layers."):
+        return stem, "", last
+    _, layer, rest = stem.split(".", 2)
+    return f"layers.{{i}}.{rest}", layer, last

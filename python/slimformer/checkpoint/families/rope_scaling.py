@@ -23,21 +23,9 @@ _RELATIVE_TOLERANCE = 2e-6
 """Factors are stored as float32 (6e-8) after a float32 computation of a few steps."""
 
 
-def rope_from_huggingface(config: Fields, rotary_dim: int) -> RopeConfig:
-    """Rotary settings in the style of transformers 5 (``rope_parameters``) or 4."""
-    if "rope_parameters" in config:
-        settings = config.child("rope_parameters")
-        theta = settings.number("rope_theta", config.number("rope_theta", 10000.0))
-    else:
-        settings = config.child("rope_scaling")
-        theta = config.number("rope_theta", 10000.0)
-    if settings.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModelError(f"{settings.where}: partial_rotary_factor does not run here")
+def rope_scaling_from(settings: Fields) -> RopeScaling:
+    """The scaling in ``rope_parameters`` (transformers 5) or ``rope_scaling`` (4)."""
     kind = settings.text("rope_type", settings.text("type", "default"))
-    return RopeConfig(rotary_dim, theta, _scaling_from_huggingface(kind, settings))
-
-
-def _scaling_from_huggingface(kind: str, settings: Fields) -> RopeScaling:
     if kind == "default":
         return None
     if kind == "linear":
@@ -54,32 +42,34 @@ def _scaling_from_huggingface(kind: str, settings: Fields) -> RopeScaling:
     )
 
 
-def rope_to_huggingface(rope: RopeConfig) -> dict[str, Any]:
-    """The ``rope_scaling`` and ``rope_theta`` settings, which transformers 4 and 5 read."""
-    scaling = rope.scaling
-    settings: dict[str, Any] | None = None
+def rope_scaling_to(scaling: RopeScaling) -> dict[str, Any] | None:
+    """The setting ``rope_scaling``, which transformers 4 and 5 read."""
     if isinstance(scaling, LinearRopeScaling):
-        settings = {"rope_type": "linear", "factor": scaling.factor}
-    elif isinstance(scaling, Llama3RopeScaling):
-        settings = {
+        return {"rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, Llama3RopeScaling):
+        return {
             "rope_type": "llama3",
             "factor": scaling.factor,
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_positions,
         }
-    return {"rope_theta": rope.theta, "rope_scaling": settings}
+    return None
 
 
 def rope_from_gguf(
-    metadata: Fields, prefix: str, rotary_dim: int, factors: npt.NDArray[np.float32] | None
+    metadata: Fields,
+    prefix: str,
+    rotary_dim: int,
+    factors: npt.NDArray[np.float32] | None,
+    default_theta: float = 10000.0,
 ) -> RopeConfig:
     """Rotary settings from GGUF metadata.
 
     ``factors`` are the values of ``rope_freqs.weight``, [rotary_dim / 2], by which the
     frequencies are divided; Llama 3's scaling is stored in that form.
     """
-    theta = metadata.number(f"{prefix}.rope.freq_base", 10000.0)
+    theta = metadata.number(f"{prefix}.rope.freq_base", default_theta)
     kind = metadata.text(f"{prefix}.rope.scaling.type", "linear")
     factor = metadata.number(
         f"{prefix}.rope.scaling.factor", metadata.number(f"{prefix}.rope.scale_linear", 1.0)

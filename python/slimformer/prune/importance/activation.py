@@ -9,6 +9,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.prune.importance.scores import LayerScores, sum_groups
 from slimformer.prune.importance.statistics import LayerStatistics
+from slimformer.prune.outputs import Output
 
 Array = npt.NDArray[np.float64]
 
@@ -26,7 +27,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     if isinstance(layer.attention, AttentionConfig):
         assert statistics.heads is not None
         columns = _columns(
-            checkpoint.read_f32(f"layers.{index}.attention.o.weight"),
+            Output(checkpoint, index, "attention").stream_weight,
             statistics.heads.mean_square,
         )
         heads = columns.reshape(layer.attention.n_heads, -1).sum(axis=1)
@@ -34,7 +35,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     if isinstance(layer.ffn, FfnConfig):
         assert statistics.neurons is not None
         neurons = _columns(
-            checkpoint.read_f32(f"layers.{index}.ffn.down.weight"),
+            Output(checkpoint, index, "ffn").stream_weight,
             statistics.neurons.mean_square,
         )
     return LayerScores(

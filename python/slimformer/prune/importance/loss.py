@@ -22,6 +22,7 @@ from slimformer.prune.divergence import Predictions
 from slimformer.prune.importance import obs
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.importance.statistics import Inputs, LayerStatistics, layer_statistics
+from slimformer.prune.outputs import Output
 from slimformer.prune.refit import Evidence, least_squares
 from slimformer.prune.stream import Hidden, Windows, precision
 
@@ -90,7 +91,7 @@ class _Trials:
         self._engine = Engine(checkpoint, weights=precision(checkpoint), threads=threads)
         self._n_layers = len(checkpoint.config.layers)
         self._lengths = [windows.shape[1]] * len(windows)
-        embedded = self._engine.embed(windows.reshape(-1))
+        embedded = self._engine.embed(windows.reshape(-1), self._lengths)
         self._stream = embedded  # enters the layer that is next
         self._predictions = Predictions(self._logits(self._run(embedded, 0, self._n_layers)))
 
@@ -113,9 +114,12 @@ class _Trials:
         ffn = self._without_cheapest(
             index, "ffn", captured.get((index, "ffn_neurons")), rated, statistics
         )
-        changed = self._run(
-            before + attention.output, index, index + 1, mask=Mask(skip_attention=(index,))
-        )
+        if self._checkpoint.config.layers[index].parallel:
+            changed = after + (attention.output - (between - before))
+        else:
+            changed = self._run(
+                before + attention.output, index, index + 1, mask=Mask(skip_attention=(index,))
+            )
         nats = self._divergences(index + 1, [changed, between + ffn.output])
         attention_rate, ffn_rate = (
             loss / removal.score if removal.score > 0 else 0.0
@@ -150,12 +154,9 @@ class _Trials:
         gone = max(1, int(TRIAL_SHARE * len(units)))
         columns = np.arange(inputs.shape[-1]).reshape(len(units), -1)
         kept = np.sort(columns[order[gone:]].reshape(-1))
-        name = f"layers.{index}." + ("attention.o" if sub_block == "attention" else "ffn.down")
-        weight = _made_up(self._checkpoint.read_f32(f"{name}.weight"), kept, moments)
-        output = inputs[:, kept] @ weight.T
-        if f"{name}.bias" in self._checkpoint.tensors:
-            output += self._checkpoint.read_f32(f"{name}.bias")
-        return _Removal(output, float(units[order[:gone]].sum()))
+        output = Output(self._checkpoint, index, sub_block)
+        weight = _made_up(output.weight, kept, moments)
+        return _Removal(output.added(inputs[:, kept], weight), float(units[order[:gone]].sum()))
 
     def _divergences(self, first: int, streams: list[Hidden]) -> list[float]:
         """Divergence of the predictions if these streams enter layer ``first``."""

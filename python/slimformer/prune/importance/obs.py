@@ -13,6 +13,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.importance.statistics import Inputs, LayerStatistics
+from slimformer.prune.outputs import Output
 
 Array = npt.NDArray[np.float64]
 
@@ -39,14 +40,14 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     layer = checkpoint.config.layers[index]
     heads = groups = neurons = None
     if isinstance(layer.attention, AttentionConfig):
-        weight = checkpoint.read_f32(f"layers.{index}.attention.o.weight")
+        weight = Output(checkpoint, index, "attention").stream_weight
         columns = np.arange(weight.shape[1]).reshape(layer.attention.n_heads, -1)
         reads = np.asarray(layer.attention.q_to_kv)
         members = [columns[reads == kv].reshape(-1) for kv in range(layer.attention.n_kv_heads)]
         heads = _eliminate(statistics.heads, weight, list(columns), len(columns))
         groups = _eliminate(statistics.heads, weight, members, len(members))
     if isinstance(layer.ffn, FfnConfig):
-        weight = checkpoint.read_f32(f"layers.{index}.ffn.down.weight")
+        weight = Output(checkpoint, index, "ffn").stream_weight
         units = list(np.arange(layer.ffn.n_neurons)[:, None])
         neurons = _eliminate(statistics.neurons, weight, units, 2 * ROUNDS)
     return LayerScores(

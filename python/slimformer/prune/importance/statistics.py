@@ -13,6 +13,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.engine import Moments
 from slimformer.progress import Progress, silent
+from slimformer.prune.outputs import Output
 from slimformer.prune.stream import Hidden, Windows, chunks, embed, inverse_lengths, layer_engine
 
 Array = npt.NDArray[np.float64]
@@ -23,7 +24,8 @@ class Inputs:
     """Moments of a projection's inputs: means over the tokens.
 
     The inputs of each token are divided by the length of its residual stream after the
-    projection's sub-block, so that what units add is relative to what it is added to.
+    projection's sub-block, so that what units add is relative to what it is added to; and by what
+    a norm divides the projection's output by, if there is one.
     """
 
     mean_square: Array  # [inputs]
@@ -73,11 +75,14 @@ def layer_statistics(
         progress("measure layers", index, n_layers)
         moments: dict[str, Moments] = {}
         gram = inputs == "grams"
+        outputs: dict[str, Output] = {}
         if inputs != "none" and isinstance(layer.attention, AttentionConfig):
             width = layer.attention.n_heads * layer.attention.value_dim
             moments["attention_heads"] = Moments(width, gram=gram, threads=threads)
+            outputs["attention_heads"] = Output(checkpoint, index, "attention")
         if inputs != "none" and isinstance(layer.ffn, FfnConfig):
             moments["ffn_neurons"] = Moments(layer.ffn.n_neurons, gram=gram, threads=threads)
+            outputs["ffn_neurons"] = Output(checkpoint, index, "ffn")
         engine = layer_engine(checkpoint, index, threads=threads)
         changes = (_ChangeSum(), _ChangeSum(), _ChangeSum())
         taps = ["ffn_input", *moments]
@@ -88,7 +93,8 @@ def layer_statistics(
             changes[2].add(between, after)
             for tap, accumulated in moments.items():
                 stream = between if tap == "attention_heads" else after
-                scaled = captured[tap] * inverse_lengths(stream)
+                divisors = outputs[tap].divisors(captured[tap])
+                scaled = captured[tap] * (inverse_lengths(stream) / divisors)
                 accumulated.update(scaled.reshape(-1, scaled.shape[-1]))
             hidden[rows] = after
         yield LayerStatistics(

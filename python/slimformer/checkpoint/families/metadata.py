@@ -1,0 +1,297 @@
+"""Shapes from the metadata of GGUF files, for any described family."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import numpy as np
+
+from slimformer.checkpoint.families.description import ACTIVATIONS, Blocks, Description
+from slimformer.checkpoint.families.rope_scaling import rope_from_gguf
+from slimformer.checkpoint.families.settings import MAX_HEADS, grouped
+from slimformer.checkpoint.fields import Fields
+from slimformer.checkpoint.gguf_header import GgufFile
+from slimformer.config import (
+    MAX_DIMENSION,
+    MAX_LAYERS,
+    Activation,
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    ModelConfig,
+    RopeConfig,
+)
+from slimformer.errors import FormatError, UnsupportedModelError
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""What each rotary frequency is divided by; part of the shape."""
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "use_parallel_residual": (False,),
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+}
+"""Settings that change the computation, with the values that leave it alone, for every family
+that does not read them."""
+
+_READ = frozenset(
+    (
+        *("vocab_size", "context_length", "embedding_length", "block_count"),
+        *("feed_forward_length", "tensor_data_layout"),
+        *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+        *("attention.value_length", "attention.scale"),
+        *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+        *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type"),
+        *("rope.scaling.factor", "rope.scaling.original_context_length"),
+        "rope.scaling.finetuned",
+    )
+)
+"""Settings that every family reads, or that say nothing about the shape."""
+
+_WINDOW, _WINDOW_BASE = "attention.sliding_window", "rope.freq_base_swa"
+_ATTENTION_CAP, _LOGIT_CAP = "attn_logit_softcapping", "final_logit_softcapping"
+_PARALLEL = "use_parallel_residual"
+
+
+def read_metadata(
+    name: str, architecture: str, description: Description, file: GgufFile
+) -> ModelConfig:
+    """The shape of family ``name`` that a file of that architecture describes."""
+    settings = _Settings(file.metadata, architecture, description)
+    blocks = description.blocks
+    channels = settings.dimension("embedding_length")
+    n_layers = settings.dimension("block_count", limit=MAX_LAYERS)
+    heads = settings.per_layer("attention.head_count", n_layers, MAX_HEADS)
+    kv_heads = heads
+    if "attention.head_count_kv" in settings:
+        kv_heads = settings.per_layer("attention.head_count_kv", n_layers, MAX_HEADS)
+    neurons = settings.per_layer("feed_forward_length", n_layers, MAX_DIMENSION)
+    windows = _windows(settings, blocks, n_layers)
+    kind = "layer_norm" if blocks.norm == "layer" else "layer_norm_rms"
+    layers = []
+    seen: dict[tuple[Any, ...], AttentionConfig] = {}
+    for index in range(n_layers):
+        prefix = f"blk.{index}"
+        rotated = blocks.rope is not None and not (blocks.rope.skips and (index + 1) % 4 == 0)
+        key = (
+            *(heads[index], kv_heads[index], windows[index], rotated),
+            _bias(file, blocks.qkv_bias, f"{prefix}.attn_q", f"{prefix}.attn_qkv"),
+            _bias(file, blocks.output_bias, f"{prefix}.attn_output"),
+        )
+        if key not in seen:
+            seen[key] = _attention(file, settings, blocks, channels, *key)
+        ffn = FfnConfig(
+            neurons[index],
+            _bias(file, blocks.ffn_bias, f"{prefix}.ffn_down"),
+            blocks.norm_place,
+            cast(Activation, ACTIVATIONS[blocks.activation]),
+            blocks.gated,
+        )
+        layers.append(LayerConfig(seen[key], ffn, _parallel(settings, blocks)))
+    return ModelConfig(
+        family=name,
+        vocab_size=_vocab_size(file, architecture),
+        n_channels=channels,
+        norm_divisor=channels,
+        norm_eps=settings.number(f"attention.{kind}_epsilon"),
+        tied_head="output.weight" not in file.tensors,
+        max_positions=settings.dimension("context_length"),
+        layers=tuple(layers),
+        norm=blocks.norm,
+        norm_offset=blocks.norm_offset,
+        embedding_scale=channels**0.5 if blocks.scaled_embedding else 1.0,
+        learned_positions=blocks.learned_positions,
+        position_offset=blocks.position_offset,
+        logit_soft_cap=settings.cap(description.keys.logit_cap, _LOGIT_CAP),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """The settings of one architecture, without its prefix.
+
+    Every setting must be one that is read, or leave the computation alone.
+    """
+
+    metadata: Fields
+    architecture: str
+    description: Description
+
+    def __post_init__(self) -> None:
+        read = _READ | self._read_by_family()
+        for key in self.metadata:
+            prefix, _, setting = key.partition(".")
+            if prefix != self.architecture or setting in read:
+                continue
+            value = self.metadata.raw(key)
+            if not isinstance(value, (int, float)) or value not in _NEUTRAL.get(setting, ()):
+                raise UnsupportedModelError(
+                    f"{self.metadata.where}: {key}: {value!r:.60} does not run here"
+                )
+
+    def _read_by_family(self) -> set[str]:
+        keys, blocks = self.description.keys, self.description.blocks
+        read = set()
+        if blocks.windows is not None:
+            read |= {_WINDOW, f"{_WINDOW}_pattern"}
+        if blocks.rope is not None and blocks.rope.window_key is not None:
+            read.add(_WINDOW_BASE)
+        if keys.attention_cap is not None:
+            read |= {_ATTENTION_CAP, _LOGIT_CAP}
+        if isinstance(blocks.parallel, str):
+            read.add(_PARALLEL)
+        return read
+
+    def key(self, setting: str) -> str:
+        return f"{self.architecture}.{setting}"
+
+    def __contains__(self, setting: str) -> bool:
+        return self.key(setting) in self.metadata
+
+    def dimension(
+        self, setting: str, default: int | None = None, *, limit: int = MAX_DIMENSION
+    ) -> int:
+        return self.metadata.dimension(self.key(setting), default, limit=limit)
+
+    def number(self, setting: str, default: float | None = None) -> float:
+        return self.metadata.number(self.key(setting), default)
+
+    def cap(self, key: str | None, setting: str) -> float | None:
+        """A soft cap, in families that have such a setting; 0 stands for none."""
+        return None if key is None else self.number(setting, 0.0) or None
+
+    def per_layer(self, setting: str, n_layers: int, limit: int) -> list[int]:
+        """A setting that is one number for all layers or an array with one for each."""
+        key = self.key(setting)
+        if not isinstance(self.metadata.raw(key), np.ndarray):
+            return [self.metadata.dimension(key, limit=limit)] * n_layers
+        values = self.metadata.array(key)
+        if values.dtype.kind not in "iu" or len(values) != n_layers:
+            self.metadata.fail(key, f"an integer or {n_layers} of them, one a layer", values)
+        if values.min() < 1 or values.max() > limit:
+            self.metadata.fail(key, f"integers from 1 to {limit}", values)
+        return [int(value) for value in values]
+
+
+def _bias(file: GgufFile, source: bool | str, *names: str) -> bool:
+    """Where settings of other formats say it, here the tensors do."""
+    if isinstance(source, bool):
+        return source
+    return any(f"{name}.bias" in file.tensors for name in names)
+
+
+def _parallel(settings: _Settings, blocks: Blocks) -> bool:
+    if isinstance(blocks.parallel, bool):
+        return blocks.parallel
+    return settings.metadata.boolean(settings.key(_PARALLEL), True)
+
+
+def _windows(settings: _Settings, blocks: Blocks, n_layers: int) -> list[int | None]:
+    """The window of each layer: which have one follows from the family."""
+    windows = blocks.windows
+    if windows is None or settings.metadata.raw(settings.key(_WINDOW)) in (None, 0):
+        return [None] * n_layers
+    width = settings.dimension(_WINDOW)
+    pattern = settings.metadata.raw(settings.key(f"{_WINDOW}_pattern"))
+    if isinstance(pattern, np.ndarray) and len(pattern) == n_layers:
+        return [width if windowed else None for windowed in pattern.tolist()]
+    every = settings.dimension(f"{_WINDOW}_pattern", windows.full_every or n_layers + 1)
+    return [None if (layer + 1) % every == 0 else width for layer in range(n_layers)]
+
+
+def _vocab_size(file: GgufFile, architecture: str) -> int:
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise FormatError(f"{file.path}: tensor token_embd.weight: expected, found none")
+    rows = embedding.shape[0]
+    claimed = file.metadata.integer(f"{architecture}.vocab_size", rows)
+    if claimed != rows:
+        raise FormatError(
+            f"{file.path}: tensor token_embd.weight: expected {claimed} rows as "
+            f"{architecture}.vocab_size says, found {rows}"
+        )
+    return rows
+
+
+def _attention(
+    file: GgufFile,
+    settings: _Settings,
+    blocks: Blocks,
+    channels: int,
+    n_heads: int,
+    n_kv_heads: int,
+    window: int | None,
+    rotated: bool,
+    qkv_bias: bool,
+    output_bias: bool,
+) -> AttentionConfig:
+    head_dim = _head_dim(settings, channels, n_heads)
+    value_dim = settings.dimension("attention.value_length", head_dim)
+    width = blocks.qk_norm == "width"
+    return AttentionConfig(
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        q_to_kv=grouped(n_heads, n_kv_heads, str(file.path)),
+        scale=settings.number("attention.scale", 0.0) or head_dim**-0.5,
+        rope=_rope(file, settings, blocks, head_dim, window) if rotated else None,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        norm_place=blocks.norm_place,
+        window=window,
+        soft_cap=settings.cap(settings.description.keys.attention_cap, _ATTENTION_CAP),
+        qk_norm=blocks.qk_norm,
+        q_norm_divisor=n_heads * head_dim if width else None,
+        k_norm_divisor=n_kv_heads * head_dim if width else None,
+    )
+
+
+def _head_dim(settings: _Settings, channels: int, n_heads: int) -> int:
+    head_counts = settings.metadata.raw(settings.key("attention.head_count"))
+    if "attention.key_length" in settings:
+        return settings.dimension("attention.key_length")
+    if isinstance(head_counts, np.ndarray) and len(set(head_counts.tolist())) > 1:
+        settings.metadata.fail(
+            settings.key("attention.key_length"),
+            "the width of a head, since the number of heads differs between layers",
+            None,
+        )
+    return max(1, channels // n_heads)
+
+
+def _rope(
+    file: GgufFile, settings: _Settings, blocks: Blocks, head_dim: int, window: int | None
+) -> RopeConfig:
+    """Layers with a window have a base of their own, unscaled, in families that say so."""
+    assert blocks.rope is not None
+    rotary_dim = settings.dimension("rope.dimension_count", head_dim)
+    if window is not None and blocks.rope.window_key is not None:
+        return RopeConfig(rotary_dim, settings.number(_WINDOW_BASE, 10000.0))
+    factors = _rope_factors(file, rotary_dim)
+    return rope_from_gguf(
+        settings.metadata, settings.architecture, rotary_dim, factors, blocks.rope.theta
+    )
+
+
+def _rope_factors(file: GgufFile, rotary_dim: int) -> np.ndarray[Any, Any] | None:
+    tensor = file.tensors.get(ROPE_FACTORS)
+    if tensor is None:
+        return None
+    if tensor.shape != (rotary_dim // 2,) or tensor.quantisation.name != "F32":
+        raise FormatError(
+            f"{file.path}: tensor {ROPE_FACTORS}: expected F32 of shape ({rotary_dim // 2},), "
+            f"found {tensor.quantisation.name} of shape {tensor.shape}"
+        )
+    return file.tensor_bytes(tensor).view("<f4")

@@ -1,0 +1,94 @@
+"""What a sub-block adds to the residual stream: its projection's output.
+
+In some families it is normalised before it is added. A norm divides a token's output by its
+length and multiplies channels by gains. To first order it is a scaling, so errors of the output
+are judged, and made up for, as the stream sees them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
+
+Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
+SubBlock = Literal["attention", "ffn"]
+
+PROJECTIONS: dict[SubBlock, str] = {"attention": "attention.o", "ffn": "ffn.down"}
+
+LEAST_GAIN = 0.1
+"""Relative to the root mean square of the gains: a channel that the norm all but silences is not
+moved far for the little that comes of it."""
+
+
+class Output:
+    """The projection of one sub-block and the norm behind it."""
+
+    def __init__(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> None:
+        name = f"layers.{index}.{PROJECTIONS[sub_block]}"
+        part = getattr(checkpoint.config.layers[index], sub_block)
+        assert isinstance(part, (AttentionConfig, FfnConfig))
+        self._config = checkpoint.config
+        self.weight: Floats = checkpoint.read_f32(f"{name}.weight")  # [channels, columns]
+        self._bias = _read(checkpoint, f"{name}.bias", 0.0)
+        self.normalised = part.norm_place != "before"
+        norm = f"layers.{index}.{sub_block}.post_norm"
+        gains = np.ones(len(self.weight), np.float32)
+        if self.normalised:
+            gains = checkpoint.read_f32(f"{norm}.weight") + np.float32(self._config.norm_offset)
+        self._gains: Floats = gains
+        self._shift = _read(checkpoint, f"{norm}.bias", 0.0)
+
+    @property
+    def stream_weight(self) -> Floats:
+        """The projection in terms of the stream, but for the division, [channels, columns]."""
+        weight: Floats = self.weight * self._gains[:, None]
+        return weight
+
+    def divisors(self, inputs: Floats) -> Floats | float:
+        """What each token's output is divided by, [..., 1], given the projection's inputs."""
+        if not self.normalised:
+            return 1.0
+        return _lengths(self._config, inputs @ self.weight.T + self._bias)
+
+    def added(self, inputs: Floats, weight: Floats) -> Floats:
+        """What comes to the stream if the projection of these inputs has this weight."""
+        output: Floats = inputs @ weight.T + self._bias
+        if not self.normalised:
+            return output
+        added: Floats = normalised(self._config, output) * self._gains + self._shift
+        return added
+
+    def change(self, stream_change: Array) -> Array:
+        """A change of ``stream_weight`` as one of the weight."""
+        if not self.normalised:
+            return stream_change
+        gains = self._gains.astype(np.float64)
+        least = LEAST_GAIN**2 * float(np.mean(gains**2))
+        return stream_change * (gains / (gains**2 + least))[:, None]
+
+
+def _read(checkpoint: Checkpoint, name: str, default: float) -> Any:
+    return checkpoint.read_f32(name) if name in checkpoint.tensors else np.float32(default)
+
+
+def normalised(config: ModelConfig, stream: Floats) -> Floats:
+    """The stream as the model's norm leaves it, but for weights and bias."""
+    lengths = _lengths(config, stream)
+    if config.norm == "layer":
+        stream = stream - stream.mean(axis=-1, keepdims=True)
+    return stream / lengths
+
+
+def _lengths(config: ModelConfig, x: Floats) -> Floats:
+    """What the model's norm divides [..., channels] by, [..., 1]."""
+    if config.norm == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    squares = np.einsum("...c,...c->...", x, x)[..., None]
+    lengths: Floats = np.sqrt(squares / config.norm_divisor + np.float32(config.norm_eps))
+    return lengths

@@ -1,0 +1,230 @@
+"""Random small models of every family, written by transformers and read here, and back again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reference.peers import Array, open_in_transformers, transformers_logits
+from slimformer.checkpoint import Checkpoint, load, save
+from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.engine import Engine
+from slimformer.prune import explicit, prune, surgery
+from slimformer.prune.masks import to_mask
+
+TOLERANCE = 1e-4  # of the largest logit: float32 sums of at most a hundred terms, four layers deep
+LENGTH = 150  # longer than a page of the KV cache and than every window below
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A class of transformers and the settings of a small model of it."""
+
+    name: str
+    architecture: str
+    settings: Mapping[str, Any]
+
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "intermediate_size": 37,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+HEAD = {"head_dim": 10}
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 29, "max_window_layers": 1}
+
+CASES = (
+    Case("mistral", "Mistral", {**SIZES, **HEAD, "sliding_window": 41}),
+    Case("mistral, all seen", "Mistral", {**SIZES, "sliding_window": None}),
+    Case("qwen2", "Qwen2", {**SIZES, "tie_word_embeddings": True}),
+    Case("qwen2, windows", "Qwen2", {**SIZES, **WINDOWED}),
+    Case("qwen3", "Qwen3", {**SIZES, **HEAD}),
+    Case("qwen3, biases", "Qwen3", {**SIZES, **HEAD, **WINDOWED, "attention_bias": True}),
+    Case("smollm3", "SmolLM3", {**SIZES, "no_rope_layers": [1, 0, 1, 0]}),
+    Case("smollm3, every fourth", "SmolLM3", {**SIZES, "mlp_bias": True}),
+    Case("gemma", "Gemma", {**SIZES, **HEAD}),
+    Case(
+        "gemma2",
+        "Gemma2",
+        {
+            **SIZES,
+            **HEAD,
+            "query_pre_attn_scalar": 12,
+            "sliding_window": 33,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    Case("gemma3", "Gemma3", {**SIZES, **HEAD, "sliding_window": 33, "num_hidden_layers": 7}),
+    Case(
+        "gemma3, scaled",
+        "Gemma3",
+        {
+            **SIZES,
+            **HEAD,
+            "sliding_window": 33,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            },
+        },
+    ),
+    Case("phi3", "Phi3", {**SIZES, "sliding_window": 31}),
+    Case(
+        "phi3, partial rotation",
+        "Phi3",
+        {
+            **SIZES,
+            "hidden_size": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+    ),
+    Case("olmo2", "Olmo2", SIZES),
+    Case("olmo2, biases", "Olmo2", {**SIZES, "attention_bias": True, "num_key_value_heads": 4}),
+    Case(
+        "gpt2",
+        "GPT2",
+        {"vocab_size": 97, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 256},
+    ),
+    Case(
+        "gpt_neox",
+        "GPTNeoX",
+        {
+            **SIZES,
+            "hidden_size": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+    ),
+    Case(
+        "gpt_neox, in turn", "GPTNeoX", {**SIZES, "hidden_size": 32, "use_parallel_residual": False}
+    ),
+    Case("opt", "OPT", {**SIZES, "ffn_dim": 37, "word_embed_proj_dim": 24}),
+)
+
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def write_random(case: Case, folder: Path) -> Any:
+    """Save a random model as transformers does."""
+    import torch
+    import transformers
+
+    prefix = case.architecture
+    settings = {**NO_TOKENS, **case.settings}
+    config = getattr(transformers, f"{prefix}TextConfig", None) or getattr(
+        transformers, f"{prefix}Config"
+    )
+    kind = getattr(transformers, f"{prefix}ForCausalLM", None) or getattr(
+        transformers, f"{prefix}LMHeadModel"
+    )
+    torch.manual_seed(len(case.name))
+    model = kind._from_config(config(**settings), attn_implementation="eager")
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            norm = "norm" in name or "ln_" in name
+            if norm and name.endswith("weight"):
+                values.normal_(0.0 if prefix.startswith("Gemma") else 1.0, 0.1)
+            else:
+                values.normal_(0.0, 0.3 if values.ndim == 1 else min(values.shape) ** -0.5)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def random_tokens(checkpoint: Checkpoint) -> list[int]:
+    rng = np.random.default_rng(5)
+    return [int(token) for token in rng.integers(0, checkpoint.config.vocab_size, size=LENGTH)]
+
+
+def prefill_and_decode(checkpoint: Checkpoint, tokens: list[int]) -> Array:
+    """Logits of every position, [n_tokens, vocab]: most of a text at once, the rest one by one."""
+    engine = Engine(checkpoint, weights="f32", threads=1)
+    session = engine.session()
+    begun = engine.forward([session], [tokens[:-20]], logits="all")
+    return np.concatenate([begun, [session.extend([token]) for token in tokens[-20:]]])
+
+
+def assert_same(ours: Array, theirs: Array) -> None:
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * float(np.abs(theirs).max()))
+
+
+@each
+def test_what_transformers_wrote_runs_here_and_opens_there_again(
+    case: Case, tmp_path: Path
+) -> None:
+    peer = write_random(case, tmp_path / "theirs")
+    checkpoint = load(tmp_path / "theirs")
+    tokens = random_tokens(checkpoint)
+    expected = transformers_logits(peer, tokens)
+    assert_same(prefill_and_decode(checkpoint, tokens), expected)
+    save(checkpoint, tmp_path / "ours")
+    read = load(tmp_path / "ours")
+    assert read.config == checkpoint.config
+    assert read.fingerprint == checkpoint.fingerprint
+    again = open_in_transformers(tmp_path / "ours")
+    assert type(again) is type(peer)
+    assert_same(transformers_logits(again, tokens), expected)
+
+
+@each
+def test_uniformly_pruned_it_opens_in_transformers(case: Case, tmp_path: Path) -> None:
+    """Neurons of every layer go, and two layers: no more than plain settings can say."""
+    write_random(case, tmp_path / "theirs")
+    dense = load(tmp_path / "theirs")
+    n_layers = len(dense.config.layers)
+    neurons = {
+        index: tuple(range(1, layer.ffn.n_neurons - 4))
+        for index, layer in enumerate(dense.config.layers)
+        if isinstance(layer.ffn, FfnConfig) and index < n_layers - 1
+    }
+    recipe = explicit(dense, drop_layers=(n_layers - 1,), neurons=neurons)
+    slim = prune(dense, recipe, repair="none")
+    save(slim, tmp_path / "ours")
+    tokens = random_tokens(slim)
+    peer = open_in_transformers(tmp_path / "ours")
+    assert_same(prefill_and_decode(slim, tokens), transformers_logits(peer, tokens))
+
+
+@each
+def test_masked_equals_packed_after_pruning_every_structure(case: Case, tmp_path: Path) -> None:
+    """A head, a KV group, neurons, both kinds of sub-block and a layer; saved and loaded, too."""
+    write_random(case, tmp_path / "theirs")
+    dense = load(tmp_path / "theirs")
+    (*_, last) = range(len(dense.config.layers))
+    attention = dense.config.layers[last].attention
+    assert isinstance(attention, AttentionConfig)
+    group = {head for head, kv in enumerate(attention.q_to_kv) if kv == 0}
+    without_group = tuple(head for head in range(attention.n_heads) if head not in group)
+    recipes = [
+        explicit(dense, heads={0: (0, 2, 3), last: without_group}, neurons={0: (1, 5, 7, 30)}),
+        explicit(dense, drop_attention=(1,), drop_ffn=(last,)),
+        explicit(dense, drop_layers=(1,), heads={0: (1, 3)}),
+    ]
+    tokens = random_tokens(dense)
+    engine = Engine(dense, weights="f32", threads=1)
+    for number, recipe in enumerate(recipes):
+        slim = surgery.apply(dense, recipe)
+        masked = engine.session(to_mask(recipe, dense.config))
+        expected = engine.forward([masked], [tokens], logits="all")
+        assert_same(prefill_and_decode(slim, tokens), expected)
+        save(slim, tmp_path / str(number))
+        read = load(tmp_path / str(number))
+        assert read.fingerprint == slim.fingerprint

@@ -103,9 +103,9 @@ def tokenizer_from_gguf(metadata: Fields, vocab_size: int) -> TokenizerAssets | 
     UnsupportedModelError
         The tokenizer model or pre-tokeniser is not known here.
     """
-    if "tokenizer.ggml.model" not in metadata:
+    model = metadata.text("tokenizer.ggml.model", "none")
+    if model == "none":
         return None
-    model = metadata.text("tokenizer.ggml.model")
     tokens = metadata.texts("tokenizer.ggml.tokens")
     vocab = _vocabulary(metadata, tokens, vocab_size)
     kinds = _token_types(metadata, len(tokens))

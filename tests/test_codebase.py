@@ -28,6 +28,7 @@ PYTHON_LEVELS = {
     "progress": 0,
     "checks": 1,
     "rope": 1,
+    "arrays": 1,
     "config": 1,
     "checkpoint": 2,
     "tokenizer": 2,
@@ -35,6 +36,7 @@ PYTHON_LEVELS = {
     "token_bytes": 2,
     "engine": 3,
     "generation": 3,
+    "packing": 3,
     "prune": 4,
     "train": 5,
     "baselines": 6,
@@ -48,7 +50,7 @@ PYTHON_LEVELS = {
 CORE_IMPORTER = "engine"
 """The only module that may import the compiled core."""
 
-WITHOUT_ENGINE = ("recipe", "structures", "surgery", "refit")
+WITHOUT_ENGINE = ("recipe", "structures", "surgery", "refit", "sparsify")
 """Modules of prune/ that are arithmetic on tensors: the engine must not be reachable."""
 
 FOLDERS = (".ci", "bench", "cpp", "python", "tests")

@@ -3,11 +3,16 @@
 A shape is timed in turn over copies of its weights that together exceed the caches, as a model's
 layers follow each other; the best of many rounds is reported. One row of x is decoding
 (GB/s of weights read), many are prefill (GFLOP/s).
+
+With ``--zeros`` that share of the weights is zero, and their sparse form is timed against the dense
+one in turn: the median of the ratios of each round, and the ratio of the bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -16,6 +21,9 @@ import numpy as np
 from slimformer import _kernels as kernels
 
 Weights = Literal["f32", "bf16", "int8", "int4"]
+
+SPARSE: tuple[Literal["bf16", "int8"], ...] = ("bf16", "int8")
+"""Those that have a sparse form."""
 
 SHAPES = Path(__file__).with_name("shapes")
 
@@ -45,6 +53,67 @@ def seconds(
     return kernels.time_linear(matrices, x, y, rounds) / copies, first.bytes
 
 
+def sparse_ratios(
+    tier: str,
+    weights: Weights,
+    share: float,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    *,
+    threads: int,
+    rounds: int,
+) -> tuple[float, float]:
+    """How many times as fast the sparse form is as the dense one, and the ratio of their bytes."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((outputs, inputs), dtype=np.float32)
+    w[rng.random(w.shape) < share] = 0
+    x = rng.standard_normal((rows, inputs), dtype=np.float32)
+    y = np.empty((rows, outputs), np.float32)
+    forms: list[list[kernels.Matrix]] = []
+    form: Literal["dense", "sparse"]
+    for form in ("dense", "sparse"):
+        first = kernels.Matrix(tier, weights, w, form=form, threads=threads)
+        copies = max(1, STREAM_BYTES // first.bytes)
+        forms.append([first])
+        forms[-1] += [
+            kernels.Matrix(tier, weights, w, form=form, threads=threads) for _ in range(copies - 1)
+        ]
+    dense, sparse = forms
+    ratios = []
+    for _ in range(rounds):
+        before, after = (
+            kernels.time_linear(matrices, x, y, 1) / len(matrices) for matrices in forms
+        )
+        ratios.append(before / after)
+    return statistics.median(ratios), sparse[0].bytes / dense[0].bytes
+
+
+def sparse_lines(options: argparse.Namespace) -> Iterator[str]:
+    """The sparse form of every shape against the dense one."""
+    yield f"{options.tier}, {options.threads} threads, sparse against dense"
+    yield f"{'weights':8}{'zeros':>6}{'rows':>5}{'inputs':>8}{'outputs':>9}{'speed':>7}{'bytes':>7}"
+    for path in sorted(SHAPES.glob(f"{options.shapes}.txt")):
+        for weights in SPARSE:
+            for share in options.zeros:
+                for rows in options.rows:
+                    for inputs, outputs, name in shapes(path):
+                        speed, size = sparse_ratios(
+                            options.tier,
+                            weights,
+                            share,
+                            rows,
+                            inputs,
+                            outputs,
+                            threads=options.threads,
+                            rounds=options.rounds,
+                        )
+                        yield (
+                            f"{weights:8}{share:6.0%}{rows:5}{inputs:8}{outputs:9}"
+                            f"{speed:7.2f}{size:7.3f}  {name}"
+                        )
+
+
 def main() -> int:
     """Print one line a shape."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,7 +122,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 512])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--shapes", default="*", help="which file of shapes/, without .txt")
+    parser.add_argument("--zeros", type=float, nargs="+", help="shares of zero weights")
     options = parser.parse_args()
+    if options.zeros:
+        for line in sparse_lines(options):
+            print(line, flush=True)
+        return 0
 
     limits = [kernels.measure_roofline(options.tier, options.threads) for _ in range(3)]
     gflops, gbytes = (max(values) for values in zip(*limits, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reference.peers import GgufType, write_gguf
 from slimformer.checkpoint import Checkpoint
-from slimformer.engine import Engine, Kv, Weights
+from slimformer.engine import Engine, Kv, Sparse, Weights
 from slimformer.evaluate import Contender, Runner
 from slimformer.evaluate.peers import open_peer
 
@@ -41,11 +41,16 @@ class Team:
 
 
 def own_engine(
-    checkpoint: Checkpoint, weights: Weights, *, threads: int, tier: str | None = None
+    checkpoint: Checkpoint,
+    weights: Weights,
+    *,
+    threads: int,
+    tier: str | None = None,
+    sparse: Sparse = "auto",
 ) -> Engine:
     """Our engine with the keys and values that go with a weight type."""
     kv = OPPONENTS[weights].kv
-    return Engine(checkpoint, weights=weights, threads=threads, kv=kv, tier=tier)
+    return Engine(checkpoint, weights=weights, sparse=sparse, threads=threads, kv=kv, tier=tier)
 
 
 def line_up(

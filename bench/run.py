@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from lineup import line_up
-from sections import Workload, batch_section, compare, threads_section
+from sections import Workload, batch_section, compare, sparse_section, threads_section
 from slimformer.checkpoint import load, pull
 from slimformer.engine import Engine, Weights
 from slimformer.evaluate import SHORT_PROMPT
@@ -22,7 +22,7 @@ from slimformer.evaluate.peers import installed_peers
 
 MODEL = "smollm2-135m-instruct"
 
-SECTIONS = ("prefill", "decode", "long", "batch", "threads")
+SECTIONS = ("prefill", "decode", "long", "batch", "threads", "sparse")
 LONG_PROMPT = 4096
 LONG_GENERATE = 32
 
@@ -108,6 +108,12 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     if "threads" in options.only:
         yield ""
         yield from threads_section(checkpoint, options.weights, options.prompt, rounds=rounds)
+    if "sparse" in options.only:
+        workload = Workload(options.prompt, options.generate)
+        yield ""
+        yield from sparse_section(
+            checkpoint, options.weights, workload, rounds=rounds, threads=threads
+        )
 
 
 def peer_versions(peers: Sequence[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from slimformer.config import AttentionConfig, ModelConfig
 from slimformer.engine import Engine, Weights
 from slimformer.evaluate import SHORT_PROMPT, Contender, Runner, run_rounds
 from slimformer.evaluate.speed import decode_bytes, prefill_flops, some_tokens
+from slimformer.prune.sparsify import sparsify
 
 BATCH = 8
 
@@ -168,6 +169,43 @@ def batch_section(
         ratio = statistics.median(several / single for single, several in rates)
         single, several = (statistics.median(column) for column in zip(*rates, strict=True))
         yield f"| {kind} | {single:.1f} | {several:.1f} | {ratio:.2f} |"
+
+
+def sparse_section(
+    checkpoint: Checkpoint,
+    weights: Sequence[Weights],
+    workload: Workload,
+    *,
+    rounds: int,
+    threads: int,
+) -> Iterator[str]:
+    """Half of all weights zero, by magnitude: kept without the zeros against kept with them."""
+    shapes = checkpoint.config.tensor_shapes()
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    halved = sparsify(checkpoint, 0.5, names=matrices)
+    yield "## Half of the weights zero"
+    yield ""
+    yield "Times as fast, and the share of bytes, kept sparse against kept dense; embedding and "
+    yield "head are halved too."
+    yield ""
+    yield f"| weights | prefill of {workload.prompt} | decode of {workload.generate} | bytes |"
+    yield "|---|---:|---:|---:|"
+    for kind in weights:
+        dense, sparse = (
+            own_engine(halved, kind, threads=threads, sparse=choice) for choice in ("never", "auto")
+        )
+        if sparse.weight_bytes == dense.weight_bytes:
+            continue  # no sparse form, or none that pays
+        runners = [Contender("dense", dense), Contender("sparse", sparse)]
+        ratios = []
+        for prompt, generate in ((workload.prompt, 0), (SHORT_PROMPT, workload.generate)):
+            times = run_rounds(
+                runners, prompt=prompt, generate=generate, repeat=rounds, progress=tell
+            )
+            seconds = [[t.decode if generate else t.prefill for t in row] for row in times]
+            ratios.append(statistics.median(a / b for a, b in seconds))
+        size = sparse.weight_bytes / dense.weight_bytes
+        yield f"| {kind} | {ratios[0]:.2f} | {ratios[1]:.2f} | {size:.3f} |"
 
 
 def _decode_rate(engine: Engine, sequences: int, generate: int) -> float:

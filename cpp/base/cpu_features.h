@@ -19,6 +19,7 @@ enum class CpuFeature : std::uint32_t {
   avx512vl = 1U << 8,
   avx512vnni = 1U << 9,
   avx512bf16 = 1U << 10,
+  avx512vbmi2 = 1U << 11,
 };
 
 // Bits of CpuFeature. A feature whose registers the operating system does not save is not set.

@@ -1,8 +1,12 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/cpu_features.h"
@@ -10,9 +14,12 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 #include "kernels/registry.h"
 #include "ops/roofline.h"
 #include "tensor/dtype.h"
+#include "tensor/layout.h"
+#include "tensor/packed_matrix.h"
 
 namespace slimformer::bindings {
 namespace {
@@ -64,10 +71,25 @@ py::dict MeasureRoofline(int threads, double seconds) {
   return result;
 }
 
+// By type and form, how the kernels of a tier keep weights.
+std::map<std::pair<std::string, bool>, std::uint64_t> Layouts(
+    const std::optional<std::string>& tier) {
+  const kernels::KernelTable& kernels = KernelsNamed(tier);
+  std::map<std::pair<std::string, bool>, std::uint64_t> layouts;
+  for (const auto& [name, type] : tensor::kWeightTypes) {
+    for (const bool sparse : {false, true}) {
+      if (sparse && tensor::SparseFor(kernels, type) == nullptr) continue;
+      layouts[{std::string(name), sparse}] = tensor::LayoutOf(kernels, type, sparse);
+    }
+  }
+  return layouts;
+}
+
 }  // namespace
 
 void BindInfo(py::module_& module) {
   module.def("build_info", &BuildInfo);
+  module.def("layouts", &Layouts, py::arg("tier") = py::none());
   module.def("measure_roofline", &MeasureRoofline, py::kw_only(), py::arg("threads"),
              py::arg("seconds") = 1.0);
 }

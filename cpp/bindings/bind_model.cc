@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <memory>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -190,6 +191,24 @@ std::pair<Array<float>, Captured> RunLayers(
   return {std::move(output), std::move(captured)};
 }
 
+// By name: a vector's values, or a matrix as it is packed with its type and form. Views of the
+// model's memory, which they keep.
+std::map<std::string, py::object> Tensors(const py::object& self) {
+  const auto& weights = *self.cast<const PackedModel&>().transformer().weights();
+  std::map<std::string, py::object> tensors;
+  for (const auto& [name, tensor] : weights.tensors) {
+    if (const auto* const* vector = std::get_if<const model::Vector*>(&tensor)) {
+      tensors[name] = Array<float>(static_cast<py::ssize_t>((*vector)->size()), (*vector)->data());
+      continue;
+    }
+    const tensor::PackedMatrix& matrix = **std::get<const model::Matrix*>(tensor);
+    const Array<std::uint8_t> packed(static_cast<py::ssize_t>(matrix.bytes()),
+                                     reinterpret_cast<const std::uint8_t*>(matrix.data()), self);
+    tensors[name] = py::make_tuple(packed, WeightTypeName(matrix.type()), matrix.is_sparse());
+  }
+  return tensors;
+}
+
 Array<float> Logits(const PackedModel& model, const py::array& hidden) {
   const model::Transformer& transformer = model.transformer();
   const Array<float> input = CheckedRows<float>(hidden, Channels(model), "hidden");
@@ -223,21 +242,37 @@ Array<float> ScoreHidden(const PackedModel& model, const py::array& hidden,
 
 }  // namespace
 
-PackedModel::PackedModel(model::ModelSpec spec, const std::string& weights, int threads,
+PackedModel::PackedModel(model::ModelSpec spec, const std::string& weights,
+                         const std::string& sparse, int threads,
                          const std::optional<std::string>& tier)
     : kernels_(KernelsNamed(tier)),
       pool_(ThreadPool::Shared(threads)),
-      builder_(std::move(spec), WeightTypeNamed(weights), kernels_) {}
+      builder_(std::move(spec), WeightTypeNamed(weights), FormNamed(sparse), kernels_) {}
 
-void PackedModel::LoadTensor(const std::string& name, const py::array& values) {
+void PackedModel::LoadTensor(const std::string& name, const py::array& values, bool kept) {
   if (!IsPlain(values)) {
     throw Error(ErrorKind::data, "tensor " + name + ": expected a contiguous, aligned array");
   }
   const std::vector<std::int64_t> shape(values.shape(), values.shape() + values.ndim());
-  const model::TensorSource source{SourceTypeOf(values, name), values.data(), shape};
+  const model::TensorSource source{SourceTypeOf(values, name), values.data(), shape, kept};
   const py::gil_scoped_release release;
   const std::lock_guard lock(loading_mutex_);
   builder_.Load(name, source, *pool_);
+}
+
+void PackedModel::MapTensor(const std::string& name, const py::array& packed,
+                            const std::string& weights, bool sparse) {
+  const Array<std::uint8_t> checked = Checked<std::uint8_t>(packed, 1, "tensor " + name);
+  // The array is kept until the weights go, which may be while another thread runs Python.
+  const auto* memory = reinterpret_cast<const std::byte*>(checked.data());
+  const std::shared_ptr<const std::byte> data(memory,
+                                              [owner = new py::array(packed)](const std::byte*) {
+                                                const py::gil_scoped_acquire acquire;
+                                                delete owner;
+                                              });
+  const std::lock_guard lock(loading_mutex_);
+  builder_.Map(name,
+               {WeightTypeNamed(weights), sparse, data, static_cast<std::size_t>(checked.size())});
 }
 
 void PackedModel::Finish() {
@@ -254,14 +289,20 @@ const model::Transformer& PackedModel::transformer() const {
 
 void BindModel(py::module_& module) {
   py::class_<PackedModel>(module, "PackedModel")
-      .def(py::init([](const py::object& config, const std::string& weights, int threads,
+      .def(py::init([](const py::object& config, const std::string& weights,
+                       const std::string& sparse, int threads,
                        const std::optional<std::string>& tier) {
-             return std::make_unique<PackedModel>(SpecFromPython(config), weights, threads, tier);
+             return std::make_unique<PackedModel>(SpecFromPython(config), weights, sparse, threads,
+                                                  tier);
            }),
-           py::arg("config"), py::kw_only(), py::arg("weights") = "bf16", py::arg("threads") = 0,
-           py::arg("tier") = py::none())
-      .def("load_tensor", &PackedModel::LoadTensor, py::arg("name"), py::arg("values"))
+           py::arg("config"), py::kw_only(), py::arg("weights") = "bf16",
+           py::arg("sparse") = "auto", py::arg("threads") = 0, py::arg("tier") = py::none())
+      .def("load_tensor", &PackedModel::LoadTensor, py::arg("name"), py::arg("values"),
+           py::kw_only(), py::arg("kept") = false)
+      .def("map_tensor", &PackedModel::MapTensor, py::arg("name"), py::arg("packed"), py::kw_only(),
+           py::arg("weights"), py::arg("sparse"))
       .def("finish", &PackedModel::Finish)
+      .def("tensors", &Tensors)
       .def_property_readonly("tier",
                              [](const PackedModel& model) {
                                return std::string(kernels::TierName(model.kernels().tier));

@@ -58,6 +58,15 @@ tensor::WeightType WeightTypeNamed(const std::string& name) {
   throw Error(ErrorKind::config, "no weights '" + name + "'");
 }
 
+tensor::Form FormNamed(const std::string& name) {
+  if (name == "chosen") return tensor::Form::chosen;
+  if (name == "smaller") return tensor::Form::smaller;
+  if (name == "sparse") return tensor::Form::sparse;
+  if (name == "expanded") return tensor::Form::expanded;
+  Require(name == "dense", "form must be 'chosen', 'dense', 'smaller', 'sparse' or 'expanded'");
+  return tensor::Form::dense;
+}
+
 tensor::MatrixSource Source(const py::array& w, const std::string& type) {
   Require(w.ndim() == 2 && (w.flags() & py::array::c_style) != 0, "w must be a C-ordered matrix");
   const bool wide = type == "f32";
@@ -73,19 +82,20 @@ tensor::MatrixSource Source(const py::array& w, const std::string& type) {
 class Matrix {
  public:
   Matrix(const std::string& tier, const std::string& weights, const py::array& w,
-         const std::string& source, int threads)
+         const std::string& source, const std::string& form, int threads)
       : pool_(ThreadPool::Shared(threads)),
         matrix_(tensor::PackedMatrix::Pack(Table(tier), WeightTypeNamed(weights), Source(w, source),
-                                           Dim(w, 0), Dim(w, 1), *pool_)) {}
+                                           Dim(w, 0), Dim(w, 1), *pool_, FormNamed(form))) {}
 
   std::size_t bytes() const { return matrix_.bytes(); }
+  bool sparse() const { return matrix_.is_sparse(); }
 
   void UnpackRow(std::size_t row, F32Array values) const {
     Require(row < matrix_.rows() && Size(values) == matrix_.cols(), "no such row, or wrong length");
     matrix_.UnpackRow(row, values.mutable_data());
   }
 
-  // One kernel call a panel: x [rows, cols], y [rows, outputs].
+  // One call a panel: x [rows, cols], y [rows, outputs].
   void Multiply(const F32Array& x, F32Array y, bool accumulate) const {
     CheckShapes(x, y);
     const kernels::GemmKernel& kernel = matrix_.kernel();
@@ -97,11 +107,11 @@ class Matrix {
                            kernel.input_row_bytes(matrix_.cols()));
       input = prepared.data();
     }
+    AlignedBuffer<std::byte> scratch(matrix_.scratch_bytes());
     for (std::size_t panel = 0; panel < matrix_.panels(); ++panel) {
-      const std::size_t column = panel * kernel.panel_width;
-      kernel.multiply(input, matrix_.cols(), rows, matrix_.panel(panel), matrix_.cols(),
-                      y.mutable_data() + column, matrix_.rows(),
-                      std::min(kernel.panel_width, matrix_.rows() - column), accumulate);
+      matrix_.MultiplyPanel(panel, input, matrix_.cols(), rows,
+                            y.mutable_data() + panel * kernel.panel_width, matrix_.rows(),
+                            accumulate, scratch.data());
     }
   }
 
@@ -341,10 +351,11 @@ PYBIND11_MODULE(_kernels, m) {
 
   py::class_<Matrix>(m, "Matrix")
       .def(py::init<const std::string&, const std::string&, const py::array&, const std::string&,
-                    int>(),
+                    const std::string&, int>(),
            py::arg("tier"), py::arg("weights"), py::arg("w"), py::kw_only(),
-           py::arg("source") = "f32", py::arg("threads") = 1)
+           py::arg("source") = "f32", py::arg("form") = "chosen", py::arg("threads") = 1)
       .def_property_readonly("bytes", &Matrix::bytes)
+      .def_property_readonly("sparse", &Matrix::sparse)
       .def("unpack_row", &Matrix::UnpackRow, py::arg("row"), py::arg("values").noconvert())
       .def("multiply", &Matrix::Multiply, py::arg("x").noconvert(), py::arg("y").noconvert(),
            py::kw_only(), py::arg("accumulate") = false)

@@ -29,6 +29,17 @@ tensor::WeightType WeightTypeNamed(const std::string& name) {
   return Choose<tensor::WeightType>("weights", name, tensor::kWeightTypes);
 }
 
+std::string WeightTypeName(tensor::WeightType type) {
+  for (const auto& [word, value] : tensor::kWeightTypes) {
+    if (value == type) return std::string(word);
+  }
+  throw Error(ErrorKind::config, "weights of an unknown type");
+}
+
+tensor::Form FormNamed(const std::string& name) {
+  return Choose<tensor::Form>("sparse", name, tensor::kForms);
+}
+
 ops::KvType KvTypeNamed(const std::string& name) {
   using ops::KvType;
   static constexpr std::pair<std::string_view, KvType> kChoices[] = {{"f32", KvType::f32},

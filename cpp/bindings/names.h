@@ -14,6 +14,8 @@
 namespace slimformer::bindings {
 
 tensor::WeightType WeightTypeNamed(const std::string& name);
+std::string WeightTypeName(tensor::WeightType type);
+tensor::Form FormNamed(const std::string& name);
 ops::KvType KvTypeNamed(const std::string& name);
 model::LogitsRows LogitsRowsNamed(const std::string& name);
 

@@ -18,10 +18,12 @@ namespace slimformer::bindings {
 
 class PackedModel {
  public:
-  PackedModel(model::ModelSpec spec, const std::string& weights, int threads,
-              const std::optional<std::string>& tier);
+  PackedModel(model::ModelSpec spec, const std::string& weights, const std::string& sparse,
+              int threads, const std::optional<std::string>& tier);
 
-  void LoadTensor(const std::string& name, const pybind11::array& values);
+  void LoadTensor(const std::string& name, const pybind11::array& values, bool kept);
+  void MapTensor(const std::string& name, const pybind11::array& packed, const std::string& weights,
+                 bool sparse);
   void Finish();
 
   // Error(config) before Finish.

@@ -187,11 +187,16 @@ inline std::size_t BlocksAtOnce(std::size_t rows) noexcept {
   return rows < kMostBlocksAtOnce ? kMostBlocksAtOnce / rows : 1;
 }
 
+// Steps of one of the equal blocks that `steps` are cut into; the last may have fewer.
+constexpr std::size_t BlockSteps(std::size_t steps) noexcept {
+  return DivideUp(steps, DivideUp(steps, kBlockSteps));
+}
+
 // y [rows, kPanelWidth] (+)= x panel over all of k.
 template <class Panel>
 inline void Blocks(Product<Panel> p, std::size_t rows, std::size_t steps,
                    bool accumulate) noexcept {
-  const std::size_t block = DivideUp(steps, DivideUp(steps, kBlockSteps));
+  const std::size_t block = BlockSteps(steps);
   const std::size_t at_once = BlocksAtOnce(rows);
   while (steps > 0) {
     std::size_t blocks = steps / block;  // whole ones

@@ -138,12 +138,17 @@ inline void Tile(const Product<Weights>& p, std::size_t groups, std::size_t last
   }
 }
 
+// Groups of one of the equal blocks that `groups` are cut into; the last may have fewer.
+template <class Weights>
+constexpr std::size_t BlockGroups(std::size_t groups) noexcept {
+  return DivideUp(groups, DivideUp(groups, kBlockBytes / kGroupBytes<Weights>));
+}
+
 // y [rows, kPanelWidth] (+)= x panel over all of k.
 template <class Weights>
 inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool accumulate) noexcept {
-  constexpr std::size_t kBlockGroups = kBlockBytes / kGroupBytes<Weights>;
   std::size_t groups = Groups<typename Weights::Dot>(k);
-  const std::size_t block = DivideUp(groups, DivideUp(groups, kBlockGroups));
+  const std::size_t block = BlockGroups<Weights>(groups);
   while (groups > 0) {
     const bool is_last = groups <= block;
     const std::size_t n = is_last ? groups : block;

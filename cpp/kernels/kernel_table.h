@@ -55,6 +55,47 @@ struct GemmKernel {
                    bool accumulate) noexcept;
 };
 
+// The sparse form of a weight type's matrix product: panels of `dense` from which the zeros were
+// taken out. Both forms of the same weights give the same bits.
+//
+// A panel of `dense` is a row of groups, each a head (scales, or nothing) before items of one size;
+// compressed it is
+//   heads    [groups], as they are
+//   masks    a bit an item in the panel's order, set where the item is not zero
+//   values   the items that are not zero, in the same order
+//
+// least_zeros is what `bench/kernels.py --zeros` measured, with two threads, on the machine of
+// bench/RESULTS.md: where a core has more memory bandwidth, more zeros are needed.
+struct SparseKernel {
+  GemmKernel dense;   // the panels that are compressed
+  float least_zeros;  // the share of zeros from which one row is faster by a fifth, or kNeverFaster
+
+  // Bytes of a panel of `dense` once compressed, a multiple of 64.
+  std::size_t (*compressed_bytes)(const void* panel, std::size_t k) noexcept;
+
+  // Bytes of a compressed panel of which `available` are there, by what its masks say; more than
+  // `available` where they are not all there. For panels from a file, whose masks may say anything.
+  std::size_t (*stored_bytes)(const void* compressed, std::size_t k,
+                              std::size_t available) noexcept;
+
+  // Compresses a panel, padding included.
+  void (*compress)(const void* panel, std::size_t k, void* compressed) noexcept;
+
+  // Makes dense.panel_bytes(k) bytes (64-byte aligned) of it again.
+  void (*expand)(const void* compressed, std::size_t k, void* panel) noexcept;
+
+  // dense.multiply of the panel, for few rows (<= dense.tile_rows): weights are expanded on their
+  // way to the registers. For more rows expanding the panel first takes less time.
+  void (*multiply)(const void* x, std::size_t x_stride, std::size_t rows, const void* compressed,
+                   std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
+                   bool accumulate) noexcept;
+};
+
+inline constexpr float kNeverFaster = __builtin_inff();
+
+// Bytes behind a compressed panel that expand and multiply may read, whatever they hold.
+inline constexpr std::size_t kSparseOverrun = 64;
+
 // A KV page holds kPagePositions positions of some KV heads; of one head
 //   keys    [kPagePositions / 16][head_dim / per_step][16][per_step]
 //   values  [kPagePositions / per_step][value_dim][per_step]
@@ -98,6 +139,9 @@ struct KernelTable {
   GemmKernel gemm_bf16;
   GemmKernel gemm_int8;  // see quantisation.h
   GemmKernel gemm_int4;
+
+  SparseKernel sparse_bf16;
+  SparseKernel sparse_int8;  // its groups are not rotated: that leaves no zeros
 
   AttendPage attend_f32;
   AttendPage attend_bf16;

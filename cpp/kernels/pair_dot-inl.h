@@ -32,7 +32,7 @@ struct PairDot {
   static I MulAdd(I x, I w, I sum) noexcept { return Vector::MulAddPairs(x, w, sum); }
 
   // int8 weights.
-  static std::uint8_t Encode(int q) noexcept { return static_cast<std::uint8_t>(q); }
+  static constexpr std::uint8_t Encode(int q) noexcept { return static_cast<std::uint8_t>(q); }
   static int Decode(std::uint8_t w) noexcept { return static_cast<std::int8_t>(w); }
   static I Start(const Input&) noexcept { return Vector::ZeroInt(); }
   static I LoadInt8(const std::byte* p) noexcept { return Vector::LoadInt8(p); }

@@ -230,11 +230,12 @@ void LayerPass::Normalise(const float* x, const NormWeights& norm, float* y) con
 void LayerPass::AddOutput(const LinearWeights& w, const NormWeights& post_norm,
                           const ops::LinearInput& x, float* hidden) const {
   if (!post_norm.exists()) {
-    ops::Linear(context_.pool, x, {*w.weight, hidden, n_channels_, w.BiasData(), true});
+    ops::Linear(context_.pool, context_.workspace, x,
+                {*w.weight, hidden, n_channels_, w.BiasData(), true});
     return;
   }
   auto* output = context_.workspace.Take<float>(rows_ * n_channels_);
-  ops::Linear(context_.pool, x, {*w.weight, output, n_channels_, w.BiasData()});
+  ops::Linear(context_.pool, context_.workspace, x, {*w.weight, output, n_channels_, w.BiasData()});
   Normalise(output, post_norm, output);
   ops::Add(context_, output, rows_, n_channels_, hidden);
 }

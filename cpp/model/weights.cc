@@ -74,10 +74,11 @@ Vector Widen(const TensorSource& source, std::size_t size) {
 
 }  // namespace
 
-WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type,
+WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type, tensor::Form form,
                                const kernels::KernelTable& kernels)
     : weights_(std::make_shared<Weights>(
-          Weights{std::move(spec), kernels, type, 0, {}, {}, {}, {}, {}})) {
+          Weights{std::move(spec), kernels, type, 0, {}, {}, {}, {}, {}, {}})),
+      form_(form) {
   Weights& w = *weights_;
   const auto vocab_size = static_cast<std::size_t>(w.spec.vocab_size);
   const auto n_channels = static_cast<std::size_t>(w.spec.n_channels);
@@ -195,14 +196,36 @@ tensor::WeightType WeightsBuilder::PackedType(const Slot& slot) const {
   return keep ? tensor::WeightType::int8 : weights_->type;
 }
 
-void WeightsBuilder::Load(const std::string& name, const TensorSource& source, ThreadPool& pool) {
+// The slot of a tensor that is still to come.
+WeightsBuilder::Slot& WeightsBuilder::Open(const std::string& name) {
   if (weights_ == nullptr) throw Error(ErrorKind::config, "the model has been finished");
   const auto found = slots_.find(name);
   if (found == slots_.end()) {
     throw Error(ErrorKind::format, "tensor " + name + ": the model has no tensor of that name");
   }
-  Slot& slot = found->second;
-  if (slot.loaded) throw Error(ErrorKind::format, "tensor " + name + ": loaded twice");
+  if (found->second.loaded) throw Error(ErrorKind::format, "tensor " + name + ": loaded twice");
+  return found->second;
+}
+
+void WeightsBuilder::Map(const std::string& name, PackedSource source) {
+  Slot& slot = Open(name);
+  Matrix* const* matrix = std::get_if<Matrix*>(&slot.target);
+  if (matrix == nullptr || source.type != PackedType(slot)) {
+    throw Error(ErrorKind::format, "tensor " + name + ": not packed as this model keeps it");
+  }
+  try {
+    (*matrix)->emplace(tensor::PackedMatrix::Map(weights_->kernels, source.type, source.sparse,
+                                                 slot.shape[0], slot.shape[1],
+                                                 std::move(source.data), source.bytes));
+  } catch (const Error& error) {
+    throw Error(error.kind(), "tensor " + name + ": " + error.what());
+  }
+  weights_->bytes += source.bytes;
+  slot.loaded = true;
+}
+
+void WeightsBuilder::Load(const std::string& name, const TensorSource& source, ThreadPool& pool) {
+  Slot& slot = Open(name);
   if (!std::ranges::equal(slot.shape, source.shape,
                           [](std::size_t a, std::int64_t b) { return std::cmp_equal(a, b); })) {
     throw Error(ErrorKind::format, "tensor " + name + ": expected shape " + ShapeText(slot.shape) +
@@ -219,7 +242,7 @@ void WeightsBuilder::Load(const std::string& name, const TensorSource& source, T
   if (is_vector) {
     Vector& values = *std::get<Vector*>(slot.target);
     values = Widen(source, size);
-    if (slot.offset != 0.0F) {
+    if (slot.offset != 0.0F && !source.kept) {
       for (float& value : values) value += slot.offset;
     }
     weights_->bytes += size * sizeof(float);
@@ -228,8 +251,9 @@ void WeightsBuilder::Load(const std::string& name, const TensorSource& source, T
     const std::size_t cols = slot.shape[1];
     const tensor::PackedMatrix& matrix =
         std::get<Matrix*>(slot.target)
-            ->emplace(tensor::PackedMatrix::Pack(
-                weights_->kernels, packed, {source.type, source.data, cols}, rows, cols, pool));
+            ->emplace(tensor::PackedMatrix::Pack(weights_->kernels, packed,
+                                                 {source.type, source.data, cols}, rows, cols, pool,
+                                                 form_));
     weights_->bytes += matrix.bytes();
   }
   slot.loaded = true;
@@ -239,6 +263,9 @@ std::shared_ptr<const Weights> WeightsBuilder::Finish() {
   if (weights_ == nullptr) throw Error(ErrorKind::config, "the model has been finished");
   for (const auto& [name, slot] : slots_) {
     if (!slot.loaded) throw Error(ErrorKind::format, "tensor " + name + ": missing");
+  }
+  for (const auto& [name, slot] : slots_) {
+    std::visit([&](const auto* tensor) { weights_->tensors[name] = tensor; }, slot.target);
   }
   slots_.clear();
   return std::exchange(weights_, nullptr);

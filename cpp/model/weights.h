@@ -90,6 +90,9 @@ struct Weights {
   NormWeights final_norm;  // [n_channels]
   Matrix untied_head;      // [vocab_size, n_channels], absent where the head is tied
 
+  // Every tensor by its name in slimformer.config; the pointers are to members above.
+  std::map<std::string, std::variant<const Matrix*, const Vector*>> tensors;
+
   const tensor::PackedMatrix& head() const { return spec.tied_head ? *embedding : *untied_head; }
 };
 
@@ -98,6 +101,15 @@ struct TensorSource {
   tensor::SourceType type;
   const void* data;
   std::span<const std::int64_t> shape;
+  bool kept = false;  // values of a vector are as Weights keeps them, any offset added already
+};
+
+// A matrix as it was packed before, for kernels of the same layout.
+struct PackedSource {
+  tensor::WeightType type;
+  bool sparse;
+  std::shared_ptr<const std::byte> data;
+  std::size_t bytes;
 };
 
 // Takes a model's tensors in any order and packs each as it arrives, so that memory never holds
@@ -105,11 +117,15 @@ struct TensorSource {
 // slimformer.config; they are resolved here and nowhere later.
 class WeightsBuilder {
  public:
-  WeightsBuilder(ModelSpec spec, tensor::WeightType type, const kernels::KernelTable& kernels);
+  WeightsBuilder(ModelSpec spec, tensor::WeightType type, tensor::Form form,
+                 const kernels::KernelTable& kernels);
 
   // Error(format) for a name the model does not have, a tensor that was loaded before, another
   // shape than the spec's, or a value that is not finite (in the packed type).
   void Load(const std::string& name, const TensorSource& source, ThreadPool& pool);
+
+  // The same for a matrix that need not be packed; its values are not looked at.
+  void Map(const std::string& name, PackedSource source);
 
   // Error(format) where a tensor is missing. The builder is spent afterwards.
   std::shared_ptr<const Weights> Finish();
@@ -138,9 +154,11 @@ class WeightsBuilder {
                     SubBlock<AttentionWeights>& target);
   void AddFfn(const std::string& prefix, const FfnSpec& spec, SubBlock<FfnWeights>& target);
   void AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target);
+  Slot& Open(const std::string& name);
   tensor::WeightType PackedType(const Slot& slot) const;
 
   std::shared_ptr<Weights> weights_;
+  tensor::Form form_;
   std::map<std::string, Slot> slots_;
 };
 

@@ -51,6 +51,10 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, cons
     const auto threads = static_cast<std::size_t>(context.pool.size());
     const std::size_t of_task = UnitsOfTask(units, 4 * height * cols * unit,
                                             layers.gate.bytes() + layers.up.bytes(), threads);
+    PanelScratch panel_scratch;
+    panel_scratch.Include(layers.gate);
+    panel_scratch.Include(layers.up);
+    panel_scratch.Take(workspace, threads);
     std::vector<Scratch> scratch;
     for (std::size_t worker = 0; worker < threads; ++worker) {
       scratch.push_back(
@@ -67,9 +71,9 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, cons
         const std::size_t panel = i * unit_panels;
         const std::size_t end = std::min(panel + unit_panels, layers.gate.panels());
         RunPanels(layers.gate, layers.gate_bias, inputs[0], row, block_rows, panel, end, false,
-                  mine.gate, unit);
+                  mine.gate, unit, panel_scratch.Of(worker));
         RunPanels(layers.up, layers.up_bias, inputs[1], row, block_rows, panel, end, false, mine.up,
-                  unit);
+                  unit, panel_scratch.Of(worker));
         const std::size_t column = i * unit;
         const std::size_t width = std::min(unit, n - column);
         for (std::size_t r = 0; r < block_rows; ++r) {

@@ -8,22 +8,27 @@ namespace slimformer::ops {
 namespace {
 
 // inputs [outputs]: x as each of the outputs reads it.
-void Run(ThreadPool& pool, std::span<const LinearOutput> outputs, const LinearInput* inputs) {
+void Run(ThreadPool& pool, tensor::Workspace& workspace, std::span<const LinearOutput> outputs,
+         const LinearInput* inputs) {
   const tensor::PackedMatrix& any = outputs.front().matrix;
   const RowBlocks blocks = CutRows(inputs->rows, any.cols(), any.kernel());
   std::size_t panels = 0;
   std::size_t bytes = 0;
+  PanelScratch scratch;
   for (const LinearOutput& output : outputs) {
     panels += output.matrix.panels();
     bytes += output.matrix.bytes();
+    scratch.Include(output.matrix);
   }
   const std::size_t height = std::min(blocks.rows, blocks.height);
   const std::size_t flops = 2 * height * any.cols() * any.kernel().panel_width;
-  const std::size_t of_task =
-      UnitsOfTask(panels, flops, bytes, static_cast<std::size_t>(pool.size()));
+  const auto threads = static_cast<std::size_t>(pool.size());
+  const std::size_t of_task = UnitsOfTask(panels, flops, bytes, threads);
+  const tensor::Workspace::Frame frame(workspace);
+  scratch.Take(workspace, threads);
   // Tasks are numbered block by block: neighbours share their rows.
   const std::size_t groups = DivideUp(panels, of_task);
-  pool.ParallelFor(blocks.count * groups, [&](std::size_t task, int) {
+  pool.ParallelFor(blocks.count * groups, [&](std::size_t task, int worker) {
     const std::size_t row = blocks.First(task / groups);
     std::size_t first = task % groups * of_task;  // of the panels of all outputs, one after another
     std::size_t last = std::min(first + of_task, panels);
@@ -33,7 +38,7 @@ void Run(ThreadPool& pool, std::span<const LinearOutput> outputs, const LinearIn
       if (first < own) {
         float* y = output.y + row * output.y_stride + first * output.matrix.kernel().panel_width;
         RunPanels(output.matrix, output.bias, inputs[i], row, blocks.Height(task / groups), first,
-                  std::min(last, own), output.accumulate, y, output.y_stride);
+                  std::min(last, own), output.accumulate, y, output.y_stride, scratch.Of(worker));
       }
       if (last <= own) break;
       first -= std::min(first, own);
@@ -53,7 +58,7 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
   auto* inputs = workspace.Take<LinearInput>(outputs.size());
   PrepareInputs(pool, workspace, {kernels, outputs.size()}, x, x_stride, rows,
                 outputs.front().matrix.cols(), inputs);
-  Run(pool, outputs, inputs);
+  Run(pool, workspace, outputs, inputs);
 }
 
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const tensor::PackedMatrix& matrix,
@@ -63,8 +68,9 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const tensor::Packed
   Linear(pool, workspace, x, x_stride, rows, std::span(&output, 1));
 }
 
-void Linear(ThreadPool& pool, const LinearInput& x, const LinearOutput& output) {
-  if (x.rows > 0) Run(pool, std::span(&output, 1), &x);
+void Linear(ThreadPool& pool, tensor::Workspace& workspace, const LinearInput& x,
+            const LinearOutput& output) {
+  if (x.rows > 0) Run(pool, workspace, std::span(&output, 1), &x);
 }
 
 }  // namespace slimformer::ops

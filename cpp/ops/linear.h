@@ -29,7 +29,8 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
             std::size_t rows, std::span<const LinearOutput> outputs);
 
 // A single layer over rows that are in the form its matrix reads.
-void Linear(ThreadPool& pool, const LinearInput& x, const LinearOutput& output);
+void Linear(ThreadPool& pool, tensor::Workspace& workspace, const LinearInput& x,
+            const LinearOutput& output);
 
 // A single layer over float32 rows.
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const tensor::PackedMatrix& matrix,

@@ -39,15 +39,15 @@ std::size_t UnitsOfTask(std::size_t units, std::size_t unit_flops, std::size_t b
 
 void RunPanels(const tensor::PackedMatrix& matrix, const float* bias, const LinearInput& x,
                std::size_t first_row, std::size_t height, std::size_t first, std::size_t last,
-               bool accumulate, float* y, std::size_t y_stride) {
-  const kernels::GemmKernel& kernel = matrix.kernel();
+               bool accumulate, float* y, std::size_t y_stride, std::byte* scratch) {
+  const std::size_t width = matrix.kernel().panel_width;
   for (std::size_t panel = first; panel < last; ++panel) {
-    const std::size_t column = panel * kernel.panel_width;
-    const std::size_t outputs = std::min(kernel.panel_width, matrix.rows() - column);
-    kernel.multiply(x.Row(first_row), x.stride, height, matrix.panel(panel), matrix.cols(), y,
-                    y_stride, outputs, accumulate);
-    if (bias != nullptr) AddBias(bias + column, outputs, height, y, y_stride);
-    y += kernel.panel_width;
+    matrix.MultiplyPanel(panel, x.Row(first_row), x.stride, height, y, y_stride, accumulate,
+                         scratch);
+    if (bias != nullptr) {
+      AddBias(bias + panel * width, matrix.PanelRows(panel), height, y, y_stride);
+    }
+    y += width;
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "ops/linear_input.h"
 #include "tensor/packed_matrix.h"
+#include "tensor/workspace.h"
 
 namespace slimformer::ops {
 
@@ -30,11 +31,31 @@ RowBlocks CutRows(std::size_t rows, std::size_t cols, const kernels::GemmKernel&
 std::size_t UnitsOfTask(std::size_t units, std::size_t unit_flops, std::size_t bytes,
                         std::size_t threads);
 
+// Memory in which every thread expands the panels of sparse matrices. Lives as long as the frame
+// of the workspace that was open when it was made.
+class PanelScratch {
+ public:
+  // For products with any of the matrices that Include() was called for.
+  void Include(const tensor::PackedMatrix& matrix) noexcept {
+    bytes_ = std::max(bytes_, matrix.scratch_bytes());
+  }
+  void Take(tensor::Workspace& workspace, std::size_t threads) {
+    memory_ = workspace.Take<std::byte>(threads * bytes_);
+  }
+  std::byte* Of(int worker) const noexcept {
+    return memory_ + static_cast<std::size_t>(worker) * bytes_;
+  }
+
+ private:
+  std::size_t bytes_ = 0;  // of a thread
+  std::byte* memory_ = nullptr;
+};
+
 // y [height, outputs of the panels] (+)= rows [first_row, first_row + height) of x times panels
 // [first, last) + bias [rows of the matrix], which may be null. Rows of y are y_stride floats
-// apart.
+// apart. `scratch` is the thread's, see PanelScratch.
 void RunPanels(const tensor::PackedMatrix& matrix, const float* bias, const LinearInput& x,
                std::size_t first_row, std::size_t height, std::size_t first, std::size_t last,
-               bool accumulate, float* y, std::size_t y_stride);
+               bool accumulate, float* y, std::size_t y_stride, std::byte* scratch);
 
 }  // namespace slimformer::ops

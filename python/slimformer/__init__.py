@@ -36,6 +36,7 @@ from slimformer.errors import (
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint, load, pull
     from slimformer.engine import Engine, Mask, Session, build_info
+    from slimformer.packing import pack
     from slimformer.prune import Recipe, plan, prune
     from slimformer.train import from_torch, recover, to_torch
 
@@ -64,6 +65,7 @@ __all__ = [
     "build_info",
     "from_torch",
     "load",
+    "pack",
     "plan",
     "prune",
     "pull",
@@ -79,6 +81,7 @@ _HOME = {
     "Mask": "slimformer.engine",
     "Session": "slimformer.engine",
     "build_info": "slimformer.engine",
+    "pack": "slimformer.packing",
     "Recipe": "slimformer.prune",
     "plan": "slimformer.prune",
     "prune": "slimformer.prune",

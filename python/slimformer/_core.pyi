@@ -1,16 +1,19 @@
 """The C++ core. Only ``slimformer.engine`` imports this module."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from slimformer.config import ModelConfig
 
+_Weights: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
+
 __version__: str
 
 def build_info() -> dict[str, Any]: ...
+def layouts(tier: str | None = ...) -> dict[tuple[str, bool], int]: ...
 def measure_roofline(*, threads: int, seconds: float = ...) -> dict[str, float]: ...
 
 class PackedModel:
@@ -18,12 +21,24 @@ class PackedModel:
         self,
         config: ModelConfig,
         *,
-        weights: Literal["f32", "bf16", "int8", "int4"] = ...,
+        weights: _Weights = ...,
+        sparse: Literal["auto", "never", "smaller"] = ...,
         threads: int = ...,
         tier: str | None = ...,
     ) -> None: ...
-    def load_tensor(self, name: str, values: npt.NDArray[Any]) -> None: ...
+    def load_tensor(self, name: str, values: npt.NDArray[Any], *, kept: bool = ...) -> None: ...
+    def map_tensor(
+        self,
+        name: str,
+        packed: npt.NDArray[np.uint8],
+        *,
+        weights: _Weights,
+        sparse: bool,
+    ) -> None: ...
     def finish(self) -> None: ...
+    def tensors(
+        self,
+    ) -> dict[str, npt.NDArray[np.float32] | tuple[npt.NDArray[np.uint8], _Weights, bool]]: ...
     @property
     def tier(self) -> str: ...
     @property

@@ -13,6 +13,7 @@ import numpy.typing as npt
 _F32: TypeAlias = npt.NDArray[np.float32]
 _U16: TypeAlias = npt.NDArray[np.uint16]
 _I32: TypeAlias = npt.NDArray[np.int32]
+_Form: TypeAlias = Literal["chosen", "dense", "smaller", "sparse", "expanded"]
 _Weights: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
 
 PAGE_POSITIONS: int
@@ -60,10 +61,13 @@ class Matrix:
         w: npt.NDArray[Any],
         *,
         source: Literal["f32", "bf16", "f16"] = ...,
+        form: _Form = ...,
         threads: int = ...,
     ) -> None: ...
     @property
     def bytes(self) -> int: ...
+    @property
+    def sparse(self) -> bool: ...
     def unpack_row(self, row: int, values: _F32) -> None: ...
     def multiply(self, x: _F32, y: _F32, *, accumulate: bool = ...) -> None: ...
     def linear(

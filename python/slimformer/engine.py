@@ -10,18 +10,18 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from slimformer import _core
 from slimformer._core import Moments, build_info, measure_roofline
+from slimformer.arrays import Floats, Tokens, as_core_array, as_tokens, batches
 from slimformer.checkpoint import load
 from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.checkpoint.packed import PackedTensor, PackedTensors, WeightType
 from slimformer.config import ModelConfig
-from slimformer.errors import ConfigError, DataError, TokenError
+from slimformer.errors import ConfigError, DataError
 from slimformer.generation import (
     Completion,
     GenerationOptions,
@@ -41,22 +41,15 @@ __all__ = [
     "Mask",
     "Moments",
     "Session",
+    "Sparse",
     "Weights",
     "build_info",
     "measure_roofline",
 ]
 
-Weights = Literal["f32", "bf16", "int8", "int4"]
+Weights = WeightType
 Kv = Literal["f32", "bf16"]
-
-Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
-Floats = npt.NDArray[np.float32]
-
-MAX_TOKEN_ID = np.iinfo(np.int32).max
-
-BATCH_TOKENS = 4096
-"""Sequences of so many tokens are scored together: enough to keep every pass full, and the keys
-and values of no more have to be kept."""
+Sparse = Literal["auto", "never", "smaller"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +89,12 @@ class Engine:
     weights:
         What the matrices are packed as: ``f32``, ``bf16`` (half the memory), ``int8`` (a quarter)
         or ``int4``. The smaller, the faster; the last two also round what the matrices are
-        multiplied by.
+        multiplied by. By default ``bf16``, or what a packed model holds.
+    sparse:
+        Which matrices of bf16 and int8 weights are kept without their zeros: with ``auto`` those
+        that have so many that a product takes less time, with ``smaller`` those that take fewer
+        bytes then. In bf16 that changes no result; int8 weights are rounded otherwise, so that
+        zeros stay zeros. A packed model stays as it is.
     threads:
         Threads of one forward pass; 0 means one a core.
     kv:
@@ -112,39 +110,71 @@ class Engine:
         A setting is not one of those offered.
     FormatError
         The model's tensors hold NaN or infinite values.
+    UnsupportedModelError
+        The model was packed for other kernels.
     """
 
     def __init__(
         self,
         model: Checkpoint | str | os.PathLike[str],
         *,
-        weights: Weights = "bf16",
+        weights: Weights | None = None,
+        sparse: Sparse = "auto",
         threads: int = 0,
         kv: Kv | None = None,
         tier: str | None = None,
     ) -> None:
-        _check_choice("weights", weights, get_args(Weights))
-        if kv is None:
-            kv = "f32" if weights == "f32" else "bf16"
-        _check_choice("kv", kv, get_args(Kv))
+        _check_choice("sparse", sparse, get_args(Sparse))
+        if weights is not None:
+            _check_choice("weights", weights, get_args(Weights))
+        if kv is not None:
+            _check_choice("kv", kv, get_args(Kv))
         start = time.perf_counter()
         checkpoint = model if isinstance(model, Checkpoint) else load(model)
+        packed = checkpoint.tensors if isinstance(checkpoint.tensors, PackedTensors) else None
+        held: Weights = "bf16" if packed is None else packed.weights
+        weights = held if weights is None else weights
+        if packed is not None and weights != held:
+            raise ConfigError(
+                f"weights: expected {held}, which {packed.path} holds, found {weights}; leave it "
+                "out, or pack the model again"
+            )
         self.name: str = checkpoint.name
         self.config: ModelConfig = checkpoint.config
         self.weights: Weights = weights
-        self.kv: Kv = kv
+        self.kv: Kv = kv if kv is not None else "f32" if weights == "f32" else "bf16"
         assets = checkpoint.tokenizer
         self.tokenizer: Tokenizer | None = None if assets is None else Tokenizer(assets)
         self._packed = _core.PackedModel(
-            checkpoint.config, weights=weights, threads=threads, tier=tier
+            checkpoint.config, weights=weights, sparse=sparse, threads=threads, tier=tier
         )
-        for name, tensor in checkpoint.tensors.items():
-            self._packed.load_tensor(name, _as_core_array(tensor.read()))
+        if packed is None:
+            for name, tensor in checkpoint.tensors.items():
+                self._packed.load_tensor(name, as_core_array(tensor.read()))
+        else:
+            packed.check_layouts(_core.layouts(tier), self._packed.tier, build_info()["tiers"])
+            for name, part in packed.packed.items():
+                if part.weights is None:
+                    values = part.data.view(np.float32).reshape(part.shape)
+                    self._packed.load_tensor(name, values, kept=True)
+                else:
+                    self._packed.map_tensor(
+                        name, part.data, weights=part.weights, sparse=part.sparse
+                    )
         self._packed.finish()
         self.tier: str = self._packed.tier
         self.threads: int = self._packed.threads
         self.weight_bytes: int = self._packed.weight_bytes
         self.load_seconds: float = time.perf_counter() - start
+
+    def packed_tensors(self) -> dict[str, PackedTensor]:
+        """Every tensor as it lies in memory, for `slimformer.pack`."""
+        layouts = _core.layouts(self.tier)
+        shapes = self.config.tensor_shapes()
+        return {
+            name: PackedTensor.of(shapes[name], tensor, layouts)
+            for name, tensor in self._packed.tensors().items()
+        }
 
     def session(
         self, mask: Mask | None = None, *, kv: Kv | None = None, capacity: int | None = None
@@ -192,7 +222,7 @@ class Engine:
         """
         return self._packed.forward(
             [session._core for session in sessions],
-            [_as_tokens(ids) for ids in tokens],
+            [as_tokens(ids) for ids in tokens],
             logits=logits,
         )
 
@@ -204,7 +234,7 @@ class Engine:
         For each sequence float32 [its length - 1].
         """
         scores: list[Floats] = []
-        for batch in _batches([_as_tokens(ids) for ids in sequences]):
+        for batch in batches([as_tokens(ids) for ids in sequences]):
             sessions = [self.session(mask)._core for _ in batch]
             scores += self._packed.score(sessions, batch)
         return scores
@@ -214,7 +244,7 @@ class Engine:
 
         With ``lengths`` the tokens are those of several sequences, each from position 0.
         """
-        return self._packed.embed(_as_tokens(tokens), lengths)
+        return self._packed.embed(as_tokens(tokens), lengths)
 
     def run_layers(
         self,
@@ -263,7 +293,7 @@ class Engine:
 
     def score_hidden(self, hidden: Floats, targets: Tokens) -> Floats:
         """Log-probability of one target a row, without holding all logits, [n_tokens]."""
-        return self._packed.score_hidden(hidden, _as_tokens(targets))
+        return self._packed.score_hidden(hidden, as_tokens(targets))
 
     def prompt_ids(self, prompt: str, *, chat: bool = False) -> list[int]:
         """Token ids of a prompt, as text to go on from or as a user's message."""
@@ -277,7 +307,7 @@ class Engine:
         """New token ids after a prompt of token ids; a model without tokenizer can do this too."""
         settings = GenerationSettings(**options)
         if self.tokenizer is None and not settings.stop:
-            ids = _as_tokens(prompt).tolist()
+            ids = as_tokens(prompt).tolist()
             return list(self._new_ids(ids, settings, frozenset()))
         return _completion(self._pieces(prompt, settings)).tokens
 
@@ -319,7 +349,7 @@ class Engine:
         self, prompt: Tokens, settings: GenerationSettings
     ) -> Iterator[tuple[int | None, str]]:
         tokenizer = self._require_tokenizer()
-        ids = _as_tokens(prompt).tolist()
+        ids = as_tokens(prompt).tolist()
         new = self._new_ids(ids, settings, tokenizer.stop_ids)
         return generate_text(new, tokenizer, settings.stop, ids)
 
@@ -398,18 +428,7 @@ class Session:
 
     def score(self, tokens: Tokens) -> Floats:
         """Feeds tokens; log-probability of each but the first, float32 [n_tokens - 1]."""
-        return self.engine._packed.score([self._core], [_as_tokens(tokens)])[0]
-
-
-def _batches(sequences: list[npt.NDArray[np.int32]]) -> Iterator[list[npt.NDArray[np.int32]]]:
-    batch: list[npt.NDArray[np.int32]] = []
-    for sequence in sequences:
-        batch.append(sequence)
-        if sum(map(len, batch)) >= BATCH_TOKENS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        return self.engine._packed.score([self._core], [as_tokens(tokens)])[0]
 
 
 def _completion(pieces: Iterator[tuple[int | None, str]]) -> Completion:
@@ -425,22 +444,3 @@ def _completion(pieces: Iterator[tuple[int | None, str]]) -> Completion:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
-
-
-def _as_core_array(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same values as the core takes them: bfloat16 as its bits, no gaps, aligned."""
-    values = np.require(values, requirements=["C", "A"])
-    return values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values
-
-
-def _as_tokens(tokens: Tokens) -> npt.NDArray[np.int32]:
-    ids = np.asarray(tokens)
-    if ids.size == 0:
-        return np.empty(0, dtype=np.int32)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise DataError(
-            f"tokens: expected a list of integers, found shape {ids.shape} of {ids.dtype}"
-        )
-    if ids.min() < 0 or ids.max() > MAX_TOKEN_ID:
-        raise TokenError(f"token id: expected 0 or more, found {ids.min()} to {ids.max()}")
-    return ids.astype(np.int32)

@@ -200,7 +200,8 @@ def test_every_half_precision_value_is_read(tier: str) -> None:
 
 def test_packed_bytes(tier: str, weights: str) -> None:
     width, _ = kernels.geometry(tier, cast(Weights, weights))
-    packed = matrix(tier, weights, np.zeros((2 * width + 1, INT8_GROUP), np.float32))
+    w = np.zeros((2 * width + 1, INT8_GROUP), np.float32)
+    packed = matrix(tier, weights, w, form="dense")
     of_group = {
         "f32": 4 * INT8_GROUP,
         "bf16": 2 * INT8_GROUP,

@@ -7,6 +7,7 @@
 #include "kernels/avx512/vector-inl.h"
 // The bodies below are written in terms of Vector.
 #include "kernels/attend-inl.h"
+#include "kernels/expand_table-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/gemm-whole-inl.h"
 #include "kernels/int4-inl.h"
@@ -14,6 +15,8 @@
 #include "kernels/overlay.h"
 #include "kernels/pair_dot-inl.h"
 #include "kernels/probe-inl.h"
+#include "kernels/sparse_gemm-inl.h"
+#include "kernels/sparse_whole-inl.h"
 
 namespace slimformer::kernels {
 
@@ -23,6 +26,10 @@ void Overlay<Tier::avx512>(KernelTable& table) noexcept {
   table.gemm_bf16 = MakeGemm<Bf16Panel>();
   table.gemm_int8 = whole::MakeGemm<Int8Weights<PairDot<kInt8Group, true>>>();
   table.gemm_int4 = whole::MakeGemm<Int4Weights<PairDot<kInt4Group, false>>>();
+  table.sparse_bf16 =
+      sparse::MakeSparse<sparse::PanelForm<Bf16Panel>, TableExpander<2, 64>>(table.gemm_bf16, 0.3F);
+  table.sparse_int8 =
+      sparse::MakeSparseInt8<PairDot<kInt8Group, false>, TableExpander<1, 32>>(kNeverFaster);
   table.attend_f32 = &Attend<F32Page>;
   table.attend_bf16 = &Attend<Bf16Page>;
   table.probe_fma = &ProbeFma;

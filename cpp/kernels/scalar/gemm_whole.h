@@ -18,9 +18,10 @@ namespace {
 namespace whole {
 
 // [16] scales (bfloat16), [inputs][16] weights.
+template <bool kRotatedGroups>
 struct Int8Weights {
   static constexpr std::size_t kGroup = kInt8Group;
-  static constexpr bool kRotated = true;
+  static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kScaleBytes = kWidth * sizeof(std::uint16_t);
   static constexpr std::size_t kWeightsPerByte = 1;
 
@@ -140,6 +141,21 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
   }
 }
 
+// sums [kWidth] += n inputs of a group times the same group of a panel.
+template <class Weights>
+void AddGroup(const Input<Weights::kGroup>& input, std::size_t n, const unsigned char* group,
+              float* sums) noexcept {
+  std::int32_t dots[kWidth] = {};
+  std::int32_t x_sum = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    x_sum += input.q[i];
+    for (std::size_t c = 0; c < kWidth; ++c) dots[c] += input.q[i] * Weights::Weight(group, i, c);
+  }
+  for (std::size_t c = 0; c < kWidth; ++c) {
+    Weights::Add(group, c, dots[c], x_sum, input.scale, sums[c]);
+  }
+}
+
 template <class Weights>
 void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, std::size_t k,
               float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
@@ -148,17 +164,7 @@ void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, s
     float sums[kWidth] = {};
     for (std::size_t g = 0; g < Groups<Weights::kGroup>(k); ++g, ++input) {
       const auto* group = static_cast<const unsigned char*>(panel) + g * GroupBytes<Weights>;
-      std::int32_t dots[kWidth] = {};
-      std::int32_t x_sum = 0;
-      for (std::size_t i = 0; i < Size<Weights>(k, g); ++i) {
-        x_sum += input->q[i];
-        for (std::size_t c = 0; c < kWidth; ++c) {
-          dots[c] += input->q[i] * Weights::Weight(group, i, c);
-        }
-      }
-      for (std::size_t c = 0; c < kWidth; ++c) {
-        Weights::Add(group, c, dots[c], x_sum, input->scale, sums[c]);
-      }
+      AddGroup<Weights>(*input, Size<Weights>(k, g), group, sums);
     }
     for (std::size_t c = 0; c < outputs; ++c) {
       float& to = y[r * y_stride + c];

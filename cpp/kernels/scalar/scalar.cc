@@ -9,6 +9,8 @@
 #include "base/bf16.h"
 #include "kernels/overlay.h"
 #include "kernels/scalar/gemm_whole.h"
+#include "kernels/scalar/sparse.h"
+#include "kernels/scalar/sparse_int8.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -157,6 +159,32 @@ constexpr GemmKernel MakeGemm() noexcept {
           .input_unit = 1,
           .prepare_input = nullptr,
           .multiply = &Multiply<Weight>};
+}
+
+// A bfloat16 panel: one group of [k][kPanelWidth] weights without a head.
+struct Bf16Form {
+  using Item = std::uint16_t;
+  static constexpr Item kMagnitude = 0x7fff;
+  static constexpr std::size_t kHeadBytes = 0;
+  static std::size_t Groups(std::size_t) noexcept { return 1; }
+  static std::size_t Items(std::size_t k, std::size_t) noexcept { return k * kPanelWidth; }
+};
+
+void MultiplySparse(const void* x, std::size_t x_stride, std::size_t rows, const void* compressed,
+                    std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
+                    bool accumulate) noexcept {
+  for (std::size_t r = 0; r < rows; ++r) {
+    const float* from = static_cast<const float*>(x) + r * x_stride;
+    sparse::Reader<Bf16Form> reader(compressed, k);
+    float sums[kPanelWidth] = {};
+    for (std::size_t i = 0; i < k; ++i) {
+      for (float& sum : sums) sum += from[i] * Widen(reader.NextItem());
+    }
+    for (std::size_t c = 0; c < outputs; ++c) {
+      float& to = y[r * y_stride + c];
+      to = accumulate ? to + sums[c] : sums[c];
+    }
+  }
 }
 
 template <class Value>
@@ -321,8 +349,10 @@ template <>
 void Overlay<Tier::scalar>(KernelTable& table) noexcept {
   table.gemm_f32 = MakeGemm<float>();
   table.gemm_bf16 = MakeGemm<std::uint16_t>();
-  table.gemm_int8 = whole::MakeGemm<whole::Int8Weights>();
+  table.gemm_int8 = whole::MakeGemm<whole::Int8Weights<true>>();
   table.gemm_int4 = whole::MakeGemm<whole::Int4Weights>();
+  table.sparse_bf16 = sparse::MakeSparse<Bf16Form>(table.gemm_bf16, &MultiplySparse);
+  table.sparse_int8 = sparse::MakeInt8();
   table.attend_f32 = &Attend<float>;
   table.attend_bf16 = &Attend<std::uint16_t>;
   table.rms_norm = &RmsNorm;

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from slimformer.checkpoint import native
+from slimformer.checkpoint import native, packed
 from slimformer.checkpoint.check_names import check_names
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.checkpoint.families import Family, by_huggingface
 from slimformer.checkpoint.fields import Fields, parse_json_object, read_json, read_text
 from slimformer.checkpoint.folder_tokenizer import read_tokenizer
 from slimformer.checkpoint.layout import folder_layout
-from slimformer.checkpoint.safetensors_files import open_folder
+from slimformer.checkpoint.safetensors_files import SINGLE_FILE, open_folder
 from slimformer.config import ModelConfig
 from slimformer.errors import ConfigError, FormatError, UnsupportedModelError
 
@@ -70,8 +71,12 @@ def _shape(settings: Fields) -> tuple[Family, ModelConfig]:
 
 def _weights(
     folder: Path, family: Family, config: ModelConfig, *, plain: bool
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """Stored tensors by canonical name."""
+    if (folder / packed.FILE).exists():
+        if (folder / SINGLE_FILE).exists():
+            raise FormatError(f"{folder}: expected {SINGLE_FILE} or {packed.FILE}, found both")
+        return packed.open_packed(folder / packed.FILE, config)
     stored = {
         name: tensor
         for name, tensor in open_folder(folder).items()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slimformer.checkpoint import folder_tokenizer, native
+from slimformer.checkpoint import folder_tokenizer, native, packed
 from slimformer.checkpoint.cast import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
 from slimformer.checkpoint.families import by_name
@@ -22,7 +22,7 @@ from slimformer.errors import SlimformerError, StorageError
 
 _WRITTEN = frozenset(
     (
-        *(CONFIG, RECIPE, SINGLE_FILE),
+        *(CONFIG, RECIPE),
         *(folder_tokenizer.TOKENIZER, folder_tokenizer.SETTINGS, folder_tokenizer.GENERATION),
     )
 )
@@ -62,9 +62,7 @@ def save(
     family = by_name(checkpoint.config.family, checkpoint.name)
     plain = family.to_huggingface(checkpoint.config) is not None
     with replace_folder(Path(path), _check_ours) as folder:
-        for name, content in _texts(checkpoint).items():
-            text = content if isinstance(content, str) else _json(content)
-            (folder / name).write_text(text, encoding="utf-8", newline="")
+        _write_texts(checkpoint, folder)
         tensors = {
             stored.name: stored.join(checkpoint.tensors)
             for stored in folder_layout(family, checkpoint.config, plain=plain)
@@ -72,8 +70,41 @@ def save(
         write_file(folder / SINGLE_FILE, tensors)
 
 
-def check_output(path: str | os.PathLike[str], *, needed_bytes: int = 0) -> None:
-    """Refuse at once a folder that ``save`` would refuse in the end.
+def save_packed(
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str],
+    *,
+    weights: str,
+    tier: str,
+    tensors: Mapping[str, packed.PackedTensor],
+) -> None:
+    """Write a model that was packed for the kernels of one tier; ``load`` maps it.
+
+    Parameters
+    ----------
+    checkpoint:
+        The model, for what is not weights.
+    path:
+        The folder to write. Another packed model is replaced; anything else is refused.
+    weights, tier:
+        What it was packed as, and for which kernels.
+    tensors:
+        All tensors, packed.
+
+    Raises
+    ------
+    StorageError
+        The folder cannot be written, or holds something else; nothing was changed.
+    """
+    with replace_folder(Path(path), _check_packed) as folder:
+        _write_texts(checkpoint, folder)
+        packed.write_packed(folder / packed.FILE, weights, tier, tensors)
+
+
+def check_output(
+    path: str | os.PathLike[str], *, needed_bytes: int = 0, packed: bool = False
+) -> None:
+    """Refuse at once a folder that ``save``, or ``save_packed``, would refuse in the end.
 
     Parameters
     ----------
@@ -81,6 +112,8 @@ def check_output(path: str | os.PathLike[str], *, needed_bytes: int = 0) -> None
         The folder that a model is to be saved to.
     needed_bytes:
         What the model takes at least.
+    packed:
+        Whether it is to be ``save_packed``.
 
     Raises
     ------
@@ -89,7 +122,7 @@ def check_output(path: str | os.PathLike[str], *, needed_bytes: int = 0) -> None
         less room.
     """
     place = Path(os.path.realpath(path))
-    check_place(place, _check_ours)
+    check_place(place, _check_packed if packed else _check_ours)
     parent = place.parent
     while not parent.exists():
         parent = parent.parent
@@ -103,6 +136,12 @@ def check_output(path: str | os.PathLike[str], *, needed_bytes: int = 0) -> None
             f"{parent}: {needed_bytes / 1e6:,.0f} MB are needed at least, "
             f"{free / 1e6:,.0f} MB are free"
         )
+
+
+def _write_texts(checkpoint: Checkpoint, folder: Path) -> None:
+    for name, content in _texts(checkpoint).items():
+        text = content if isinstance(content, str) else _json(content)
+        (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
 def _texts(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any] | str]:
@@ -133,7 +172,16 @@ def _json(value: Mapping[str, Any]) -> str:
 
 def _check_ours(folder: Path) -> None:
     """Refuse to replace a folder unless every file in it is one that ``save`` writes."""
-    foreign = sorted({path.name for path in folder.iterdir()} - _WRITTEN - _REPORTS)
+    _check_written(folder, SINGLE_FILE)
+
+
+def _check_packed(folder: Path) -> None:
+    """The same for ``save_packed``: never the model that packing starts from."""
+    _check_written(folder, packed.FILE)
+
+
+def _check_written(folder: Path, weights: str) -> None:
+    foreign = sorted({path.name for path in folder.iterdir()} - _WRITTEN - _REPORTS - {weights})
     try:
         ours = not foreign and native.KEY in read_json(folder / CONFIG)
     except SlimformerError:

@@ -20,7 +20,7 @@ def bench(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill.")] = 512,
     generate: Annotated[int, typer.Option(min=1, help="Tokens of the decode.")] = 128,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds, after one to warm up.")] = 5,
-    weights: WeightsOption = Weights.BF16,
+    weights: WeightsOption = None,
     kv: KvOption = None,
     threads: ThreadsOption = 0,
     peers: Annotated[
@@ -53,7 +53,8 @@ def bench(
         )
     roofline = measure_roofline(threads=engines[0].threads)
     footprints = [
-        measure_footprint(name, weights=weights.value, threads=threads) for name in models
+        measure_footprint(name, weights=engine.weights, threads=threads)
+        for name, engine in zip(models, engines, strict=True)
     ]
     rows = [
         _row(engine, speed, footprint, roofline)
@@ -75,7 +76,8 @@ def bench(
 
     from slimformer.report.tables import bench_table
 
-    typer.echo(f"{found['tier']} kernels, {found['threads']} threads, {weights.value} weights")
+    kinds = ", ".join(dict.fromkeys(engine.weights for engine in engines))
+    typer.echo(f"{found['tier']} kernels, {found['threads']} threads, {kinds} weights")
     print_tables(bench_table(rows))
 
 

@@ -13,7 +13,6 @@ from slimformer.cli.options import (
     JsonOption,
     KvOption,
     ThreadsOption,
-    Weights,
     WeightsOption,
 )
 
@@ -45,7 +44,7 @@ def evaluate(
     max_items: Annotated[
         int | None, typer.Option(min=1, help="Answer so many items of each task.")
     ] = None,
-    weights: WeightsOption = Weights.BF16,
+    weights: WeightsOption = None,
     kv: KvOption = None,
     threads: ThreadsOption = 0,
     json: JsonOption = False,

@@ -15,7 +15,6 @@ from slimformer.cli.options import (
     ModelArgument,
     SeedOption,
     ThreadsOption,
-    Weights,
     WeightsOption,
     parse_indices,
 )
@@ -52,7 +51,7 @@ def generate(
     exit_after: Annotated[
         int | None, typer.Option(min=0, help="Run no layer after this one.")
     ] = None,
-    weights: WeightsOption = Weights.BF16,
+    weights: WeightsOption = None,
     kv: KvOption = None,
     threads: ThreadsOption = 0,
     json: JsonOption = False,

@@ -17,6 +17,7 @@ from slimformer.cli.demo import demo
 from slimformer.cli.evaluate import evaluate
 from slimformer.cli.generate import generate
 from slimformer.cli.inspect import inspect
+from slimformer.cli.pack import pack
 from slimformer.cli.prune import prune
 from slimformer.cli.pull import pull
 from slimformer.cli.recover import recover
@@ -64,7 +65,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, pull, inspect, generate, prune, recover, evaluate, bench, report):
+for command in (demo, pull, inspect, pack, generate, prune, recover, evaluate, bench, report):
     app.command()(command)
 
 

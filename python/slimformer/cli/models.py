@@ -22,14 +22,17 @@ def load_checkpoint(model: str) -> Checkpoint:
 
 
 def load_engine(
-    model: str, *, weights: Weights = Weights.BF16, threads: int = 0, kv: Kv | None = None
+    model: str, *, weights: Weights | None = None, threads: int = 0, kv: Kv | None = None
 ) -> Engine:
     """Open a model and pack it."""
     from slimformer.engine import Engine
 
     checkpoint = load_checkpoint(model)
     return Engine(
-        checkpoint, weights=weights.value, threads=threads, kv=None if kv is None else kv.value
+        checkpoint,
+        weights=None if weights is None else weights.value,
+        threads=threads,
+        kv=None if kv is None else kv.value,
     )
 
 

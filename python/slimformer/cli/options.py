@@ -18,6 +18,14 @@ class Weights(str, enum.Enum):
     INT4 = "int4"
 
 
+class Sparse(str, enum.Enum):
+    """When the engine keeps a matrix without its zeros."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    SMALLER = "smaller"
+
+
 class Kv(str, enum.Enum):
     """Types that the engine keeps keys and values in."""
 
@@ -34,7 +42,17 @@ ModelArgument = Annotated[
         show_default=False,
     ),
 ]
-WeightsOption = Annotated[Weights, typer.Option("--weights", help="Type of the packed weights.")]
+WeightsOption = Annotated[
+    Weights | None,
+    typer.Option(
+        "--weights",
+        help="Type of the packed weights; bf16, or what a packed model holds.",
+        show_default=False,
+    ),
+]
+SparseOption = Annotated[
+    Sparse, typer.Option("--sparse", help="When matrices are kept without their zeros.")
+]
 KvOption = Annotated[
     Kv | None,
     typer.Option("--kv", help="Type of cached keys and values; bf16 unless the weights are f32."),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from slimformer.checkpoint import packed
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig, ModelConfig
 
@@ -42,7 +43,8 @@ def describe_layers(config: ModelConfig) -> list[Layer]:
 def file_bytes(path: Path) -> int:
     """Bytes of a model file, or of the tensor files in a model folder."""
     if path.is_dir():
-        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        files = [*path.glob("*.safetensors"), *path.glob(packed.FILE)]
+        return sum(file.stat().st_size for file in files)
     return path.stat().st_size
 
 

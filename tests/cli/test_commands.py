@@ -178,3 +178,28 @@ def test_demo(run_json: Run, tmp_path: Path) -> None:
     assert Path(seen["report"]).is_file()
     saved = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert saved["models"] == seen["models"]
+
+
+def test_pack(run: Run, run_json: Run, dense: Path, tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "packed"
+    seen = run_json("pack", dense, out, "--weights", "int8")
+    assert (seen["path"], seen["weights"]) == (str(out), "int8")
+    assert seen["bytes"] == (out / "weights.packed").stat().st_size
+    assert "MB of int8 weights" in run("pack", dense, out, "--weights", "int8").stdout
+    options = ("-p", "the river", "--max-tokens", 8)
+    written = run_json("generate", out, *options)
+    assert written == run_json("generate", dense, *options, "--weights", "int8")
+    assert run_json("inspect", out)["parameters"] == load(dense).config.parameters()
+    (scored,) = run_json("evaluate", out, "--text", text)["results"]
+    assert scored["perplexity"] > 1
+    (timed,) = run_json(
+        "bench", out, "--prompt", 8, "--generate", 2, "--repeat", 1, "--threads", 1
+    )["results"]
+    assert timed["weights"] == "int8"
+
+
+def test_a_packed_model_is_not_pruned(run: Run, dense: Path, tmp_path: Path) -> None:
+    run("pack", dense, tmp_path / "packed")
+    result = run("prune", tmp_path / "packed", tmp_path / "out", "--drop-layers", "1")
+    assert result.exit_code == 1
+    assert "packed weights can only be run" in result.stderr

@@ -7,6 +7,7 @@ threads at once; a `Session` is one running sequence and belongs to one thread a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -143,8 +144,7 @@ class Engine:
         self.config: ModelConfig = checkpoint.config
         self.weights: Weights = weights
         self.kv: Kv = kv if kv is not None else "f32" if weights == "f32" else "bf16"
-        assets = checkpoint.tokenizer
-        self.tokenizer: Tokenizer | None = None if assets is None else Tokenizer(assets)
+        self._assets = checkpoint.tokenizer
         self._packed = _core.PackedModel(
             checkpoint.config, weights=weights, sparse=sparse, threads=threads, tier=tier
         )
@@ -166,6 +166,11 @@ class Engine:
         self.threads: int = self._packed.threads
         self.weight_bytes: int = self._packed.weight_bytes
         self.load_seconds: float = time.perf_counter() - start
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; made when first asked for, as it takes longer than mapping."""
+        return None if self._assets is None else Tokenizer(self._assets)
 
     def packed_tensors(self) -> dict[str, PackedTensor]:
         """Every tensor as it lies in memory, for `slimformer.pack`."""

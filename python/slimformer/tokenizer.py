@@ -5,13 +5,16 @@ from __future__ import annotations
 import codecs
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import tokenizers
 
-from slimformer.chat_template import ChatTemplate
 from slimformer.checkpoint.checkpoint import TokenizerAssets
 from slimformer.errors import DataError, FormatError, TokenError
 from slimformer.token_bytes import token_bytes
+
+if TYPE_CHECKING:
+    from slimformer.chat_template import ChatTemplate
 
 _LONGEST_CHARACTER = 4
 """Bytes of the longest UTF-8 character, and so the most tokens that one can be split into."""
@@ -55,6 +58,9 @@ class Tokenizer:
     def _chat_template(self) -> ChatTemplate:
         if self._assets.chat_template is None:
             raise DataError("this model has no chat template; generate without --chat")
+
+        from slimformer.chat_template import ChatTemplate  # slow, and many do without
+
         return ChatTemplate(
             self._assets.chat_template, bos=self._assets.bos or "", eos=self._assets.eos or ""
         )

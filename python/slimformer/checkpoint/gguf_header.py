@@ -15,15 +15,17 @@ import mmap
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from slimformer.checkpoint.fields import Fields
 from slimformer.config import MAX_DIMENSION
 from slimformer.errors import FormatError, StorageError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from gguf.constants import GGMLQuantizationType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -229,11 +231,13 @@ def _read_tensor_info(cursor: _Cursor) -> GgufTensor:
         raise FormatError(f"{where}: shape {shape}: expected sizes from 1 to {MAX_DIMENSION}")
     raw_type = cursor.uint32(f"tensor {name}")
     offset = cursor.uint64(f"tensor {name}")
+    from gguf import constants  # slow, and models in other formats do without
+
     try:
-        quantisation = GGMLQuantizationType(raw_type)
+        quantisation = constants.GGMLQuantizationType(raw_type)
     except ValueError:
         raise UnsupportedModelError(f"{where}: unknown element type {raw_type}") from None
-    block_size, block_bytes = GGML_QUANT_SIZES[quantisation]
+    block_size, block_bytes = constants.GGML_QUANT_SIZES[quantisation]
     if shape[-1] % block_size:
         raise FormatError(
             f"{where}: rows of {shape[-1]} do not divide into {quantisation.name} blocks of "

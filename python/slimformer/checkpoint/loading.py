@@ -9,7 +9,6 @@ from pathlib import Path
 from slimformer.checkpoint import hub, packages
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.checkpoint.folder import is_model_folder, read_folder
-from slimformer.checkpoint.gguf import is_gguf, read_gguf
 from slimformer.checkpoint.pulling import locate
 from slimformer.checkpoint.replace_folder import recover
 from slimformer.errors import ModelNotFoundError, StorageError, UnsupportedModelError
@@ -46,8 +45,7 @@ def load(model: str | os.PathLike[str], *, progress: Progress = silent) -> Check
     if _exists(path) and name:
         return _read_path(path)
     if name in packages.PACKAGES:
-        pulled = locate(name, progress=progress)
-        return read_folder(pulled) if pulled.is_dir() else read_gguf(pulled)
+        return _read_path(locate(name, progress=progress))
     raise ModelNotFoundError(
         f"{name}: no such model; give a GGUF file, a model folder, "
         f"{hub.PREFIX}org/name, or one of {', '.join(packages.PACKAGES)}"
@@ -69,6 +67,9 @@ def _read_path(path: Path) -> Checkpoint:
         if not is_model_folder(path):
             raise ModelNotFoundError(f"{path}: no model in this folder: expected config.json")
         return read_folder(path)
+
+    from slimformer.checkpoint.gguf import is_gguf, read_gguf  # slow, and folders do without
+
     if path.is_file() and is_gguf(path):
         return read_gguf(path)
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):

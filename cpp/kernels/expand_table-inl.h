@@ -43,7 +43,7 @@ struct TableExpander {
   static constexpr std::size_t kLineBytes = kBytes;
 
   // Writes a line of the items that the mask has bits for; returns where the next values are.
-  template <std::byte kZero>
+  template <std::uint8_t kZero>
   [[gnu::always_inline]] static const std::byte* Line(const std::byte* mask,
                                                       const std::byte* values,
                                                       std::byte* to) noexcept {
@@ -57,7 +57,7 @@ struct TableExpander {
         const __m128i low = EightItems(mask, values);
         part = _mm_unpacklo_epi64(low, EightItems(mask, values));
       }
-      if constexpr (kZero != std::byte{0}) part = _mm_xor_si128(part, zero);
+      if constexpr (kZero != 0) part = _mm_xor_si128(part, zero);
     }
     Store(parts, to);
     return values;

@@ -105,24 +105,26 @@ std::size_t StoredBytes(const void* compressed, std::size_t k, std::size_t avail
 template <class Form>
 void Compress(const void* panel, std::size_t k, void* compressed) noexcept {
   const Shape shape = Form::ShapeOf(k);
-  auto* head = static_cast<std::byte*>(compressed);
-  std::byte* mask = head + shape.groups * Form::kHeadBytes;
-  std::byte* value = mask + shape.steps() * kMaskBytes<Form>;
+  auto* head = static_cast<std::uint8_t*>(compressed);
+  std::uint8_t* mask = head + shape.groups * Form::kHeadBytes;
+  std::uint8_t* value = mask + shape.steps() * kMaskBytes<Form>;
+  __builtin_memset(compressed, 0, CompressedBytes<Form>(panel, k));
   std::size_t item = 0;
-  ForGroups<Form>(static_cast<const std::byte*>(panel), shape,
-                  [&](const std::byte* from, const std::byte* items, std::size_t steps) {
-                    __builtin_memcpy(head, from, Form::kHeadBytes);
-                    head += Form::kHeadBytes;
-                    for (std::size_t i = 0; i < steps * Form::kStepBytes;
-                         i += Form::kItemBytes, ++item) {
-                      if (item % 8 == 0) mask[item / 8] = std::byte{0};
-                      if (Form::IsZero(items + i)) continue;
-                      mask[item / 8] |= std::byte{1} << item % 8;
-                      for (std::size_t b = 0; b < Form::kItemBytes; ++b)
-                        *value++ = items[i + b] ^ Form::kZero;
-                    }
-                  });
-  while ((value - static_cast<std::byte*>(compressed)) % 64 != 0) *value++ = std::byte{0};
+  const auto put = [&](const std::byte* from) {
+    mask[item / 8] = static_cast<std::uint8_t>(mask[item / 8] | 1U << item % 8);
+    for (std::size_t b = 0; b < Form::kItemBytes; ++b) {
+      *value++ = static_cast<std::uint8_t>(static_cast<std::uint8_t>(from[b]) ^ Form::kZero);
+    }
+  };
+  const auto compress = [&](const std::byte* from, const std::byte* items, std::size_t steps) {
+    __builtin_memcpy(head, from, Form::kHeadBytes);
+    head += Form::kHeadBytes;
+    const std::byte* end = items + steps * Form::kStepBytes;
+    for (; items < end; items += Form::kItemBytes, ++item) {
+      if (!Form::IsZero(items)) put(items);
+    }
+  };
+  ForGroups<Form>(static_cast<const std::byte*>(panel), shape, compress);
 }
 
 template <class Form, class Expander>

@@ -21,7 +21,7 @@ template <class OnePanel>
 struct PanelForm {
   using Panel = OnePanel;
   static constexpr std::size_t kItemBytes = sizeof(typename Panel::Weight);
-  static constexpr std::byte kZero{0};
+  static constexpr std::uint8_t kZero = 0;
   static constexpr std::size_t kHeadBytes = 0;
   static constexpr std::size_t kStepBytes = kStepWeights<Panel> * kItemBytes;
 

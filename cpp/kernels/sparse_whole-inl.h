@@ -22,12 +22,13 @@ struct WholeForm {
   using Dot = typename Weights::Dot;
   static_assert(!Dot::kRotated);
   static constexpr std::size_t kItemBytes = 1;
-  static constexpr std::byte kZero{Dot::Encode(0)};
+  static constexpr std::uint8_t kZero = Dot::Encode(0);
   static constexpr std::size_t kHeadBytes = Weights::kScaleBytes;
   static constexpr std::size_t kStepBytes = Weights::kStepBytes;
 
   static bool IsZero(const std::byte* item) noexcept {
-    return *item == kZero || *item == std::byte{0};
+    const auto byte = static_cast<std::uint8_t>(*item);
+    return byte == kZero || byte == 0;
   }
   static Shape ShapeOf(std::size_t k) noexcept {
     return {whole::Groups<Dot>(k), whole::kGroupSteps<Weights>, whole::LastSteps<Weights>(k)};

@@ -16,7 +16,7 @@ struct RegisterExpander {
   static constexpr std::size_t kLineBytes = 64;
 
   // Writes a line of the items that the mask has bits for; returns where the next values are.
-  template <std::byte kZero>
+  template <std::uint8_t kZero>
   static const std::byte* Line(const std::byte* mask, const std::byte* values,
                                std::byte* to) noexcept {
     const __m512i from = _mm512_loadu_si512(values);
@@ -33,7 +33,7 @@ struct RegisterExpander {
       line = _mm512_maskz_expand_epi8(bits, from);
       count = static_cast<std::size_t>(__builtin_popcountll(bits));
     }
-    if constexpr (kZero != std::byte{0}) {
+    if constexpr (kZero != 0) {
       line = _mm512_xor_si512(line, _mm512_set1_epi8(static_cast<char>(kZero)));
     }
     _mm512_storeu_si512(to, line);

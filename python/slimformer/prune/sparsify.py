@@ -38,9 +38,14 @@ def largest(scores: npt.NDArray[Any], sparsity: float) -> Kept:
     """
     if not 0 <= sparsity <= 1:
         raise ConfigError(f"sparsity: expected a share from 0 to 1, found {sparsity}")
-    kept = np.ones(scores.size, dtype=np.bool_)
-    order = np.argsort(scores, axis=None, kind="stable")
-    kept[order[: round(sparsity * scores.size)]] = False
+    zeros = round(sparsity * scores.size)
+    if zeros == 0:
+        return np.ones(scores.shape, dtype=np.bool_)
+    flat = scores.reshape(-1)
+    limit = np.partition(flat, zeros - 1)[zeros - 1]
+    kept = flat > limit
+    equal = np.flatnonzero(flat == limit)
+    kept[equal[zeros - int((flat < limit).sum()) :]] = True
     return kept.reshape(scores.shape)
 
 

@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
 from slimformer import _core
 from slimformer._core import Moments, build_info, measure_roofline
 from slimformer.arrays import Floats, Tokens, as_core_array, as_tokens, batches
@@ -133,13 +131,11 @@ class Engine:
         start = time.perf_counter()
         checkpoint = model if isinstance(model, Checkpoint) else load(model)
         packed = checkpoint.tensors if isinstance(checkpoint.tensors, PackedTensors) else None
-        held: Weights = "bf16" if packed is None else packed.weights
-        weights = held if weights is None else weights
-        if packed is not None and weights != held:
-            raise ConfigError(
-                f"weights: expected {held}, which {packed.path} holds, found {weights}; leave it "
-                "out, or pack the model again"
-            )
+        if packed is not None:
+            packed.check_weights(weights)
+            weights = packed.weights
+        elif weights is None:
+            weights = "bf16"
         self.name: str = checkpoint.name
         self.config: ModelConfig = checkpoint.config
         self.weights: Weights = weights
@@ -155,8 +151,7 @@ class Engine:
             packed.check_layouts(_core.layouts(tier), self._packed.tier, build_info()["tiers"])
             for name, part in packed.packed.items():
                 if part.weights is None:
-                    values = part.data.view(np.float32).reshape(part.shape)
-                    self._packed.load_tensor(name, values, kept=True)
+                    self._packed.load_tensor(name, part.values(), kept=True)
                 else:
                     self._packed.map_tensor(
                         name, part.data, weights=part.weights, sparse=part.sparse

@@ -65,7 +65,7 @@ def test_gives_the_same_bits(tmp_path: Path, tier: str, weights: Weights, sparse
 
 
 def test_any_shape(tmp_path: Path) -> None:
-    for seed in range(12):
+    for seed in range(24):
         checkpoint = random_checkpoint(random_config(np.random.default_rng(seed)), seed)
         sf.pack(checkpoint, tmp_path / "p")
         np.testing.assert_array_equal(logits(tmp_path / "p"), logits(checkpoint))

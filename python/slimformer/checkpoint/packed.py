@@ -34,7 +34,7 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Tensor
 from slimformer.checkpoint.fields import Fields, parse_json_object
 from slimformer.config import ModelConfig
-from slimformer.errors import FormatError, StorageError, UnsupportedModelError
+from slimformer.errors import ConfigError, FormatError, StorageError, UnsupportedModelError
 
 FILE = "weights.packed"
 MAGIC = b"SLIMPACK"
@@ -80,6 +80,10 @@ class PackedTensor:
             return PackedTensor(shape, weights, sparse, layouts[weights, sparse], data)
         return PackedTensor(shape, None, False, 0, tensor.view(np.uint8))
 
+    def values(self) -> npt.NDArray[np.float32]:
+        """What is no packed matrix, in its shape."""
+        return self.data.view(np.float32).reshape(self.shape)
+
 
 class PackedTensors(Mapping[str, Tensor]):
     """The tensors of a packed file: what an engine runs, but nothing that can be read back.
@@ -103,6 +107,20 @@ class PackedTensors(Mapping[str, Tensor]):
         self.weights = weights
         self.tier = tier
         self.packed = packed
+
+    def check_weights(self, wanted: str | None) -> None:
+        """Refuse to be another type than the file holds; ``None`` takes whatever it is.
+
+        Raises
+        ------
+        ConfigError
+            Another type is wanted.
+        """
+        if wanted not in (None, self.weights):
+            raise ConfigError(
+                f"weights: expected {self.weights}, which {self.path} holds, found {wanted}; leave "
+                "it out, or pack the model again"
+            )
 
     def check_layouts(self, layouts: Layouts, tier: str, tiers: Collection[str]) -> None:
         """Refuse a file that the kernels of ``tier`` cannot read.

@@ -43,7 +43,7 @@ def largest(scores: npt.NDArray[Any], sparsity: float) -> Kept:
         return np.ones(scores.shape, dtype=np.bool_)
     flat = scores.reshape(-1)
     limit = np.partition(flat, zeros - 1)[zeros - 1]
-    kept = flat > limit
+    kept: Kept = flat > limit
     equal = np.flatnonzero(flat == limit)
     kept[equal[zeros - int((flat < limit).sum()) :]] = True
     return kept.reshape(scores.shape)

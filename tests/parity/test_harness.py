@@ -114,16 +114,17 @@ metric_list: [{metric: exact_match}]
     return folder
 
 
-def answers(lm: Any, tasks: Path) -> Answers:
+def answers(lm: Any, tasks: Path, *names: str, chat: bool = False) -> Answers:
     """What a model answers to the items of each task."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    names = sorted(path.stem for path in tasks.glob("*.yaml"))
+    names = names or tuple(sorted(path.stem for path in tasks.glob("*.yaml")))
     result = lm_eval.simple_evaluate(
         model=lm,
         tasks=[f"local_{name}" for name in names],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        apply_chat_template=chat,
         log_samples=True,
         bootstrap_iters=0,
     )
@@ -147,20 +148,36 @@ def our_answers(ours: Any, tasks: Path) -> Answers:
 
 
 @pytest.fixture(scope="module")
-def their_answers(model: Path, tasks: Path) -> Answers:
+def theirs(model: Path) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=8)
-    return answers(lm, tasks)
+    return HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def their_answers(theirs: Any, tasks: Path) -> Answers:
+    return answers(theirs, tasks)
+
+
+def assert_same(found: list[Any], expected: list[Any]) -> None:
+    """The same log likelihoods, and the same opinion on what greedy decoding writes."""
+    for ours, theirs in zip(found, expected, strict=True):
+        for (total, greedy), (other, also) in zip(ours, theirs, strict=True):
+            assert float(total) == pytest.approx(float(other), abs=TOLERANCE)
+            assert greedy == also
 
 
 @pytest.mark.parametrize("name", ["choice", "examples", "last"])
 def test_log_likelihoods(name: str, our_answers: Answers, their_answers: Answers) -> None:
-    """The same, and the same opinion on what greedy decoding writes."""
-    for ours, theirs in zip(our_answers[name], their_answers[name], strict=True):
-        for (total, greedy), (other, also) in zip(ours, theirs, strict=True):
-            assert float(total) == pytest.approx(float(other), abs=TOLERANCE)
-            assert greedy == also
+    assert_same(our_answers[name], their_answers[name])
+
+
+def test_log_likelihoods_in_a_chat(
+    ours: Any, theirs: Any, our_answers: Answers, tasks: Path
+) -> None:
+    found, expected = (answers(lm, tasks, "examples", chat=True) for lm in (ours, theirs))
+    assert_same(found["examples"], expected["examples"])
+    assert found != {"examples": our_answers["examples"]}
 
 
 def test_rolling_log_likelihoods(our_answers: Answers, their_answers: Answers) -> None:

@@ -23,6 +23,10 @@ Entries = npt.NDArray[np.intp]
 Shape = AttentionConfig | FfnConfig | LinkConfig
 
 
+_ADDING = ("before", "after", "both")
+"""Places of norms with which all that a sub-block does to the stream is to add to it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Change:
     """What was rewritten in one place, and the parameters that it added."""
@@ -123,7 +127,18 @@ def reshaped(config: ModelConfig, block: Block, shape: Shape, made: Mapping[str,
 
 
 def zero_block(config: ModelConfig, shape: Shape) -> Block:
-    """A block of a model that adds nothing."""
+    """A block of a model that adds nothing to the residual stream.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Blocks of this kind do more to the stream than adding.
+    """
+    if shape.norm_place not in _ADDING:
+        raise UnsupportedModelError(
+            f"norms at {shape.norm_place!r}: no sub-block of zeros leaves the stream as it is; "
+            "export it ragged, to huggingface"
+        )
     return reshaped(config, Block(shape, {}, ""), shape, {})
 
 

@@ -39,6 +39,7 @@ PYTHON_LEVELS = {
     "packing": 3,
     "prune": 4,
     "train": 5,
+    "export": 5,
     "baselines": 6,
     "evaluate": 5,
     "report": 6,

@@ -31,11 +31,13 @@ from slimformer.errors import (
     StorageError,
     TokenError,
     UnsupportedModelError,
+    VerificationError,
 )
 
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint, load, pull
     from slimformer.engine import Engine, Mask, Session, build_info
+    from slimformer.export import export
     from slimformer.packing import pack
     from slimformer.prune import Recipe, plan, prune
     from slimformer.train import from_torch, recover, to_torch
@@ -61,8 +63,10 @@ __all__ = [
     "StorageError",
     "TokenError",
     "UnsupportedModelError",
+    "VerificationError",
     "__version__",
     "build_info",
+    "export",
     "from_torch",
     "load",
     "pack",
@@ -81,6 +85,7 @@ _HOME = {
     "Mask": "slimformer.engine",
     "Session": "slimformer.engine",
     "build_info": "slimformer.engine",
+    "export": "slimformer.export",
     "pack": "slimformer.packing",
     "Recipe": "slimformer.prune",
     "plan": "slimformer.prune",
@@ -93,14 +98,14 @@ _HOME = {
 
 
 class _Package(types.ModuleType):
-    """Keeps ``slimformer.prune`` the function although a subpackage has that name too.
+    """Keeps ``prune`` and ``export`` the functions although subpackages have those names too.
 
     The import system binds a subpackage to its parent as soon as anyone imports it; without
     this, what ``slimformer.prune`` is would depend on what has been imported before.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (name == "prune" and isinstance(value, types.ModuleType)):
+        if not (name in ("prune", "export") and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 
 

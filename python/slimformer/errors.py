@@ -57,3 +57,7 @@ class ContextLengthError(SlimformerError, ValueError):
 
 class MissingPackageError(SlimformerError, ImportError):
     """An optional package that this needs is not installed; the message says how to get it."""
+
+
+class VerificationError(SlimformerError, RuntimeError):
+    """Another engine does not say of an exported model what this one says of its source."""

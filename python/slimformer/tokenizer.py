@@ -54,6 +54,11 @@ class Tokenizer:
         """A second instance, since whether special tokens are parsed is its state."""
         return _build(self._assets)
 
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the model's chat template, if it has one."""
+        return self._assets.chat_template
+
     @functools.cached_property
     def _chat_template(self) -> ChatTemplate:
         if self._assets.chat_template is None:

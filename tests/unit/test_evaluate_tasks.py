@@ -13,7 +13,7 @@ from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint import Checkpoint
 from slimformer.engine import Engine, Mask
 from slimformer.errors import ConfigError, DataError
-from slimformer.evaluate import Item, Task, evaluate_task, tasks
+from slimformer.evaluate import Item, Task, branches, evaluate_task, tasks
 
 LIMIT = 48
 
@@ -69,7 +69,7 @@ def test_choices_are_those_of_the_reference(
     monkeypatch: pytest.MonkeyPatch,
     batch_tokens: int,
 ) -> None:
-    monkeypatch.setattr(tasks, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(branches, "BATCH_TOKENS", batch_tokens)
     right = right_norm = 0
     nats = 0.0
     for item in CHOICES.items:

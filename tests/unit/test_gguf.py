@@ -244,7 +244,9 @@ def test_settings_that_leave_the_model_alone_are_accepted(tmp_path: Path) -> Non
 def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "model.gguf", "falcon")
     finish(writer)
-    with pytest.raises(UnsupportedModelError, match=r"'falcon' does not .* known: gemma, .*llama"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'falcon' does not .* known: deci, gemma, .*llama"
+    ):
         load(tmp_path / "model.gguf")
 
 

@@ -70,12 +70,12 @@ class GgufTensor:
 
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
-    """A mapped GGUF file whose header has been checked in full."""
+    """A GGUF file whose header has been checked in full, mapped or in memory."""
 
     path: Path
     metadata: Fields
     tensors: dict[str, GgufTensor]
-    data: mmap.mmap
+    data: mmap.mmap | bytes
 
     def tensor_bytes(self, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
         """The stored bytes of one tensor, [nbytes], a view of the mapped file."""

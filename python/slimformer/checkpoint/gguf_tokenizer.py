@@ -62,7 +62,7 @@ def _split(pattern: str) -> dict[str, Any]:
     }
 
 
-_BYTE_LEVEL_KINDS: dict[str, dict[str, Any]] = {
+BYTE_LEVEL_KINDS: dict[str, dict[str, Any]] = {
     "gpt-2": {"steps": [_GPT2_WORDS]},
     "default": {
         "steps": [
@@ -177,12 +177,12 @@ def _numbers(metadata: Fields, key: str, count: int, kinds: str) -> npt.NDArray[
 def _byte_level_bpe(metadata: Fields, vocab: dict[str, int]) -> tuple[dict[str, Any], bool]:
     """GPT-2's scheme: text as bytes, bytes as printable characters, merges by rank."""
     pre = metadata.text("tokenizer.ggml.pre", "default")
-    if pre not in _BYTE_LEVEL_KINDS:
+    if pre not in BYTE_LEVEL_KINDS:
         raise UnsupportedModelError(
             f"{metadata.where}: tokenizer.ggml.pre: pre-tokeniser {pre!r} does not run here; "
-            f"known: {', '.join(sorted(_BYTE_LEVEL_KINDS))}"
+            f"known: {', '.join(sorted(BYTE_LEVEL_KINDS))}"
         )
-    kind = _BYTE_LEVEL_KINDS[pre]
+    kind = BYTE_LEVEL_KINDS[pre]
     steps = kind["steps"]
     body = {
         "normalizer": kind.get("normalizer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,9 +21,11 @@ from slimformer.checkpoint.replace_folder import check_place, replace_folder
 from slimformer.checkpoint.safetensors_files import SINGLE_FILE, write_file
 from slimformer.errors import SlimformerError, StorageError
 
+MODEL_CODE = "modeling_slimformer.py"
+
 _WRITTEN = frozenset(
     (
-        *(CONFIG, RECIPE),
+        *(CONFIG, RECIPE, MODEL_CODE),
         *(folder_tokenizer.TOKENIZER, folder_tokenizer.SETTINGS, folder_tokenizer.GENERATION),
     )
 )
@@ -33,8 +36,30 @@ _REPORTS = frozenset(("results.json", "report.html"))
 _TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelCode:
+    """Python that opens a ragged model in ``transformers``, to be saved beside it.
+
+    ``classes`` are those of ``transformers``' automatic classes that it stands in for, and the
+    classes in it.
+    """
+
+    text: str
+    classes: Mapping[str, str]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What ``config.json`` says of it."""
+        stem = MODEL_CODE.removesuffix(".py")
+        return {automatic: f"{stem}.{name}" for automatic, name in self.classes.items()}
+
+
 def save(
-    checkpoint: Checkpoint, path: str | os.PathLike[str], *, dtype: DtypeChoice = "auto"
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str],
+    *,
+    dtype: DtypeChoice = "auto",
+    code: ModelCode | None = None,
 ) -> None:
     """Write a model so that ``load`` gives it back, tensor by tensor.
 
@@ -50,6 +75,8 @@ def save(
         The folder to write. One that Slimformer wrote is replaced; any other is refused.
     dtype:
         What tensors are rounded to; ``auto`` keeps each tensor's own type.
+    code:
+        What opens the model in ``transformers`` if no class there does.
 
     Raises
     ------
@@ -62,7 +89,7 @@ def save(
     family = by_name(checkpoint.config.family, checkpoint.name)
     plain = family.to_huggingface(checkpoint.config) is not None
     with replace_folder(Path(path), _check_ours) as folder:
-        _write_texts(checkpoint, folder)
+        _write_texts(checkpoint, folder, code)
         tensors = {
             stored.name: stored.join(checkpoint.tensors)
             for stored in folder_layout(family, checkpoint.config, plain=plain)
@@ -138,19 +165,22 @@ def check_output(
         )
 
 
-def _write_texts(checkpoint: Checkpoint, folder: Path) -> None:
-    for name, content in _texts(checkpoint).items():
+def _write_texts(checkpoint: Checkpoint, folder: Path, code: ModelCode | None = None) -> None:
+    for name, content in _texts(checkpoint, code).items():
         text = content if isinstance(content, str) else _json(content)
         (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
-def _texts(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any] | str]:
+def _texts(checkpoint: Checkpoint, code: ModelCode | None) -> dict[str, Mapping[str, Any] | str]:
     """Every file but the weights: JSON objects or text, by name."""
     config = native.describe(checkpoint.config)
     config["torch_dtype"] = _common_type(checkpoint)
     for token in ("bos", "eos", "pad"):  # or transformers takes the family's own
         config[f"{token}_token_id"] = None
     files: dict[str, Mapping[str, Any] | str] = {}
+    if code is not None and config["model_type"] == native.MODEL_TYPE:
+        config["auto_map"] = code.settings
+        files[MODEL_CODE] = code.text
     if checkpoint.tokenizer is not None:
         files.update(folder_tokenizer.tokenizer_files(checkpoint.tokenizer))
         config["eos_token_id"] = list(checkpoint.tokenizer.stop_ids) or None

@@ -15,8 +15,11 @@ from slimformer.cli.bench import bench
 from slimformer.cli.console import print_error
 from slimformer.cli.demo import demo
 from slimformer.cli.evaluate import evaluate
+from slimformer.cli.export import export
 from slimformer.cli.generate import generate
 from slimformer.cli.inspect import inspect
+from slimformer.cli.lm_eval import CONTEXT as LM_EVAL_CONTEXT
+from slimformer.cli.lm_eval import lm_eval
 from slimformer.cli.pack import pack
 from slimformer.cli.prune import prune
 from slimformer.cli.pull import pull
@@ -57,6 +60,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+COMMANDS = (
+    *(demo, pull, inspect, generate, prune, recover, evaluate, bench, report),
+    *(pack, export),
+)
+
 app = typer.Typer(
     cls=_Commands,
     help="Make a Transformer smaller by removing whole structures, and run it faster.",
@@ -65,8 +73,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, pull, inspect, pack, generate, prune, recover, evaluate, bench, report):
+for command in COMMANDS:
     app.command()(command)
+app.command(context_settings=LM_EVAL_CONTEXT)(lm_eval)
 
 
 def _print_version(wanted: bool) -> None:

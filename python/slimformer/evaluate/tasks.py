@@ -8,21 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from slimformer.errors import ConfigError, DataError
+from slimformer.evaluate.branches import Branch, score_branches
 from slimformer.evaluate.task_files import Item, Task
 from slimformer.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from slimformer.engine import Engine, Mask, Session
+    from slimformer.engine import Engine, Mask
     from slimformer.tokenizer import Tokenizer
-
-BATCH_TOKENS = 2048
-"""Tokens of contexts that run in one pass."""
-
-BATCH_ROWS = 256
-"""Rows of logits held at once: 50 MB with 49,152 float32 entries each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +38,6 @@ class TaskResult:
     target_perplexity: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _Score:
-    """One continuation: its log likelihood, and whether greedy decoding produces it."""
-
-    log_likelihood: float
-    is_greedy: bool
-
-
 def evaluate_task(
     engine: Engine,
     task: Task,
@@ -62,7 +48,7 @@ def evaluate_task(
 ) -> TaskResult:
     """Answer the items of a task.
 
-    Each context is computed once and forked for its continuations; items run in ragged
+    What contexts have in common is computed once, and so is each context; all run in ragged
     batches. A context too long for the model loses its beginning.
 
     Parameters
@@ -76,7 +62,7 @@ def evaluate_task(
     mask
         Run with parts of the model switched off.
     progress
-        Told after every batch of items.
+        Told after every batch of contexts.
 
     Raises
     ------
@@ -94,19 +80,26 @@ def evaluate_task(
     right_norm: list[bool] = []
     target_nats = 0.0
     prepared = [_prepare(engine, engine.tokenizer, item) for item in items]
-    for batch in _batches(prepared):
-        for scores in _score(engine, batch, mask):
-            item = items[len(right)]
-            totals = np.array([score.log_likelihood for score in scores])
-            if item.gold is None:
-                right.append(scores[0].is_greedy)
-                target_nats -= totals[0]
-                continue
-            lengths = np.array([len(text.strip().encode()) for _, text in item.pairs])
-            right.append(int(totals.argmax()) == item.gold)
-            right_norm.append(int((totals / lengths).argmax()) == item.gold)
-            target_nats -= totals[item.gold]
-        progress(task.name, len(right), len(items))
+    branches = [branch for of_item in prepared for branch in of_item]
+    found = iter(
+        score_branches(
+            engine,
+            branches,
+            mask=mask,
+            done=lambda count: progress(task.name, count, len(branches)),
+        )
+    )
+    for item, of_item in zip(items, prepared, strict=True):
+        scores = [score for _ in of_item for score in next(found)]
+        totals = np.array([score.log_likelihood for score in scores])
+        if item.gold is None:
+            right.append(scores[0].is_greedy)
+            target_nats -= totals[0]
+            continue
+        lengths = np.array([len(text.strip().encode()) for _, text in item.pairs])
+        right.append(int(totals.argmax()) == item.gold)
+        right_norm.append(int((totals / lengths).argmax()) == item.gold)
+        target_nats -= totals[item.gold]
     mean_nats = target_nats / len(items)
     return TaskResult(
         items=len(items),
@@ -134,26 +127,10 @@ def encode_pair(
     return context_ids, continuation_ids or tokenizer.encode(continuation, add_bos=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Branch:
-    """A context but for its last token, and the texts that go on from there.
-
-    Each continuation starts with the context's last token, so that its first own token is
-    predicted by the continuation's first row.
-    """
-
-    context: list[int]
-    continuations: list[list[int]]
-
-    @property
-    def rows(self) -> int:
-        return sum(len(ids) - 1 for ids in self.continuations)
-
-
-def _prepare(engine: Engine, tokenizer: Tokenizer, item: Item) -> list[_Branch]:
+def _prepare(engine: Engine, tokenizer: Tokenizer, item: Item) -> list[Branch]:
     """One branch for every different context of the item, in the order of its pairs."""
     limit = engine.config.max_positions
-    branches: list[_Branch] = []
+    branches: list[Branch] = []
     for (context, _), pairs in _grouped(item.pairs):
         encoded = [encode_pair(tokenizer, context, text) for _, text in pairs]
         context_ids = encoded[0][0] or [_first_token(tokenizer)]
@@ -163,7 +140,7 @@ def _prepare(engine: Engine, tokenizer: Tokenizer, item: Item) -> list[_Branch]:
                 f"a continuation of {longest} tokens exceeds the model's limit of {limit}"
             )
         context_ids = context_ids[-(limit - longest + 1) :]
-        branches.append(_Branch(context_ids[:-1], [[context_ids[-1], *ids] for _, ids in encoded]))
+        branches.append(Branch.of(context_ids, [ids for _, ids in encoded]))
     return branches
 
 
@@ -184,71 +161,6 @@ def _first_token(tokenizer: Tokenizer) -> int:
         if token is not None:
             return token
     raise DataError("an empty context needs a model with a beginning or end token")
-
-
-def _batches(prepared: Sequence[list[_Branch]]) -> Iterator[list[list[_Branch]]]:
-    """Runs of items within the limits of one pass, one item at least."""
-    batch: list[list[_Branch]] = []
-    tokens = rows = 0
-    for branches in prepared:
-        more_tokens = sum(len(branch.context) for branch in branches)
-        more_rows = sum(branch.rows for branch in branches)
-        if batch and (tokens + more_tokens > BATCH_TOKENS or rows + more_rows > BATCH_ROWS):
-            yield batch
-            batch, tokens, rows = [], 0, 0
-        batch.append(branches)
-        tokens += more_tokens
-        rows += more_rows
-    if batch:
-        yield batch
-
-
-def _score(
-    engine: Engine, batch: Sequence[list[_Branch]], mask: Mask | None
-) -> Iterator[list[_Score]]:
-    """Scores of every item's continuations, in the order of its pairs."""
-    branches = [branch for item in batch for branch in item]
-    trunks = [_trunk(engine, branch, mask) for branch in branches]
-    started = [index for index, branch in enumerate(branches) if branch.context]
-    if started:
-        engine.forward(
-            [trunks[index] for index in started],
-            [branches[index].context for index in started],
-            logits="none",
-        )
-    forks = [
-        trunk.fork()
-        for trunk, branch in zip(trunks, branches, strict=True)
-        for _ in branch.continuations
-    ]
-    texts = [ids for branch in branches for ids in branch.continuations]
-    logits = engine.forward(forks, [ids[:-1] for ids in texts], logits="all")
-    scores: list[_Score] = []
-    row = 0
-    for ids in texts:
-        scores.append(_score_rows(logits[row : row + len(ids) - 1], ids[1:]))
-        row += len(ids) - 1
-    position = 0
-    for item in batch:
-        count = sum(len(branch.continuations) for branch in item)
-        yield scores[position : position + count]
-        position += count
-
-
-def _trunk(engine: Engine, branch: _Branch, mask: Mask | None) -> Session:
-    longest = max(len(ids) - 1 for ids in branch.continuations)
-    return engine.session(mask, capacity=len(branch.context) + longest)
-
-
-def _score_rows(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> _Score:
-    """``logits`` is [targets, vocabulary]."""
-    top = logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(axis=1, dtype=np.float64))
-    chosen = logits[np.arange(len(targets)), targets] - top[:, 0]
-    return _Score(
-        log_likelihood=float((chosen - log_sum).sum()),
-        is_greedy=bool((logits.argmax(axis=1) == np.asarray(targets)).all()),
-    )
 
 
 def _standard_error(right: Sequence[bool]) -> float | None:

@@ -7,6 +7,7 @@ add one, write it down beside its kin and list it in ``FAMILIES``.
 
 from __future__ import annotations
 
+from slimformer.checkpoint.families.deci import DECI
 from slimformer.checkpoint.families.family import Family
 from slimformer.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from slimformer.checkpoint.families.gpt import GPT2, GPT_NEOX, OPT
@@ -21,17 +22,36 @@ FAMILIES: tuple[Family, ...] = (
     *(GPT2, GPT_NEOX, OPT),
 )
 
-__all__ = ["FAMILIES", "Family", "by_gguf_architecture", "by_huggingface", "by_name"]
+RAGGED_GGUF: tuple[Family, ...] = (DECI,)
+"""How GGUF says the ragged shapes of a family."""
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "by_gguf_architecture",
+    "by_huggingface",
+    "by_name",
+    "writers_of_gguf",
+]
 
 
 def by_gguf_architecture(architecture: str, where: str) -> Family:
     """The family of a GGUF ``general.architecture``."""
     known = {
         family.gguf_architecture: family
-        for family in FAMILIES
+        for family in (*FAMILIES, *RAGGED_GGUF)
         if family.gguf_architecture is not None
     }
     return _known(known, architecture, where)
+
+
+def writers_of_gguf(family: Family) -> tuple[Family, ...]:
+    """The families in whose words GGUF may say a model of this one: its own, and Llama's.
+
+    A shape that Llama can say is a Llama's, whatever family it was of.
+    """
+    own = (family,) if family.gguf_architecture is not None and family != LLAMA else ()
+    return (*own, LLAMA, *RAGGED_GGUF)
 
 
 def by_huggingface(model_type: str, architecture: str, where: str) -> Family:

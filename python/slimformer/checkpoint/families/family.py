@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,10 @@ from slimformer.checkpoint.gguf_header import GgufFile
 from slimformer.config import AttentionConfig, ModelConfig
 
 RowOrder = npt.NDArray[np.intp]
+
+
+GgufLack = Literal["width", "window", "attention_bias", "ffn_bias"]
+"""``width``: heads that together are not as wide as the residual stream."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,10 @@ class Family:
     gguf_interleaved:
         Whether GGUF keeps the two members of a rotary pair next to each other, rows
         (2j, 2j + 1) of a head of q or k; here they are (j, j + rotary_dim / 2).
+    gguf_lacks:
+        What llama.cpp does not run in files of this architecture, though other formats say it.
+    gguf_ragged:
+        Whether GGUF metadata give each layer its own heads, KV heads and neurons, or none.
     """
 
     name: str
@@ -96,6 +104,8 @@ class Family:
     prefix: str = ""
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     gguf_interleaved: bool = False
+    gguf_lacks: frozenset[GgufLack] = frozenset()
+    gguf_ragged: bool = False
 
     def from_huggingface(self, settings: Fields) -> ModelConfig:
         """Shape from the settings of ``config.json``."""
@@ -111,7 +121,9 @@ class Family:
     def from_gguf(self, file: GgufFile) -> ModelConfig:
         """Shape from GGUF metadata and tensor descriptions."""
         assert self.gguf_architecture is not None
-        return read_metadata(self.name, self.gguf_architecture, self.description, file)
+        return read_metadata(
+            self.name, self.gguf_architecture, self.description, file, ragged=self.gguf_ragged
+        )
 
     def gguf_row_order(self, config: ModelConfig, name: str) -> RowOrder | None:
         """For a canonical tensor, the order of stored rows that gives Slimformer's rows.

@@ -12,6 +12,7 @@ GPT2 = Family(
     huggingface_type="gpt2",
     huggingface_class="GPT2LMHeadModel",
     gguf_architecture="gpt2",
+    gguf_lacks=frozenset(("width",)),
     names=named(
         ("embedding", "transformer.wte", "token_embd"),
         ("positions", "transformer.wpe", "position_embd"),
@@ -66,6 +67,7 @@ GPT_NEOX = Family(
     huggingface_type="gpt_neox",
     huggingface_class="GPTNeoXForCausalLM",
     gguf_architecture="gptneox",
+    gguf_lacks=frozenset(("width",)),
     names=named(
         ("embedding", "gpt_neox.embed_in", "token_embd"),
         ("layers.{i}.attention.norm", "gpt_neox.layers.{i}.input_layernorm", "blk.{i}.attn_norm"),

@@ -56,6 +56,13 @@ SMOLLM3 = Family(
     huggingface_type="smollm3",
     huggingface_class="SmolLM3ForCausalLM",
     gguf_architecture="smollm3",
+    gguf_lacks=frozenset(
+        (
+            "window",
+            "attention_bias",
+            "ffn_bias",
+        )
+    ),
     names=NAMES,
     description=Description(
         blocks=Blocks(

@@ -19,6 +19,7 @@ from slimformer.config import (
     AttentionConfig,
     FfnConfig,
     LayerConfig,
+    LinkConfig,
     ModelConfig,
     RopeConfig,
 )
@@ -59,24 +60,29 @@ _READ = frozenset(
 )
 """Settings that every family reads, or that say nothing about the shape."""
 
-_WINDOW, _WINDOW_BASE = "attention.sliding_window", "rope.freq_base_swa"
-_ATTENTION_CAP, _LOGIT_CAP = "attn_logit_softcapping", "final_logit_softcapping"
-_PARALLEL = "use_parallel_residual"
+WINDOW, WINDOW_BASE = "attention.sliding_window", "rope.freq_base_swa"
+ATTENTION_CAP, LOGIT_CAP = "attn_logit_softcapping", "final_logit_softcapping"
+PARALLEL = "use_parallel_residual"
 
 
 def read_metadata(
-    name: str, architecture: str, description: Description, file: GgufFile
+    name: str, architecture: str, description: Description, file: GgufFile, *, ragged: bool = False
 ) -> ModelConfig:
-    """The shape of family ``name`` that a file of that architecture describes."""
+    """The shape of family ``name`` that a file of that architecture describes.
+
+    Where it is ``ragged``, a layer may be without heads (no attention), without KV heads only (a
+    full link in place of attention) or without neurons.
+    """
     settings = _Settings(file.metadata, architecture, description)
     blocks = description.blocks
     channels = settings.dimension("embedding_length")
     n_layers = settings.dimension("block_count", limit=MAX_LAYERS)
-    heads = settings.per_layer("attention.head_count", n_layers, MAX_HEADS)
+    least = 0 if ragged else 1
+    heads = settings.per_layer("attention.head_count", n_layers, least, MAX_HEADS)
     kv_heads = heads
     if "attention.head_count_kv" in settings:
-        kv_heads = settings.per_layer("attention.head_count_kv", n_layers, MAX_HEADS)
-    neurons = settings.per_layer("feed_forward_length", n_layers, MAX_DIMENSION)
+        kv_heads = settings.per_layer("attention.head_count_kv", n_layers, least, MAX_HEADS)
+    neurons = settings.per_layer("feed_forward_length", n_layers, least, MAX_DIMENSION)
     windows = _windows(settings, blocks, n_layers)
     kind = "layer_norm" if blocks.norm == "layer" else "layer_norm_rms"
     layers = []
@@ -89,16 +95,22 @@ def read_metadata(
             _bias(file, blocks.qkv_bias, f"{prefix}.attn_q", f"{prefix}.attn_qkv"),
             _bias(file, blocks.output_bias, f"{prefix}.attn_output"),
         )
-        if key not in seen:
-            seen[key] = _attention(file, settings, blocks, channels, *key)
+        attention: AttentionConfig | LinkConfig | None = None
+        if heads[index] and kv_heads[index]:
+            if key not in seen:
+                seen[key] = _attention(file, settings, blocks, channels, *key)
+            attention = seen[key]
+        elif heads[index]:
+            attention = LinkConfig("full")
         ffn = FfnConfig(
-            neurons[index],
+            max(1, neurons[index]),
             _bias(file, blocks.ffn_bias, f"{prefix}.ffn_down"),
             blocks.norm_place,
             cast(Activation, ACTIVATIONS[blocks.activation]),
             blocks.gated,
         )
-        layers.append(LayerConfig(seen[key], ffn, _parallel(settings, blocks)))
+        parallel = _parallel(settings, blocks)
+        layers.append(LayerConfig(attention, ffn if neurons[index] else None, parallel))
     return ModelConfig(
         family=name,
         vocab_size=_vocab_size(file, architecture),
@@ -113,7 +125,7 @@ def read_metadata(
         embedding_scale=channels**0.5 if blocks.scaled_embedding else 1.0,
         learned_positions=blocks.learned_positions,
         position_offset=blocks.position_offset,
-        logit_soft_cap=settings.cap(description.keys.logit_cap, _LOGIT_CAP),
+        logit_soft_cap=settings.cap(description.keys.logit_cap, LOGIT_CAP),
     )
 
 
@@ -144,13 +156,13 @@ class _Settings:
         keys, blocks = self.description.keys, self.description.blocks
         read = set()
         if blocks.windows is not None:
-            read |= {_WINDOW, f"{_WINDOW}_pattern"}
+            read |= {WINDOW, f"{WINDOW}_pattern"}
         if blocks.rope is not None and blocks.rope.window_key is not None:
-            read.add(_WINDOW_BASE)
+            read.add(WINDOW_BASE)
         if keys.attention_cap is not None:
-            read |= {_ATTENTION_CAP, _LOGIT_CAP}
+            read |= {ATTENTION_CAP, LOGIT_CAP}
         if isinstance(blocks.parallel, str):
-            read.add(_PARALLEL)
+            read.add(PARALLEL)
         return read
 
     def key(self, setting: str) -> str:
@@ -171,7 +183,7 @@ class _Settings:
         """A soft cap, in families that have such a setting; 0 stands for none."""
         return None if key is None else self.number(setting, 0.0) or None
 
-    def per_layer(self, setting: str, n_layers: int, limit: int) -> list[int]:
+    def per_layer(self, setting: str, n_layers: int, least: int, limit: int) -> list[int]:
         """A setting that is one number for all layers or an array with one for each."""
         key = self.key(setting)
         if not isinstance(self.metadata.raw(key), np.ndarray):
@@ -179,8 +191,8 @@ class _Settings:
         values = self.metadata.array(key)
         if values.dtype.kind not in "iu" or len(values) != n_layers:
             self.metadata.fail(key, f"an integer or {n_layers} of them, one a layer", values)
-        if values.min() < 1 or values.max() > limit:
-            self.metadata.fail(key, f"integers from 1 to {limit}", values)
+        if values.min() < least or values.max() > limit:
+            self.metadata.fail(key, f"integers from {least} to {limit}", values)
         return [int(value) for value in values]
 
 
@@ -194,19 +206,19 @@ def _bias(file: GgufFile, source: bool | str, *names: str) -> bool:
 def _parallel(settings: _Settings, blocks: Blocks) -> bool:
     if isinstance(blocks.parallel, bool):
         return blocks.parallel
-    return settings.metadata.boolean(settings.key(_PARALLEL), True)
+    return settings.metadata.boolean(settings.key(PARALLEL), True)
 
 
 def _windows(settings: _Settings, blocks: Blocks, n_layers: int) -> list[int | None]:
     """The window of each layer: which have one follows from the family."""
     windows = blocks.windows
-    if windows is None or settings.metadata.raw(settings.key(_WINDOW)) in (None, 0):
+    if windows is None or settings.metadata.raw(settings.key(WINDOW)) in (None, 0):
         return [None] * n_layers
-    width = settings.dimension(_WINDOW)
-    pattern = settings.metadata.raw(settings.key(f"{_WINDOW}_pattern"))
+    width = settings.dimension(WINDOW)
+    pattern = settings.metadata.raw(settings.key(f"{WINDOW}_pattern"))
     if isinstance(pattern, np.ndarray) and len(pattern) == n_layers:
         return [width if windowed else None for windowed in pattern.tolist()]
-    every = settings.dimension(f"{_WINDOW}_pattern", windows.full_every or n_layers + 1)
+    every = settings.dimension(f"{WINDOW}_pattern", windows.full_every or n_layers + 1)
     return [None if (layer + 1) % every == 0 else width for layer in range(n_layers)]
 
 
@@ -251,7 +263,7 @@ def _attention(
         output_bias=output_bias,
         norm_place=blocks.norm_place,
         window=window,
-        soft_cap=settings.cap(settings.description.keys.attention_cap, _ATTENTION_CAP),
+        soft_cap=settings.cap(settings.description.keys.attention_cap, ATTENTION_CAP),
         qk_norm=blocks.qk_norm,
         q_norm_divisor=n_heads * head_dim if width else None,
         k_norm_divisor=n_kv_heads * head_dim if width else None,
@@ -278,7 +290,7 @@ def _rope(
     assert blocks.rope is not None
     rotary_dim = settings.dimension("rope.dimension_count", head_dim)
     if window is not None and blocks.rope.window_key is not None:
-        return RopeConfig(rotary_dim, settings.number(_WINDOW_BASE, 10000.0))
+        return RopeConfig(rotary_dim, settings.number(WINDOW_BASE, 10000.0))
     factors = _rope_factors(file, rotary_dim)
     return rope_from_gguf(
         settings.metadata, settings.architecture, rotary_dim, factors, blocks.rope.theta

@@ -11,6 +11,12 @@ OLMO2 = Family(
     huggingface_type="olmo2",
     huggingface_class="Olmo2ForCausalLM",
     gguf_architecture="olmo2",
+    gguf_lacks=frozenset(
+        (
+            "width",
+            "attention_bias",
+        )
+    ),
     names=named(
         (
             "layers.{i}.attention.post_norm",

@@ -14,6 +14,12 @@ PHI3 = Family(
     huggingface_type="phi3",
     huggingface_class="Phi3ForCausalLM",
     gguf_architecture="phi3",
+    gguf_lacks=frozenset(
+        (
+            "width",
+            "window",
+        )
+    ),
     names=named(*((name, None, None) for name in (*_QKV, *_GATE_UP)), base=NAMES),
     packed=(
         Packed("model.layers.{i}.self_attn.qkv_proj", _QKV),

@@ -13,6 +13,12 @@ QWEN2 = Family(
     huggingface_type="qwen2",
     huggingface_class="Qwen2ForCausalLM",
     gguf_architecture="qwen2",
+    gguf_lacks=frozenset(
+        (
+            "width",
+            "window",
+        )
+    ),
     names=NAMES,
     description=Description(blocks=Blocks(qkv_bias=True, windows=_WINDOWS)),
 )
@@ -22,6 +28,7 @@ QWEN3 = Family(
     huggingface_type="qwen3",
     huggingface_class="Qwen3ForCausalLM",
     gguf_architecture="qwen3",
+    gguf_lacks=frozenset(("window",)),
     names=(*NAMES, *QK_NORM_NAMES),
     description=Description(
         blocks=Blocks(

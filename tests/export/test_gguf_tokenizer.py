@@ -1,0 +1,127 @@
+"""Tokenizers as GGUF metadata, read again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from reference.models import tiny_tokenizer
+from slimformer.checkpoint import TokenizerAssets
+from slimformer.checkpoint.fields import Fields
+from slimformer.checkpoint.gguf_tokenizer import BYTE_LEVEL_KINDS, tokenizer_from_gguf
+from slimformer.errors import UnsupportedModelError
+from slimformer.export.gguf_tokenizer import CONTROL, UNUSED, tokenizer_metadata
+from slimformer.tokenizer import Tokenizer
+
+TEXTS = ("the light of 1,234 engines", "  two\n\nlines\tof ünïcode", "don't <|end|> <s>", "")
+
+
+def changed(assets: TokenizerAssets, **changes: Any) -> TokenizerAssets:
+    """The assets with parts of their ``tokenizer.json`` replaced."""
+    description = json.loads(assets.tokenizer_json)
+    description["model"] |= changes.pop("model", {})
+    return TokenizerAssets(json.dumps({**description, **changes}), bos="<|begin|>", eos="<|end|>")
+
+
+def read_again(assets: TokenizerAssets, vocab_size: int = 300) -> TokenizerAssets:
+    found = tokenizer_from_gguf(Fields("test", arrays(assets, vocab_size)), vocab_size)
+    assert found is not None
+    return found
+
+
+def arrays(assets: TokenizerAssets, vocab_size: int) -> dict[str, Any]:
+    """The metadata as a reader sees it, with arrays of numbers."""
+    import numpy as np
+
+    return {
+        key: np.asarray(value) if isinstance(value, list) and type(value[0]) is not str else value
+        for key, value in tokenizer_metadata(assets, vocab_size).items()
+    }
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL_KINDS)
+def test_every_byte_level_kind_comes_back(name: str) -> None:
+    kind = BYTE_LEVEL_KINDS[name]
+    before = changed(
+        tiny_tokenizer(),
+        normalizer=kind.get("normalizer"),
+        pre_tokenizer={"type": "Sequence", "pretokenizers": kind["steps"]},
+        model={"ignore_merges": kind.get("ignore_merges", False)},
+    )
+    assert tokenizer_metadata(before, 300)["tokenizer.ggml.pre"] == name
+    ours, theirs = Tokenizer(before), Tokenizer(read_again(before))
+    for text in TEXTS:
+        assert theirs.encode(text, special=True) == ours.encode(text, special=True)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_comes_back(prefix: bool) -> None:
+    escape = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    if prefix:
+        escape.insert(0, {"type": "Prepend", "prepend": "▁"})
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += ["▁", *"thelig", "th", "▁th", "▁the", "li", "lig", "ligh", "the"]
+    merges = [("t", "h"), ("▁", "th"), ("▁th", "e"), ("l", "i"), ("li", "g"), ("lig", "h")]
+    merges.append(("th", "e"))
+    before = changed(
+        tiny_tokenizer(),
+        normalizer={"type": "Sequence", "normalizers": escape},
+        pre_tokenizer=None,
+        decoder=None,
+        added_tokens=[
+            {
+                "id": index,
+                "content": token,
+                "special": True,
+                **dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False),
+            }
+            for index, token in enumerate(tokens[:3])
+        ],
+        model={
+            "vocab": {token: index for index, token in enumerate(tokens)},
+            "merges": merges,
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "unk_token": "<unk>",
+        },
+    )
+    before = TokenizerAssets(before.tokenizer_json, bos="<s>", eos="</s>", add_bos=True)
+    after = read_again(before)
+    assert (after.bos, after.eos, after.add_bos) == ("<s>", "</s>", True)
+    ours, theirs = Tokenizer(before), Tokenizer(after)
+    for text in (*TEXTS, "the light the th lit"):
+        assert theirs.encode(text) == ours.encode(text)
+
+
+def test_what_ends_a_generation_comes_back() -> None:
+    before = tiny_tokenizer()
+    before = TokenizerAssets(
+        before.tokenizer_json, before.chat_template, "<|begin|>", "<|end|>", False, (0, 1)
+    )
+    after = read_again(before)
+    assert after.stop_ids == (0, 1)
+    assert after.chat_template == before.chat_template
+    assert (after.bos, after.eos, after.add_bos) == ("<|begin|>", "<|end|>", False)
+
+
+def test_rows_beyond_the_vocabulary_get_names() -> None:
+    metadata = tokenizer_metadata(tiny_tokenizer(300), 303)
+    assert metadata["tokenizer.ggml.tokens"][300:] == ["[PAD300]", "[PAD301]", "[PAD302]"]
+    assert metadata["tokenizer.ggml.token_type"][300:] == [UNUSED] * 3
+    assert metadata["tokenizer.ggml.token_type"][:2] == [CONTROL] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"type": "Unigram"}}, "models of type 'Unigram'"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "none that GGUF has a name for"),
+    ],
+)
+def test_other_kinds_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        tokenizer_metadata(changed(tiny_tokenizer(), **changes), 300)
+    with pytest.raises(UnsupportedModelError, match="token 200 has no row"):
+        tokenizer_metadata(tiny_tokenizer(), 200)

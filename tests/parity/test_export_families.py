@@ -1,0 +1,151 @@
+"""Random models of every family, exported: other engines say what this one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parity.test_random_families import CASES, Case, prefill_and_decode, write_random
+from reference.peers import (
+    llama_cpp_logits,
+    open_in_llama_cpp,
+    open_in_transformers,
+    transformers_logits,
+)
+from slimformer.checkpoint import Checkpoint, load
+from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.engine import Engine
+from slimformer.errors import UnsupportedModelError
+from slimformer.export import export
+from slimformer.prune import explicit, prune
+
+TOLERANCES = {"silu": 1e-4, "gelu": 2e-3, "gelu_tanh": 2e-3, "relu": 1e-4}
+"""Of the largest logit. llama.cpp takes gelu from a table in half precision."""
+
+LENGTH = 60
+
+# Scores scaled by something else than the width of a head have no word in GGUF.
+HEAD_SCALE = {"query_pre_attn_scalar": 10}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gemma2": HEAD_SCALE,
+    "gemma3": HEAD_SCALE,
+    "gemma3, scaled": {**HEAD_SCALE, "layer_types": ["sliding_attention"] * 4},
+}
+
+REFUSED = {
+    "mistral": "window",  # its files say llama, which has none
+    "qwen2, windows": "window",
+    "qwen3, biases": "qk_norm",  # and windows, so that only Llama's words are left
+    "smollm3": "entries of a head are rotated",  # every other layer, and not every fourth
+    "smollm3, every fourth": "entries of a head are rotated",  # with biases
+    "gemma3, scaled": "norm_offset",  # which of its layers have a window is not said
+    "phi3": "window",
+    "olmo2, biases": "norm_place",
+    "opt": "norm",
+}
+"""What GGUF, or llama.cpp, has no word for: part of the message that says so."""
+
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def write(case: Case, folder: Path) -> Checkpoint:
+    settings = {**case.settings, **SETTINGS.get(case.name, {})}
+    write_random(Case(case.name, case.architecture, settings), folder)
+    return load(folder)
+
+
+def check(checkpoint: Checkpoint, path: Path) -> None:
+    """The file is read here as what it was; llama.cpp comes to the same logits."""
+    rng = np.random.default_rng(2)
+    tokens = [int(token) for token in rng.integers(0, checkpoint.config.vocab_size, LENGTH)]
+    expected = prefill_and_decode(checkpoint, tokens)
+    again = prefill_and_decode(load(path), tokens)
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(again, expected, rtol=0, atol=1e-5 * scale)
+    theirs = llama_cpp_logits(open_in_llama_cpp(path, context=LENGTH), tokens)
+    ffns = [f for layer in checkpoint.config.layers if isinstance(f := layer.ffn, FfnConfig)]
+    (activation,) = {ffn.activation for ffn in ffns}
+    np.testing.assert_allclose(theirs, expected, rtol=0, atol=TOLERANCES[activation] * scale)
+
+
+@each
+def test_as_it_is(case: Case, tmp_path: Path) -> None:
+    checkpoint = write(case, tmp_path / "model")
+    if case.name in REFUSED:
+        with pytest.raises(UnsupportedModelError, match=REFUSED[case.name]):
+            export(checkpoint, tmp_path / "model.gguf", to="gguf")
+        return
+    done = export(checkpoint, tmp_path / "model.gguf", to="gguf", dtype="f32")
+    assert done.changes == []
+    check(checkpoint, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    "name", ["mistral, all seen", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2"]
+)
+def test_pruned_raggedly_and_filled_up(name: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    dense = write(case, tmp_path / "model")
+    attention = dense.config.layers[1].attention
+    assert isinstance(attention, AttentionConfig)
+    recipe = explicit(dense, heads={1: (0, 2, 3)}, drop_ffn=(2,), neurons={0: tuple(range(20))})
+    slim = prune(dense, recipe, repair="none")
+    done = export(slim, tmp_path / "model.gguf", to="gguf", dtype="f32", pad=True)
+    assert done.added_parameters > 0
+    check(slim, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("name", ["mistral, all seen", "qwen2"])
+def test_ragged_kin_of_llama_are_deci_too(name: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    slim = ragged(case, tmp_path / "model")
+    export(slim, tmp_path / "model.gguf", to="gguf", dtype="f32")
+    check(slim, tmp_path / "model.gguf")
+
+
+def ragged(case: Case, folder: Path) -> Checkpoint:
+    """Uneven heads, one attention and one FFN less."""
+    dense = write(case, folder)
+    recipe = explicit(dense, heads={1: (0, 2, 3)}, drop_attention=(0,), drop_ffn=(2,))
+    return prune(dense, recipe, repair="none")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mistral", "mistral, all seen", "qwen2", "qwen2, windows", "qwen3", "qwen3, biases"),
+        *("smollm3", "smollm3, every fourth", "gemma"),
+    ],
+)
+def test_ragged_kin_of_llama_open_in_transformers(name: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    slim = ragged(case, tmp_path / "model")
+    export(slim, tmp_path / "out", to="huggingface")
+    peer = open_in_transformers(tmp_path / "out", trust_remote_code=True)
+    rng = np.random.default_rng(2)
+    tokens = [int(token) for token in rng.integers(0, slim.config.vocab_size, LENGTH)]
+    expected = prefill_and_decode(slim, tokens)
+    scale = float(np.abs(expected).max())
+    found = transformers_logits(peer, tokens)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
+    ours = Engine(slim, weights="f32").generate_ids(tokens[:45], max_tokens=10)
+    start = torch_tokens(tokens[:45])
+    ids = peer.generate(start, max_new_tokens=10, do_sample=False, eos_token_id=None)
+    assert ids[0, 45:].tolist() == ours
+
+
+def torch_tokens(tokens: list[int]) -> Any:
+    import torch
+
+    return torch.tensor([tokens])
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi3, partial rotation", "olmo2", "gpt2", "opt"])
+def test_other_ragged_families_are_refused(name: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    slim = ragged(case, tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match="known to no class in transformers"):
+        export(slim, tmp_path / "out", to="huggingface")

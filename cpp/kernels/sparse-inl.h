@@ -25,9 +25,9 @@ namespace slimformer::kernels {
 namespace {
 namespace sparse {
 
-// Values are fetched into the L2 cache so far ahead: half a microsecond at the rate of memory. The
-// next panel follows, its masks included.
-constexpr std::size_t kAheadBytes = std::size_t{8} << 10;
+// Values are fetched into the L2 cache so far ahead: a microsecond at the rate of memory. The next
+// panel follows, its scales and masks first, whose several kilobytes the values then skip.
+constexpr std::size_t kAheadBytes = std::size_t{16} << 10;
 
 struct Shape {
   std::size_t groups;

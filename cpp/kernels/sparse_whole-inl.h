@@ -49,6 +49,7 @@ template <class Form, class Expander, std::size_t kRows>
   for (std::size_t r = 0; r < kRows; ++r) {
     dots[r][0] = dots[r][1] = Weights::Start(x[r * x_stride]);
   }
+#pragma GCC unroll 4
   for (std::size_t i = 0; i < steps; ++i) {
     alignas(64) std::byte step[Form::kStepBytes];
     ExpandStep<Form, Expander>(cursor, step);
@@ -78,10 +79,11 @@ inline void WholeTile(Cursor<Form>& from, const typename Form::Dot::Input* x, st
   Vector::F sums[kRows][2];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vector::Zero();
-  for (std::size_t group = 0; group < groups; ++group) {
-    const std::size_t steps = group + 1 < groups ? kSteps : last_steps;
-    AddGroup<Form, Expander, kRows>(cursor, x + group, x_stride, steps, sums);
+  const std::size_t full = last_steps == kSteps ? groups : groups - 1;
+  for (std::size_t group = 0; group < full; ++group) {
+    AddGroup<Form, Expander, kRows>(cursor, x + group, x_stride, kSteps, sums);
   }
+  if (full < groups) AddGroup<Form, Expander, kRows>(cursor, x + full, x_stride, last_steps, sums);
   StoreTile(sums, y, y_stride, accumulate);
   from = cursor;
 }

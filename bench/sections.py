@@ -185,8 +185,8 @@ def sparse_section(
     halved = sparsify(checkpoint, 0.5, names=matrices)
     yield "## Half of the weights zero"
     yield ""
-    yield "Times as fast, and the share of bytes, kept sparse against kept dense; embedding and "
-    yield "head are halved too."
+    yield "Times as fast, and the share of bytes, kept sparse against kept dense; embedding"
+    yield "and head are halved too."
     yield ""
     yield f"| weights | prefill of {workload.prompt} | decode of {workload.generate} | bytes |"
     yield "|---|---:|---:|---:|"

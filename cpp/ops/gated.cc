@@ -56,6 +56,7 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, cons
     panel_scratch.Include(layers.up);
     panel_scratch.Take(workspace, threads);
     std::vector<Scratch> scratch;
+    scratch.reserve(threads);
     for (std::size_t worker = 0; worker < threads; ++worker) {
       scratch.push_back(
           {workspace.Take<float>(height * unit), workspace.Take<float>(height * unit)});

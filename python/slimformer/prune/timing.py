@@ -40,7 +40,7 @@ TOKENS = {"prefill": 256, "decode": 24}
 ROUNDS = 7
 """Times that two models take turns."""
 
-PACKINGS = 3
+PACKINGS = 5
 """Where a model comes to lie in memory changes its speed by a percent or two: what is promised is
 the median of so many packings of it."""
 

@@ -17,7 +17,6 @@ from slimformer.cli.options import (
     SeedOption,
     ThreadsOption,
     Weights,
-    WeightsOption,
     parse_indices,
     parse_kept_heads,
     parse_names,
@@ -100,7 +99,10 @@ def prune(
     phase: Annotated[
         Phase, typer.Option(help="What --speedup is for.", rich_help_panel=BUDGET)
     ] = Phase.DECODE,
-    weights: WeightsOption = Weights.BF16,
+    weights: Annotated[
+        Weights,
+        typer.Option(help="Type of the packed weights that speed is for.", rich_help_panel=BUDGET),
+    ] = Weights.BF16,
     recipe: Annotated[
         Path | None,
         typer.Option(

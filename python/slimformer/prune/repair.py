@@ -201,8 +201,9 @@ class _Repair:
         inputs = np.empty((*self.stream.shape[:2], len(kept)), np.float32)
         engine = self._engine(self.dense, source, sub_block)
         tap = TAPS[sub_block]
-        evidence = []
-        for part in self.parts:
+
+        def gather(part: slice) -> list[Evidence]:
+            """The evidence of one part; its sums take a gigabyte in wide layers, and go with it."""
             sums = _EvidenceSums(len(kept), weight.shape[0], self._products, self.threads)
             for rows, after, captured in chunks(engine, self.read[part], capture=[tap]):
                 there = slice(part.start + rows.start, part.start + rows.stop)
@@ -212,7 +213,9 @@ class _Repair:
                 drift = (target - self._after(after, there)) * divisors
                 inputs[there] = captured[tap][..., kept]
                 sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
-            evidence.append(sums.evidence(name))
+            return sums.evidence(name)
+
+        evidence = [gather(part) for part in self.parts]
         old = output.weight[:, kept].astype(np.float64)
         new, without = old, [old] * len(self.parts)
         for parts, first in zip(zip(*evidence, strict=True), FIRST_DAMPINGS, strict=True):

@@ -14,8 +14,9 @@ from slimformer.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, ModelConfig
 from slimformer.engine import Engine, Weights
 from slimformer.evaluate import SHORT_PROMPT, Contender, Runner, run_rounds
-from slimformer.evaluate.speed import decode_bytes, prefill_flops, some_tokens
+from slimformer.evaluate.speed import decode_bytes, prefill_flops
 from slimformer.prune.sparsify import sparsify
+from slimformer.stopwatch import some_tokens
 
 BATCH = 8
 

@@ -37,6 +37,7 @@ PYTHON_LEVELS = {
     "engine": 3,
     "generation": 3,
     "packing": 3,
+    "stopwatch": 3,
     "prune": 4,
     "train": 5,
     "export": 5,

@@ -113,6 +113,8 @@ def test_an_impossible_budget(run: Run, dense: Path, text: Path, tmp_path: Path)
         ("prune", "model", "out"),
         ("prune", "model", "out", "--keep", "1.5"),
         ("prune", "model", "out", "--keep", "0.5", "--max-bytes", "1MB"),
+        ("prune", "model", "out", "--keep", "0.5", "--speedup", "1.5"),
+        ("prune", "model", "out", "--speedup", "0.5"),
         ("prune", "model", "out", "--max-bytes", "much"),
         ("prune", "model", "out", "--heads", "4"),
         ("bench", "model", "--weights", "f64"),

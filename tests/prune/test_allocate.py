@@ -13,7 +13,7 @@ from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConf
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.prune import apply, plan
 from slimformer.prune.recipe import KeptAttention, KeptFfn, Recipe, keep_all
-from slimformer.prune.structures import STRUCTURES, layer_price
+from slimformer.prune.structures import STRUCTURES, parameters_price
 
 
 def uniform_model(layers: int = 6, neurons: int = 320) -> Checkpoint:
@@ -187,7 +187,7 @@ def test_prices_add_up_to_the_model(seed: int) -> None:
     for index, layer in enumerate(config.layers):
         attention = layer.attention if isinstance(layer.attention, AttentionConfig) else None
         ffn = layer.ffn if isinstance(layer.ffn, FfnConfig) else None
-        total += layer_price(config, index, lambda name: 1).of(
+        total += parameters_price(config, index).of(
             attention.n_heads if attention else 0,
             attention.n_kv_heads if attention else 0,
             ffn.n_neurons if ffn else 0,

@@ -17,11 +17,10 @@ from slimformer.engine import Engine, Mask
 from slimformer.errors import DataError
 from slimformer.prune import apply, plan, profile
 from slimformer.prune.budget import keep_budget
-from slimformer.prune.divergence import Predictions
 from slimformer.prune.importance import CRITERIA, RATES, Criterion, score_model
-from slimformer.prune.importance.loss import PREDICTION_STRIDE, SCARCITY
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.importance.statistics import layer_statistics
+from slimformer.prune.stream import embed
 
 TEXT = ["the river of light and the stone engine " * 40]
 
@@ -75,7 +74,8 @@ def test_statistics_are_those_of_the_reference(seed: int) -> None:
     for window in windows:
         captured.append({})
         forward(model.config, model.read_f32, window.tolist(), captured=captured[-1])
-    for index, found in enumerate(layer_statistics(model, windows, inputs="grams", threads=1)):
+    flow = layer_statistics(model, embed(model, windows), inputs="grams", threads=1)
+    for index, found in enumerate(flow):
         before = np.concatenate([one[index, "attention_input"] for one in captured])
         after = np.concatenate([one[index, "layer_output"] for one in captured])
         lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
@@ -132,50 +132,6 @@ def dearness(model: Checkpoint) -> npt.NDArray[np.float64]:
     assert by_error is not None
     assert by_energy is not None
     return np.asarray(by_error / by_energy)
-
-
-@pytest.mark.parametrize("sub_block", ["attention", "ffn"])
-def test_loss_prices_what_a_sub_block_does_to_the_predictions(sub_block: str) -> None:
-    model = uniform_model(layers=3, neurons=24)
-    projection = {"attention": "attention.o", "ffn": "ffn.down"}[sub_block]
-    faint = model.with_tensors(
-        {
-            name: model.read(name) * np.float32(0.1)
-            for name in model.tensors
-            if name == f"layers.1.{projection}.weight"
-        }
-    )
-    prices = [getattr(rate(one, "loss")[1], sub_block) for one in (model, faint)]
-    # Divergence grows with the square of what is added, as long as that is little.
-    assert prices[1] < 0.05 * prices[0]
-
-
-def test_units_get_dearer_as_others_go() -> None:
-    model = uniform_model(layers=2, neurons=40)
-    # One window in three is kept for the trials.
-    by_error = rate(model, "obs", windows=slice(2))[0].neurons
-    by_loss = rate(model, "loss")[0].neurons
-    assert by_error is not None
-    assert by_loss is not None
-    order = np.argsort(by_error, kind="stable")
-    rates = by_loss[order] / by_error[order]
-    assert np.all(np.diff(rates) > 0)
-    assert rates[20] == pytest.approx(2**SCARCITY * rates[0], rel=1e-6)
-
-
-def test_loss_is_what_the_trial_costs() -> None:
-    """With one head and one neuron, the trial removes the sub-block."""
-    model = uniform_model(layers=2, neurons=1)
-    scores = rate(model, "loss")
-    engine = Engine(model, weights="f32")
-    windows = windows_of(model)[-1:]
-    places = slice(None, None, PREDICTION_STRIDE)
-    dense = engine.forward([engine.session()], list(windows), logits="all")[places]
-    for index, rated in enumerate(scores):
-        mask = Mask(skip_ffn=(index,))
-        cut = engine.forward([engine.session(mask)], list(windows), logits="all")[places]
-        expected = Predictions(dense).divergence(cut)
-        assert rated.ffn == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
 def test_what_adds_nothing_costs_nothing() -> None:

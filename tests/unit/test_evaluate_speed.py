@@ -14,6 +14,7 @@ from slimformer.engine import Engine
 from slimformer.errors import ConfigError, SlimformerError
 from slimformer.evaluate import (
     Contender,
+    Times,
     find_collapses,
     logits_digest,
     measure_footprint,
@@ -57,8 +58,8 @@ class Stopwatch:
     name = "peer"
     max_positions = 64
 
-    def run(self, prompt: int, generate: int) -> speed.Times:
-        return speed.Times(float(prompt), float(generate))
+    def run(self, prompt: int, generate: int) -> Times:
+        return Times(float(prompt), float(generate))
 
 
 def test_another_engine_takes_part(checkpoint: Checkpoint) -> None:

@@ -18,15 +18,13 @@ from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
 from slimformer.engine import Moments
 from slimformer.errors import BudgetError
+from slimformer.prune.outputs import PROJECTIONS
 from slimformer.prune.recipe import KeptFfn, KeptLayer, Recipe, keep_all, keep_heads
-from slimformer.prune.stream import chunks, embed, layer_engine
-from slimformer.prune.structures import layer_price
+from slimformer.prune.stream import TAPS, chunks, embed, layer_engine
+from slimformer.prune.structures import parameters_price
 from slimformer.prune.surgery import kept_columns
 
 Array = npt.NDArray[np.float64]
-
-SITES = {"attention": "attention_heads", "ffn": "ffn_neurons"}
-PROJECTIONS = {"attention": "attention.o", "ffn": "ffn.down"}
 
 
 class _Unit(NamedTuple):
@@ -49,7 +47,7 @@ def prune(task: Task) -> Checkpoint:
         task.progress("measure layers", index, len(config.layers))
         moments = _moments(layer, task.threads)
         engine = layer_engine(task.dense, index, threads=task.threads)
-        sites = {SITES[name]: held for name, held in moments.items()}
+        sites = {TAPS[name]: held for name, held in moments.items()}
         for rows, after, _ in chunks(engine, stream, moments=sites):
             stream[rows] = after
         for sub_block, held in moments.items():
@@ -73,7 +71,7 @@ def _units(task: Task, index: int, sub_block: str, variance: Array) -> list[_Uni
     weight = task.dense.read_f32(name).astype(np.float64)
     scores = variance * np.einsum("oi,oi->i", weight, weight)
     scores = (scores - scores.mean()) / max(float(scores.std()), 1e-150)
-    price = layer_price(task.dense.config, index, task.budget.rate)
+    price = parameters_price(task.dense.config, index)
     attention = task.dense.config.layers[index].attention
     if sub_block == "ffn":
         return [_Unit(float(s), index, "ffn", n, price.neuron) for n, s in enumerate(scores)]

@@ -15,7 +15,7 @@ from slimformer.prune.allocate import Allocation, allocate
 from slimformer.prune.budget import Budget, keep_budget
 from slimformer.prune.importance.scores import Scores
 from slimformer.prune.stream import Windows
-from slimformer.prune.structures import Structure, layer_price
+from slimformer.prune.structures import Structure, parameters_price
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Task:
         for index, layer in enumerate(config.layers):
             if isinstance(layer.ffn, FfnConfig):
                 counts[index] = layer.ffn.n_neurons
-                price[index] = layer_price(config, index, budget.rate).neuron
+                price[index] = parameters_price(config, index).neuron
         total = sum(counts[index] * price[index] for index in counts)
         excess = config.non_embedding_parameters() - budget.limit
         share = 1 - excess / total if total else 0.0

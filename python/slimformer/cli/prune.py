@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from slimformer.cli.options import (
     ModelArgument,
     SeedOption,
     ThreadsOption,
+    Weights,
     parse_indices,
     parse_kept_heads,
     parse_names,
@@ -52,6 +54,13 @@ class Dtype(str, enum.Enum):
     F16 = "f16"
 
 
+class Phase(str, enum.Enum):
+    """What a speed-up is for."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
 BUDGET = "Budget"
 LISTS = "By name"
 METHOD = "Method"
@@ -75,6 +84,25 @@ def prune(
         str | None,
         typer.Option(metavar="SIZE", help="Such as 180MB.", rich_help_panel=BUDGET),
     ] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            help="Times as fast as MODEL on this machine, checked by timing.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
+    decode_tokens_per_second: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Speed of one sequence, likewise.", rich_help_panel=BUDGET),
+    ] = None,
+    phase: Annotated[
+        Phase, typer.Option(help="What --speedup is for.", rich_help_panel=BUDGET)
+    ] = Phase.DECODE,
+    weights: Annotated[
+        Weights,
+        typer.Option(help="Type of the packed weights that speed is for.", rich_help_panel=BUDGET),
+    ] = Weights.BF16,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -170,14 +198,20 @@ def prune(
         "neurons": neurons,
     }
     size = parse_size(max_bytes)
-    choices = [keep is not None, size is not None, recipe is not None, any(lists.values())]
+    budgets = (keep, size, speedup, decode_tokens_per_second)
+    choices = [*(budget is not None for budget in budgets), recipe is not None, any(lists.values())]
     if sum(choices) != 1:
         raise typer.BadParameter(
-            "expected one of --keep, --max-bytes and --recipe, or lists such as --drop-layers"
+            "expected one of --keep, --max-bytes, --speedup, --decode-tokens-per-second and "
+            "--recipe, or lists such as --drop-layers"
         )
     options = {
         "keep": keep,
         "max_bytes": size,
+        "speedup": speedup,
+        "decode_tokens_per_second": decode_tokens_per_second,
+        "weights": weights.value,
+        "phase": phase.value,
         "structures": parse_names(structures),
         "criterion": criterion,
         "allocation": allocation,
@@ -192,9 +226,10 @@ def prune(
     smallest = 2 * (keep or 0.0) * dense.config.non_embedding_parameters()
     check_output(output, needed_bytes=int(smallest))
 
-    from slimformer.prune import load_calibration
+    from slimformer.prune import Setting, load_calibration
     from slimformer.prune import prune as make
 
+    state = output.with_name(f".{output.name}.slimformer-unfinished")
     texts = load_calibration(calibration) if calibration else None
     with progress_display() as progress:
         common: dict[str, Any] = {
@@ -203,12 +238,17 @@ def prune(
             "seed": seed,
             "threads": threads,
             "progress": progress,
+            "state": state,
         }
         chosen = _recipe(dense, recipe, lists, {**options, **common})
         slim = make(dense, chosen, repair=repair.value, dtype=dtype.value, **common)
         slim.save(output)
+    shutil.rmtree(state, ignore_errors=True)
     _save_outline(model, dense, output, chosen, _calibrated_on(calibration, seed))
-    _tell(slim, output, chosen, json=json)
+    gained = None
+    if speedup is not None or decode_tokens_per_second is not None:
+        gained = Setting(phase.value, weights.value, threads).speedup(dense, slim)
+    _tell(slim, output, chosen, gained, json=json)
 
 
 def _recipe(
@@ -248,7 +288,9 @@ def _save_outline(
     outline(*candidates, calibrated_on=calibrated_on).save(output)
 
 
-def _tell(slim: Checkpoint, output: Path, recipe: Recipe, *, json: bool) -> None:
+def _tell(
+    slim: Checkpoint, output: Path, recipe: Recipe, gained: float | None, *, json: bool
+) -> None:
     from slimformer.report.summary import describe_layers, file_bytes
     from slimformer.report.tables import layers_table, megabytes, millions
 
@@ -261,6 +303,7 @@ def _tell(slim: Checkpoint, output: Path, recipe: Recipe, *, json: bool) -> None
                 "parameters": config.parameters(),
                 "non_embedding_parameters": config.non_embedding_parameters(),
                 "bytes": stored,
+                "speedup": gained,
                 "recipe": recipe.to_dict(),
             }
         )
@@ -271,3 +314,5 @@ def _tell(slim: Checkpoint, output: Path, recipe: Recipe, *, json: bool) -> None
         f"{millions(config.non_embedding_parameters())} outside the embedding, "
         f"{megabytes(stored)}"
     )
+    if gained is not None:
+        typer.echo(f"measured: {gained:.2f} times as fast as the dense model")

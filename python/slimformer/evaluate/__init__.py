@@ -5,17 +5,16 @@ from slimformer.evaluate.footprint import Footprint, logits_digest, measure_foot
 from slimformer.evaluate.perplexity import TextResult, evaluate_text, read_text
 from slimformer.evaluate.probe import ProbeResult, probe_generation
 from slimformer.evaluate.speed import (
-    SHORT_PROMPT,
     Contender,
     Runner,
     Speed,
     Spread,
-    Times,
     measure_speed,
     run_rounds,
 )
 from slimformer.evaluate.task_files import Item, Task, find_tasks, load_task, recurring_words
 from slimformer.evaluate.tasks import TaskResult, evaluate_task
+from slimformer.stopwatch import SHORT_PROMPT, Times
 
 __all__ = [
     "SHORT_PROMPT",

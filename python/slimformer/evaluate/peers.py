@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from slimformer.errors import ConfigError
-from slimformer.evaluate.speed import Times, some_tokens
+from slimformer.stopwatch import Times, some_tokens
 
 PACKAGES = {"llama.cpp": "llama_cpp", "OpenVINO GenAI": "openvino_genai"}
 """The module that each peer is."""

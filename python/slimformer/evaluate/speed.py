@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from slimformer.config import AttentionConfig, ModelConfig
 from slimformer.errors import ConfigError
 from slimformer.progress import Progress, silent
+from slimformer.stopwatch import SHORT_PROMPT, Times, time_sequence
 
 if TYPE_CHECKING:
     from slimformer.engine import Engine
-
-SHORT_PROMPT = 16
-"""Tokens before the decoded ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +28,6 @@ class Spread:
     def of(values: Sequence[float]) -> Spread:
         """The spread of one value or more."""
         return Spread(statistics.median(values), min(values), max(values))
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Seconds of a prompt up to the logits of its last token, and of the tokens after it."""
-
-    prefill: float
-    decode: float
 
 
 class Runner(Protocol):
@@ -72,14 +59,7 @@ class Contender:
 
     def run(self, prompt: int, generate: int) -> Times:
         """See Runner."""
-        ids = some_tokens(self.engine.config.vocab_size, prompt)
-        session = self.engine.session(capacity=prompt + generate)
-        start = time.perf_counter()
-        logits = session.extend(ids)
-        prefilled = time.perf_counter()
-        for _ in range(generate):
-            logits = session.extend([int(logits.argmax())])
-        return Times(prefilled - start, time.perf_counter() - prefilled)
+        return time_sequence(self.engine, prompt, generate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +199,3 @@ def decode_bytes(engine: Engine) -> float:
     config = engine.config
     unread = 0 if config.tied_head else config.vocab_size * config.n_channels
     return engine.weight_bytes * (1 - unread / config.parameters())
-
-
-def some_tokens(vocab_size: int, count: int, *, seed: int = 0) -> list[int]:
-    """Token ids from anywhere in the vocabulary, the same for the same seed."""
-    return [int(token) for token in np.random.default_rng(seed).integers(0, vocab_size, count)]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from slimformer.prune.calibrate import load_calibration
 from slimformer.prune.masks import to_mask
-from slimformer.prune.pipeline import Profile, explicit, plan, profile, prune
+from slimformer.prune.pipeline import Profile, explicit, profile, prune
+from slimformer.prune.planning import plan
 from slimformer.prune.recipe import Recipe
 from slimformer.prune.sample import sample_calibration
 from slimformer.prune.surgery import apply
+from slimformer.prune.timing import Setting
 
 __all__ = [
     "Profile",
     "Recipe",
+    "Setting",
     "apply",
     "explicit",
     "load_calibration",

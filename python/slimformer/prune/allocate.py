@@ -85,7 +85,7 @@ def allocate(
 
 def _granule(remainder: Remainder) -> int:
     """Neurons that go together: a panel where a budget can still be hit closely, else fewer."""
-    dearest = max((price.neuron for price in remainder.prices), default=0)
+    dearest = max((price.neuron for price in remainder.prices), default=0.0)
     granule = PANEL
     while granule > 1 and granule * dearest > GRANULE_SHARE * remainder.weight:
         granule //= 2

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint
+from slimformer.config import ModelConfig
 from slimformer.errors import BudgetError
-from slimformer.prune.structures import Rate
+from slimformer.prune.structures import Price, layer_price, parameters_price
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,19 +17,20 @@ class Budget:
     """What the model may weigh.
 
     ``fixed`` is the weight of what no pruning of layers touches, ``unit`` what one unit of the
-    user's measure weighs: the dense model for a share, one byte for bytes.
+    user's measure weighs, which ``measure`` writes: the dense model for a share, one byte for
+    bytes. ``price`` says what the parts of a model's layer weigh.
     """
 
     label: str
     limit: float
     fixed: int
     unit: float
-    rate: Rate
+    measure: str
+    price: Callable[[ModelConfig, int], Price]
 
     def describe(self, weight: float) -> str:
         """A weight in the user's measure."""
-        amount = weight / self.unit
-        return f"{amount:.4f}" if self.unit != 1 else f"{math.ceil(amount)} bytes"
+        return self.measure.format(weight / self.unit)
 
 
 def keep_budget(checkpoint: Checkpoint, keep: float) -> Budget:
@@ -42,7 +45,7 @@ def keep_budget(checkpoint: Checkpoint, keep: float) -> Budget:
         raise BudgetError(f"keep: expected a share above 0 and at most 1, found {keep}")
     total = checkpoint.config.non_embedding_parameters()
     fixed = checkpoint.config.fixed_parameters()
-    return Budget(f"keep {keep}", keep * total, fixed, float(total), lambda name: 1)
+    return Budget(f"keep {keep}", keep * total, fixed, float(total), "{:.4f}", parameters_price)
 
 
 def bytes_budget(checkpoint: Checkpoint, max_bytes: int) -> Budget:
@@ -64,7 +67,11 @@ def bytes_budget(checkpoint: Checkpoint, max_bytes: int) -> Budget:
         for name, tensor in checkpoint.tensors.items()
         if not name.startswith("layers.")
     )
-    return Budget(f"max_bytes {max_bytes}", float(max_bytes), fixed, 1.0, width.__getitem__)
+
+    def price(config: ModelConfig, index: int) -> Price:
+        return layer_price(config, index, width.__getitem__)
+
+    return Budget(f"max_bytes {max_bytes}", float(max_bytes), fixed, 1.0, "{:.0f} bytes", price)
 
 
 def kept_dtype(checkpoint: Checkpoint, dtype: str) -> str:

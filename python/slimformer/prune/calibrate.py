@@ -11,6 +11,8 @@ import numpy as np
 
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
+from slimformer.progress import Progress
+from slimformer.prune.sample import sample_calibration
 from slimformer.prune.stream import Windows
 from slimformer.tokenizer import Tokenizer
 
@@ -80,6 +82,20 @@ def _document(path: Path, number: int, line: str) -> str:
             f"calibration: {path}, line {number}: expected an object with a text 'text'"
         )
     return str(value["text"])
+
+
+def calibration_windows(
+    checkpoint: Checkpoint,
+    texts: Sequence[str] | None,
+    tokens: int,
+    seed: int,
+    threads: int,
+    progress: Progress,
+) -> Windows:
+    """Windows of the user's texts, or of some that the model writes itself."""
+    if texts is None:
+        texts = sample_calibration(checkpoint, seed=seed, threads=threads, progress=progress)
+    return make_windows(checkpoint, texts, tokens=tokens, seed=seed)
 
 
 def make_windows(

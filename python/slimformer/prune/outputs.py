@@ -7,7 +7,7 @@ are judged, and made up for, as the stream sees them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,10 @@ from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
 SubBlock = Literal["attention", "ffn"]
+SUB_BLOCKS: tuple[SubBlock, ...] = get_args(SubBlock)
 
-PROJECTIONS: dict[SubBlock, str] = {"attention": "attention.o", "ffn": "ffn.down"}
+PROJECTIONS: dict[str, str] = {"attention": "attention.o", "ffn": "ffn.down"}
+"""The map of each sub-block that reads its units."""
 
 LEAST_GAIN = 0.1
 """Relative to the root mean square of the gains: a channel that the norm all but silences is not

@@ -1,9 +1,10 @@
-"""The way from a model to a smaller one: plan, prune, and what explains them."""
+"""From a recipe to a smaller model, recipes from lists, and what layers do."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from slimformer.checkpoint import cast
@@ -11,28 +12,20 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
-from slimformer.prune.allocate import Allocation, allocate
-from slimformer.prune.budget import Budget, bytes_budget, keep_budget
-from slimformer.prune.calibrate import make_windows
+from slimformer.prune.calibrate import calibration_windows
 from slimformer.prune.effort import Effort, work
-from slimformer.prune.importance import Criterion, check_criterion, magnitude, score_model
+from slimformer.prune.importance import magnitude
 from slimformer.prune.importance.statistics import layer_statistics
+from slimformer.prune.journal import Journal, digest
 from slimformer.prune.recipe import KeptFfn, KeptLayer, KeptLink, Recipe, keep_all, keep_heads
 from slimformer.prune.remainder import dearest_neurons
 from slimformer.prune.repair import REPAIRS, Repair
 from slimformer.prune.repair import repair as repair_weights
-from slimformer.prune.rounds import in_rounds
-from slimformer.prune.sample import sample_calibration
-from slimformer.prune.stream import Windows
-from slimformer.prune.structures import check_structures
+from slimformer.prune.stream import embed
 from slimformer.prune.surgery import apply
 
 PROFILE_TOKENS = 4096
 """Block influence is a mean over tokens, and needs few."""
-
-PROTECT = (0, -1)
-"""Layers that stay whole where a criterion does not know what their errors do to the predictions:
-the first carries the analysis of the text, the last the choice of the token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,123 +40,6 @@ class Profile:
     ffn: tuple[float, ...]
 
 
-def plan(
-    checkpoint: Checkpoint,
-    *,
-    keep: float | None = None,
-    max_bytes: int | None = None,
-    structures: Sequence[str] = ("neurons",),
-    criterion: Criterion = "obs",
-    allocation: Allocation | None = None,
-    effort: Effort = "fast",
-    calibration: Sequence[str] | None = None,
-    tokens: int | None = None,
-    protect: Sequence[int] | None = None,
-    seed: int = 0,
-    threads: int = 0,
-    progress: Progress = silent,
-) -> Recipe:
-    """Choose what to keep so that a budget is met.
-
-    Parameters
-    ----------
-    keep
-        Share of the parameters outside embedding and head that may stay, above 0, at most 1.
-    max_bytes
-        Instead of ``keep``: bytes of all tensors, as ``prune`` stores them by default.
-    structures
-        What may go: some of layers, attention, ffn, kv_groups, heads, neurons.
-    criterion
-        What a unit costs: obs, loss, activation, magnitude; for layers, attention and ffn also
-        block_influence and greedy_loss.
-    allocation
-        ``global``: wherever in the model it costs least. ``uniform``: the same share of every
-        layer that is not protected. By default global for the criterion loss, whose costs may
-        be compared between layers, and uniform for others.
-    effort
-        fast, balanced or thorough: in how many rounds the criterion loss prices and removes
-        units, and on how much text; see ``slimformer.prune.effort``.
-    calibration
-        Texts; without any the model writes some itself.
-    tokens
-        About how many tokens of them to price units on; by default what the effort says.
-    protect
-        Layers that stay whole; negative ones count from the end. By default none for the
-        criterion loss, which prices them all, and the first and the last for others.
-    seed
-        Of the choice of text. The same seed gives the same recipe.
-
-    Raises
-    ------
-    BudgetError
-        No choice of these structures meets the budget; the message says what is possible.
-    ConfigError
-        Unknown or contradictory settings.
-    DataError
-        Calibration text that cannot be used.
-    """
-    if (keep is None) == (max_bytes is None):
-        raise ConfigError("plan: give either keep or max_bytes")
-    wanted = check_structures(tuple(structures))
-    check_criterion(criterion, wanted)
-    if allocation is None:
-        allocation = "global" if criterion == "loss" else "uniform"
-    if allocation not in ("global", "uniform"):
-        raise ConfigError(f"allocation: expected global or uniform, found {allocation!r}")
-
-    def budget_of(model: Checkpoint) -> Budget:
-        if keep is not None:
-            return keep_budget(model, keep)
-        return bytes_budget(model, max_bytes or 0)
-
-    budget = budget_of(checkpoint)
-    rounds = work(effort).rounds if criterion == "loss" else 1
-    if protect is None:
-        protect = () if criterion == "loss" else PROTECT
-    protected = _layer_indices(checkpoint, protect)
-    windows = None
-    if criterion != "magnitude":
-        n_tokens = work(effort).plan_tokens if tokens is None else tokens
-        windows = _windows(checkpoint, calibration, n_tokens, seed, threads, progress)
-
-    def choose(model: Checkpoint, made_by: Recipe, budget: Budget) -> Recipe:
-        whole = frozenset(i for i, kept in enumerate(made_by.layers) if kept.source in protected)
-        scores = score_model(
-            model,
-            windows,
-            budget,
-            criterion=criterion,
-            structures=wanted,
-            protect=whole,
-            threads=threads,
-            progress=progress,
-        )
-        kept = allocate(
-            model.config,
-            scores,
-            budget,
-            structures=wanted,
-            allocation=allocation,
-            protect=whole,
-        )
-        return Recipe(model.name, model.fingerprint, kept)
-
-    def repaired(recipe: Recipe) -> Checkpoint:
-        return prune(
-            checkpoint,
-            recipe,
-            calibration=calibration,
-            tokens=work(effort).round_tokens,
-            seed=seed,
-            threads=threads,
-            progress=progress,
-        )
-
-    return in_rounds(
-        checkpoint, budget, lambda model: budget_of(model).rate, rounds, choose, repaired
-    )
-
-
 def prune(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -173,6 +49,7 @@ def prune(
     calibration: Sequence[str] | None = None,
     tokens: int | None = None,
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    state: Path | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress = silent,
@@ -194,6 +71,10 @@ def prune(
         About how many tokens to fit on, instead of what the effort says.
     dtype
         Element type of the result. ``auto``: as the source has it, bf16 if it is quantised.
+    state
+        Folder that keeps unfinished work: after an interruption the same call goes on with the
+        layer after the last one that is written there, to the same result. The weights of the
+        result may be read from there; remove it once the model is saved.
 
     Returns
     -------
@@ -216,9 +97,29 @@ def prune(
     if repair == "none":
         return slim
     n_tokens = work(effort).repair_tokens if tokens is None else tokens
-    windows = _windows(checkpoint, calibration, n_tokens, seed, threads, progress)
+    windows = calibration_windows(checkpoint, calibration, n_tokens, seed, threads, progress)
+    journal = None
+    if state is not None:
+        key = {
+            "work": "repair",
+            "source": checkpoint.fingerprint,
+            "recipe": recipe.to_dict(),
+            "repair": repair,
+            "dtype": dtype,
+            "calibration": digest(calibration),
+            "tokens": n_tokens,
+            "seed": seed,
+        }
+        journal = Journal(state / "repair", key)
     return repair_weights(
-        checkpoint, slim, recipe, windows, method=repair, threads=threads, progress=progress
+        checkpoint,
+        slim,
+        recipe,
+        windows,
+        method=repair,
+        journal=journal,
+        threads=threads,
+        progress=progress,
     )
 
 
@@ -286,35 +187,21 @@ def profile(
     progress: Progress = silent,
 ) -> Profile:
     """Measure how much each layer and sub-block does, on calibration text."""
-    windows = _windows(checkpoint, calibration, tokens, seed, threads, progress)
+    windows = calibration_windows(checkpoint, calibration, tokens, seed, threads, progress)
     flow = list(
-        layer_statistics(checkpoint, windows, inputs="none", threads=threads, progress=progress)
+        layer_statistics(
+            checkpoint,
+            embed(checkpoint, windows),
+            inputs="none",
+            threads=threads,
+            progress=progress,
+        )
     )
     return Profile(
         tuple(one.layer.influence for one in flow),
         tuple(one.attention.influence for one in flow),
         tuple(one.ffn.influence for one in flow),
     )
-
-
-def _windows(
-    checkpoint: Checkpoint,
-    calibration: Sequence[str] | None,
-    tokens: int,
-    seed: int,
-    threads: int,
-    progress: Progress,
-) -> Windows:
-    texts = calibration
-    if texts is None:
-        texts = sample_calibration(checkpoint, seed=seed, threads=threads, progress=progress)
-    return make_windows(checkpoint, texts, tokens=tokens, seed=seed)
-
-
-def _layer_indices(checkpoint: Checkpoint, layers: Sequence[int]) -> frozenset[int]:
-    """Layers by index, negative ones from the end; those a short model lacks are ignored."""
-    count = len(checkpoint.config.layers)
-    return frozenset(index % count for index in layers if -count <= index < count)
 
 
 def _existing(checkpoint: Checkpoint, what: str, layers: Iterable[int]) -> frozenset[int]:

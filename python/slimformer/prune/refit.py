@@ -46,14 +46,6 @@ class Evidence:
             self.count + other.count,
         )
 
-    def __sub__(self, part: Evidence) -> Evidence:
-        return Evidence(
-            self.gram - part.gram,
-            self.cross - part.cross,
-            self.energy - part.energy,
-            self.count - part.count,
-        )
-
     def error(self, weight: Array) -> float:
         """Mean over the tokens of ``|weight x - y|^2``; weight is [outputs, inputs]."""
         linear = float(np.vdot(weight.T, self.cross))
@@ -100,7 +92,8 @@ def least_squares(evidence: Evidence, weight: Array, damping: float) -> Array:
     if ridge == 0.0:
         solution, *_ = np.linalg.lstsq(evidence.gram, evidence.cross, rcond=None)
         return np.ascontiguousarray(solution.T)
-    system = evidence.gram + ridge * np.eye(len(evidence.gram))
+    system = evidence.gram.copy()
+    system.flat[:: len(system) + 1] += ridge
     solution = np.linalg.solve(system, evidence.cross + ridge * weight.T)
     return np.ascontiguousarray(solution.T)
 
@@ -124,17 +117,20 @@ def choose(parts: Sequence[Evidence], weight: Array, *, first: float) -> Refit:
     before = parts[-1].error(weight)
     if before == 0:
         return Refit(weight, (weight,) * len(parts), None, before, before)
-    total = functools.reduce(operator.add, parts)
-    others = [total - part for part in parts]
-    found: dict[int, Array] = {}
+    others = _all_but(parts, len(parts) - 1)
+    unseen = weight  # the best found so far without the last part
     errors: dict[int, float] = {}
 
     def error(step: int) -> float:
+        nonlocal unseen
         if not 0 <= step < len(DAMPINGS):
             return np.inf
         if step not in errors:
-            found[step] = least_squares(others[-1], weight, DAMPINGS[step])
-            errors[step] = parts[-1].error(found[step])
+            tried = least_squares(others, weight, DAMPINGS[step])
+            found = parts[-1].error(tried)
+            if found < min(errors.values(), default=np.inf):
+                unseen = tried
+            errors[step] = found
         return errors[step]
 
     best = DAMPINGS.index(first)
@@ -144,9 +140,16 @@ def choose(parts: Sequence[Evidence], weight: Array, *, first: float) -> Refit:
     if not after < before:
         return Refit(weight, (weight,) * len(parts), None, before, before)
     damping = DAMPINGS[best]
-    without = [least_squares(other, weight, damping) for other in others[:-1]]
-    new = least_squares(total, weight, damping)
-    return Refit(new, (*without, found[best]), damping, before, after)
+    without = [
+        least_squares(_all_but(parts, index), weight, damping) for index in range(len(parts) - 1)
+    ]
+    new = least_squares(functools.reduce(operator.add, parts), weight, damping)
+    return Refit(new, (*without, unseen), damping, before, after)
+
+
+def _all_but(parts: Sequence[Evidence], index: int) -> Evidence:
+    """The evidence without one part; with two parts it is the other one, and nothing is copied."""
+    return functools.reduce(operator.add, [*parts[:index], *parts[index + 1 :]])
 
 
 def mean_compensation(weight: Array, kept: Columns, mean: Array, gram: Array) -> Array:

@@ -11,7 +11,7 @@ from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
 from slimformer.prune.budget import Budget
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.recipe import KeptFfn, KeptLayer, keep_all, keep_heads
-from slimformer.prune.structures import LayerPrice, Structure, layer_price
+from slimformer.prune.structures import Price, Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Remainder:
         self.config = config
         self.scores = scores
         indices = range(len(config.layers))
-        self.prices = tuple(layer_price(config, index, budget.rate) for index in indices)
+        self.prices = tuple(budget.price(config, index) for index in indices)
         self.layers = [whole(config, index) for index in indices]
         self.weight = budget.fixed + sum(
             self.layer_weight(index, left) for index, left in enumerate(self.layers)
@@ -149,7 +149,7 @@ def layer_moves(
     return moves
 
 
-def _neuron_moves(index: int, rated: LayerScores, price: LayerPrice, granule: int) -> list[Move]:
+def _neuron_moves(index: int, rated: LayerScores, price: Price, granule: int) -> list[Move]:
     """Neurons in ascending order of cost, in granules that leave multiples of ``granule``."""
     assert rated.neurons is not None
     ascending = np.sort(rated.neurons)
@@ -157,7 +157,7 @@ def _neuron_moves(index: int, rated: LayerScores, price: LayerPrice, granule: in
     start = 0
     while start < len(ascending):
         end = start + ((len(ascending) - start) % granule or granule)
-        ratio = float(ascending[start:end].mean()) / max(1, price.neuron)
+        ratio = float(ascending[start:end].mean()) / max(1.0, price.neuron)
         moves.append(Move(index, ratio, _drop_neurons(end - start)))
         start = end
     return moves

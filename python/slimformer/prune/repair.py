@@ -10,6 +10,7 @@ Týr-the-Pruner, arXiv 2503.09657).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -17,15 +18,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint
+from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.config import LinkConfig
 from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
-from slimformer.prune.outputs import PROJECTIONS, Output, SubBlock
+from slimformer.prune.journal import Journal
+from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
 from slimformer.prune.recipe import Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, mean_compensation
 from slimformer.prune.stream import (
+    TAPS,
     Hidden,
     Windows,
     chunks,
@@ -37,7 +40,6 @@ from slimformer.prune.stream import (
 from slimformer.prune.surgery import kept_columns
 
 Array = npt.NDArray[np.float64]
-SUB_BLOCKS: tuple[SubBlock, ...] = get_args(SubBlock)
 
 Repair = Literal["refit", "mean", "none"]
 REPAIRS: tuple[Repair, ...] = get_args(Repair)
@@ -45,11 +47,12 @@ REPAIRS: tuple[Repair, ...] = get_args(Repair)
 PARTS = 4
 """Parts of the text, each of which is held out once."""
 
+PART_BYTES = 1 << 28
+"""With Gram matrices larger than this there are two parts: each part has one in memory."""
+
 FIRST_DAMPINGS = (0.1, 3.0)
 """A projection is refitted for two wishes: the output of what went, and the drift. Where the
 search for their dampings begins, near where it ended for most sub-blocks on 18 thousand tokens."""
-
-_TAP = {"attention": "attention_heads", "ffn": "ffn_neurons"}
 
 
 def repair(
@@ -59,6 +62,7 @@ def repair(
     windows: Windows,
     *,
     method: Literal["refit", "mean"],
+    journal: Journal | None = None,
     threads: int = 0,
     progress: Progress = silent,
 ) -> Checkpoint:
@@ -73,20 +77,24 @@ def repair(
         The model before and after surgery with ``recipe``.
     windows
         Calibration tokens, [windows, tokens].
+    journal
+        Where finished layers are written down; those that are there already are not done again.
 
     Raises
     ------
     DataError
         Activations on the text that are not finite.
     """
-    run = _Repair(dense, pruned, recipe, _in_parts(windows), threads)
+    run = _Repair(dense, pruned, recipe, _in_parts(windows, _parts(pruned)), threads)
     position = {kept.source: index for index, kept in enumerate(recipe.layers)}
     n_layers = len(dense.config.layers)
-    for source in range(n_layers):
+    for source in range(run.resume(journal), n_layers):
         progress("repair layers", source, n_layers)
         run.layer(source, position.get(source), method)
+        if journal is not None:
+            run.record(journal, source)
     progress("repair layers", n_layers, n_layers)
-    return pruned.with_tensors(run.weights)
+    return dataclasses.replace(pruned, tensors={**pruned.tensors, **run.weights})
 
 
 class _Repair:
@@ -111,8 +119,31 @@ class _Repair:
         self.target = embed(dense, windows)  # the dense stream
         self.stream = self.target.copy()  # the pruned stream
         self.read = self.stream
-        self.weights: dict[str, npt.NDArray[Any]] = {}
+        self.weights: dict[str, Tensor] = {}
         self.cut = False  # whether anything has been removed so far
+        self._found: dict[str, npt.NDArray[Any]] = {}  # in the layer at hand
+
+    def resume(self, journal: Journal | None) -> int:
+        """Go on where a journal ends; the first layer that is left to do."""
+        found = None if journal is None else journal.resume()
+        if found is None:
+            return 0
+        last, weights, standing = found
+        self.weights.update(weights)
+        self.target = standing["target"].read().copy()
+        self.stream = standing["stream"].read().copy()
+        self.cut = bool(standing["cut"].read()[0])
+        return last + 1
+
+    def record(self, journal: Journal, source: int) -> None:
+        """Write down what was found in a layer; from then on it is read from there."""
+        standing = {
+            "target": self.target,
+            "stream": self.stream,
+            "cut": np.array([self.cut], np.float32),
+        }
+        self.weights.update(journal.record(source, self._found, standing))
+        self._found = {}
 
     def layer(self, source: int, index: int | None, method: Literal["refit", "mean"]) -> None:
         """Take both streams through the dense layer ``source``, ``index`` in the pruned model."""
@@ -169,9 +200,10 @@ class _Repair:
         gone = np.setdiff1d(np.arange(weight.shape[1]), kept)
         inputs = np.empty((*self.stream.shape[:2], len(kept)), np.float32)
         engine = self._engine(self.dense, source, sub_block)
-        tap = _TAP[sub_block]
-        evidence = []
-        for part in self.parts:
+        tap = TAPS[sub_block]
+
+        def gather(part: slice) -> list[Evidence]:
+            """The evidence of one part; its sums take a gigabyte in wide layers, and go with it."""
             sums = _EvidenceSums(len(kept), weight.shape[0], self._products, self.threads)
             for rows, after, captured in chunks(engine, self.read[part], capture=[tap]):
                 there = slice(part.start + rows.start, part.start + rows.stop)
@@ -181,7 +213,9 @@ class _Repair:
                 drift = (target - self._after(after, there)) * divisors
                 inputs[there] = captured[tap][..., kept]
                 sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
-            evidence.append(sums.evidence(name))
+            return sums.evidence(name)
+
+        evidence = [gather(part) for part in self.parts]
         old = output.weight[:, kept].astype(np.float64)
         new, without = old, [old] * len(self.parts)
         for parts, first in zip(zip(*evidence, strict=True), FIRST_DAMPINGS, strict=True):
@@ -219,7 +253,8 @@ class _Repair:
         Each part of the text moves with the weight that was found ``without`` it.
         """
         stored = DTYPES[self.pruned.tensors[f"{name}.weight"].dtype]
-        self.weights[f"{name}.weight"] = weight.astype(stored)
+        self._found[f"{name}.weight"] = weight.astype(stored)
+        self.weights[f"{name}.weight"] = Tensor.of(self._found[f"{name}.weight"])
         for rows, unseen in zip(self.parts, without, strict=True):
             rounded = unseen.astype(stored).astype(np.float32)
             self.stream[rows] += output.added(inputs[rows], rounded)
@@ -227,7 +262,7 @@ class _Repair:
     def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
         """What a projection reads on the pruned stream, [windows, tokens, columns]."""
         engine = self._engine(checkpoint, index, sub_block)
-        tap = _TAP[sub_block]
+        tap = TAPS[sub_block]
         parts = [captured[tap] for _, _, captured in chunks(engine, self.read, capture=[tap])]
         return np.concatenate(parts)
 
@@ -288,10 +323,20 @@ def _check_finite(name: str, *values: float | Array) -> None:
         raise DataError(f"{name}: activations on the calibration text are not finite")
 
 
-def _in_parts(windows: Windows) -> list[Windows]:
+def _parts(pruned: Checkpoint) -> int:
+    """How many parts fit into memory."""
+    widths = [
+        pruned.tensors[name].shape[1]
+        for name in pruned.tensors
+        if name.endswith(tuple(f".{projection}.weight" for projection in PROJECTIONS.values()))
+    ]
+    return 2 if 8 * max(widths, default=0) ** 2 > PART_BYTES else PARTS
+
+
+def _in_parts(windows: Windows, parts: int) -> list[Windows]:
     """The windows dealt out evenly, a single one cut in two, so that one part can be held out."""
     if len(windows) == 1:
         half = windows.shape[1] // 2
         windows = windows[:, : 2 * half].reshape(2, half)
-    parts = min(PARTS, len(windows))
+    parts = min(parts, len(windows))
     return [windows[part::parts] for part in range(parts)]

@@ -21,6 +21,9 @@ from slimformer.engine import Engine, Moments
 Hidden = npt.NDArray[np.float32]
 Windows = npt.NDArray[np.int32]
 
+TAPS: dict[str, str] = {"attention": "attention_heads", "ffn": "ffn_neurons"}
+"""Where what the projection of each sub-block reads can be captured."""
+
 CHUNK_TOKENS = 4096
 """Tokens that run at once: enough to fill every thread, little enough to keep captures small."""
 
@@ -91,6 +94,14 @@ def layer_engine(
         else:
             tensors[name] = Tensor.of(np.zeros(shape, np.float32))
     single = Checkpoint(f"{checkpoint.name}, layer {index}", config, tensors)
+    return Engine(single, weights=precision(checkpoint), threads=threads)
+
+
+def head_engine(checkpoint: Checkpoint, *, threads: int = 0) -> Engine:
+    """An engine that holds what follows the layers: only ``logits`` may be called."""
+    config = dataclasses.replace(checkpoint.config, layers=())
+    tensors = {name: checkpoint.tensors[name] for name in config.tensor_shapes()}
+    single = Checkpoint(f"{checkpoint.name}, head", config, tensors)
     return Engine(single, weights=precision(checkpoint), threads=threads)
 
 

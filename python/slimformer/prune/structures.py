@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig
 from slimformer.errors import ConfigError
@@ -89,6 +89,17 @@ def pruned_layer(layer: LayerConfig, kept: KeptLayer) -> LayerConfig:
     return dataclasses.replace(layer, attention=attention, ffn=ffn)
 
 
+class Price(Protocol):
+    """What one layer weighs, depending on what it keeps."""
+
+    @property
+    def neuron(self) -> float:
+        """What a neuron weighs, in the mean."""
+
+    def of(self, heads: int, kv_heads: int, neurons: int, *, attention: bool, ffn: bool) -> int:
+        """Weight of a layer with that many units and those sub-blocks."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerPrice:
     """What the parts of one layer weigh, in parameters or bytes.
@@ -104,7 +115,7 @@ class LayerPrice:
     neuron: int
 
     def of(self, heads: int, kv_heads: int, neurons: int, *, attention: bool, ffn: bool) -> int:
-        """Weight of a layer with that many units and those sub-blocks."""
+        """See Price."""
         total = self.attention + heads * self.head + kv_heads * self.kv_head if attention else 0
         return total + (self.ffn + neurons * self.neuron if ffn else 0)
 
@@ -133,6 +144,11 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
     return LayerPrice(
         weight["attention"], weight["heads"], weight["kv_heads"], weight["ffn"], weight["neurons"]
     )
+
+
+def parameters_price(config: ModelConfig, index: int) -> LayerPrice:
+    """Count the parameters of the parts of one layer of a model."""
+    return layer_price(config, index, lambda name: 1)
 
 
 def check_structures(structures: tuple[str, ...]) -> tuple[Structure, ...]:

@@ -22,11 +22,11 @@ from slimformer.evaluate import (
     measure_speed,
     recurring_words,
 )
-from slimformer.evaluate.speed import SHORT_PROMPT
 from slimformer.progress import Progress, silent
 from slimformer.prune import Recipe
 from slimformer.report.results import ModelResults, Quality, Results, Timing
 from slimformer.report.summary import describe_layers
+from slimformer.stopwatch import SHORT_PROMPT
 
 TEXTS = ("prose", "drama")
 EVALUATED_ON = (

@@ -13,13 +13,13 @@ from slimformer.prune.importance import (
     activation,
     block_influence,
     greedy_loss,
-    loss,
     magnitude,
     obs,
 )
 from slimformer.prune.importance.scores import LayerScores, Scores, check_scores
 from slimformer.prune.importance.statistics import LayerStatistics, layer_statistics
-from slimformer.prune.stream import Windows
+from slimformer.prune.journal import Journal
+from slimformer.prune.stream import Windows, embed
 from slimformer.prune.structures import STRUCTURES, Structure
 
 Criterion = Literal["magnitude", "activation", "block_influence", "greedy_loss", "obs", "loss"]
@@ -43,8 +43,10 @@ _STREAMED: dict[str, tuple[_Score, Literal["none", "norms", "grams"]]] = {
     "activation": (activation.score, "norms"),
     "block_influence": (block_influence.score, "none"),
     "obs": (obs.score, "grams"),
+    "loss": (obs.score, "grams"),
 }
-"""Criteria that rate a layer by its statistics, and what these must hold."""
+"""Criteria that rate a layer by its statistics, and what these must hold. ``loss`` begins as
+``obs``; ``slimformer.prune.pricing`` makes nats of its errors."""
 
 
 def check_criterion(criterion: str, structures: tuple[Structure, ...]) -> None:
@@ -67,18 +69,21 @@ def score_model(
     criterion: Criterion,
     structures: tuple[Structure, ...],
     protect: frozenset[int],
+    journal: Journal | None = None,
     threads: int = 0,
     progress: Progress = silent,
 ) -> Scores:
-    """Rate all layers of a model; ``windows`` may be ``None`` for magnitude only."""
+    """Rate all layers of a model; ``windows`` may be ``None`` for magnitude only.
+
+    Criteria that go through the model layer by layer write finished ones into the journal, and
+    do not do again what is there.
+    """
     layers = checkpoint.config.layers
     if criterion == "magnitude":
         scores = tuple(magnitude.score(checkpoint, index) for index in range(len(layers)))
     else:
         assert windows is not None
-        if criterion == "loss":
-            scores = loss.score_model(checkpoint, windows, threads=threads, progress=progress)
-        elif criterion == "greedy_loss":
+        if criterion == "greedy_loss":
             scores = greedy_loss.score_model(
                 checkpoint,
                 windows,
@@ -89,12 +94,34 @@ def score_model(
                 progress=progress,
             )
         else:
-            score, inputs = _STREAMED[criterion]
-            flow = layer_statistics(
-                checkpoint, windows, inputs=inputs, threads=threads, progress=progress
-            )
-            scores = tuple(
-                score(checkpoint, index, statistics) for index, statistics in enumerate(flow)
-            )
+            scores = _stream(checkpoint, windows, criterion, journal, threads, progress)
     check_scores(scores, layers)
     return scores
+
+
+def _stream(
+    checkpoint: Checkpoint,
+    windows: Windows,
+    criterion: str,
+    journal: Journal | None,
+    threads: int,
+    progress: Progress,
+) -> Scores:
+    score, inputs = _STREAMED[criterion]
+    resumed = None if journal is None else journal.resume()
+    first, scores, hidden = 0, [], None
+    if resumed is not None:
+        last, found, standing = resumed
+        first = last + 1
+        scores = [LayerScores.unpack(found, f"{index}.") for index in range(first)]
+        hidden = standing["hidden"].read().copy()
+    if hidden is None:
+        hidden = embed(checkpoint, windows)
+    flow = layer_statistics(
+        checkpoint, hidden, first=first, inputs=inputs, threads=threads, progress=progress
+    )
+    for index, statistics in enumerate(flow, first):
+        scores.append(score(checkpoint, index, statistics))
+        if journal is not None:
+            journal.record(index, scores[-1].pack(f"{index}."), {"hidden": hidden})
+    return tuple(scores)

@@ -18,7 +18,7 @@ from slimformer.prune.budget import Budget
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.remainder import whole
 from slimformer.prune.stream import Windows
-from slimformer.prune.structures import Structure, layer_price
+from slimformer.prune.structures import Structure
 
 Part = tuple[int, Literal["attention", "ffn"]]
 Block = tuple[int, Structure]
@@ -81,7 +81,7 @@ def _part_prices(checkpoint: Checkpoint, budget: Budget) -> dict[Part, int]:
     prices: dict[Part, int] = {}
     for index, layer in enumerate(checkpoint.config.layers):
         all_of_it = whole(checkpoint.config, index)
-        price = layer_price(checkpoint.config, index, budget.rate)
+        price = budget.price(checkpoint.config, index)
         kv_heads = 0
         if isinstance(layer.attention, AttentionConfig):
             kv_heads = layer.attention.n_kv_heads

@@ -84,7 +84,10 @@ def _eliminate(
     assert inputs.gram is not None
     ridge = DAMPING * float(np.trace(inputs.gram)) / len(inputs.gram)
     ridge = max(ridge, TINY)
-    inverse = np.asarray(np.linalg.inv(inputs.gram + ridge * np.eye(len(inputs.gram))), np.float64)
+    system = inputs.gram.copy()
+    system.flat[:: len(system) + 1] += ridge
+    inverse = np.asarray(np.linalg.inv(system), np.float64)
+    del system
     columns = weight.T.astype(np.float64)  # [columns, outputs]
     scores = np.zeros(len(units))
     alive = np.arange(len(units))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slimformer.checkpoint.checkpoint import Tensor
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
 from slimformer.errors import DataError
 
@@ -28,6 +31,26 @@ class LayerScores:
     kv_groups: Array | None = None  # [n_kv_heads]
     heads: Array | None = None  # [n_heads]
     neurons: Array | None = None  # [n_neurons]
+
+    def pack(self, prefix: str) -> dict[str, npt.NDArray[np.float32]]:
+        """The scores bit for bit as pairs of float32, which files of tensors can hold."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            prefix + name: np.atleast_1d(np.asarray(value, np.float64)).view(np.float32)
+            for name, value in fields.items()
+            if value is not None
+        }
+
+    @staticmethod
+    def unpack(packed: Mapping[str, Tensor], prefix: str) -> LayerScores:
+        """What ``pack`` has packed."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(LayerScores):
+            if prefix + field.name in packed:
+                scores = packed[prefix + field.name].read().view(np.float64)
+                single = field.name in ("layers", "attention", "ffn")
+                values[field.name] = float(scores[0]) if single else scores
+        return LayerScores(**values)
 
 
 Scores = tuple[LayerScores, ...]

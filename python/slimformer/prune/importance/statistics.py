@@ -14,7 +14,7 @@ from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.engine import Moments
 from slimformer.progress import Progress, silent
 from slimformer.prune.outputs import Output
-from slimformer.prune.stream import Hidden, Windows, chunks, embed, inverse_lengths, layer_engine
+from slimformer.prune.stream import Hidden, chunks, inverse_lengths, layer_engine
 
 Array = npt.NDArray[np.float64]
 
@@ -58,62 +58,77 @@ class LayerStatistics:
 
 def layer_statistics(
     checkpoint: Checkpoint,
-    windows: Windows,
+    hidden: Hidden,
     *,
+    first: int = 0,
     inputs: Literal["none", "norms", "grams"],
     threads: int = 0,
     progress: Progress = silent,
 ) -> Iterator[LayerStatistics]:
-    """Run calibration windows [windows, tokens] through the model, layer by layer.
+    """Run calibration text through the model from layer ``first`` on, layer by layer.
 
-    ``inputs`` says how much to learn of the projections' inputs: nothing, the mean squares or
-    the Gram matrices too.
+    ``hidden`` is the stream [windows, tokens, channels] that enters that layer; whenever a layer
+    is done it is the one that leaves it. ``inputs`` says how much to learn of the projections'
+    inputs: nothing, the mean squares or the Gram matrices too.
     """
-    hidden = embed(checkpoint, windows)
     n_layers = len(checkpoint.config.layers)
-    for index, layer in enumerate(checkpoint.config.layers):
+    for index in range(first, n_layers):
         progress("measure layers", index, n_layers)
-        moments: dict[str, Moments] = {}
-        gram = inputs == "grams"
-        outputs: dict[str, Output] = {}
-        if inputs != "none" and isinstance(layer.attention, AttentionConfig):
-            width = layer.attention.n_heads * layer.attention.value_dim
-            moments["attention_heads"] = Moments(width, gram=gram, threads=threads)
-            outputs["attention_heads"] = Output(checkpoint, index, "attention")
-        if inputs != "none" and isinstance(layer.ffn, FfnConfig):
-            moments["ffn_neurons"] = Moments(layer.ffn.n_neurons, gram=gram, threads=threads)
-            outputs["ffn_neurons"] = Output(checkpoint, index, "ffn")
-        engine = layer_engine(checkpoint, index, threads=threads)
-        changes = (_ChangeSum(), _ChangeSum(), _ChangeSum())
-        taps = ["ffn_input", *moments]
-        for rows, after, captured in chunks(engine, hidden, capture=taps):
-            between = captured["ffn_input"]
-            changes[0].add(hidden[rows], after)
-            changes[1].add(hidden[rows], between)
-            changes[2].add(between, after)
-            for tap, accumulated in moments.items():
-                stream = between if tap == "attention_heads" else after
-                divisors = outputs[tap].divisors(captured[tap])
-                scaled = captured[tap] * (inverse_lengths(stream) / divisors)
-                accumulated.update(scaled.reshape(-1, scaled.shape[-1]))
-            hidden[rows] = after
-        yield LayerStatistics(
-            changes[0].mean(),
-            changes[1].mean(),
-            changes[2].mean(),
-            _inputs(moments.get("attention_heads"), gram),
-            _inputs(moments.get("ffn_neurons"), gram),
-        )
+        # Held by the caller alone: the Gram matrix of a wide layer takes a gigabyte.
+        yield _pass_layer(checkpoint, index, hidden, inputs, threads)
     progress("measure layers", n_layers, n_layers)
+
+
+def _pass_layer(
+    checkpoint: Checkpoint,
+    index: int,
+    hidden: Hidden,
+    inputs: Literal["none", "norms", "grams"],
+    threads: int,
+) -> LayerStatistics:
+    """Statistics of one layer; ``hidden`` is moved through it."""
+    layer = checkpoint.config.layers[index]
+    moments: dict[str, Moments] = {}
+    outputs: dict[str, Output] = {}
+    gram = inputs == "grams"
+    if inputs != "none" and isinstance(layer.attention, AttentionConfig):
+        width = layer.attention.n_heads * layer.attention.value_dim
+        moments["attention_heads"] = Moments(width, gram=gram, threads=threads)
+        outputs["attention_heads"] = Output(checkpoint, index, "attention")
+    if inputs != "none" and isinstance(layer.ffn, FfnConfig):
+        moments["ffn_neurons"] = Moments(layer.ffn.n_neurons, gram=gram, threads=threads)
+        outputs["ffn_neurons"] = Output(checkpoint, index, "ffn")
+    engine = layer_engine(checkpoint, index, threads=threads)
+    changes = (_ChangeSum(), _ChangeSum(), _ChangeSum())
+    taps = ["ffn_input", *moments]
+    for rows, after, captured in chunks(engine, hidden, capture=taps):
+        between = captured["ffn_input"]
+        changes[0].add(hidden[rows], after)
+        changes[1].add(hidden[rows], between)
+        changes[2].add(between, after)
+        for tap, accumulated in moments.items():
+            stream = between if tap == "attention_heads" else after
+            divisors = outputs[tap].divisors(captured[tap])
+            scaled = captured[tap] * (inverse_lengths(stream) / divisors)
+            accumulated.update(scaled.reshape(-1, scaled.shape[-1]))
+        hidden[rows] = after
+    return LayerStatistics(
+        changes[0].mean(),
+        changes[1].mean(),
+        changes[2].mean(),
+        _inputs(moments.get("attention_heads"), gram),
+        _inputs(moments.get("ffn_neurons"), gram),
+    )
 
 
 def _inputs(moments: Moments | None, gram: bool) -> Inputs | None:
     if moments is None:
         return None
-    return Inputs(
-        moments.sum_squares / moments.count,
-        moments.gram / moments.count if gram else None,
-    )
+    products = None
+    if gram:
+        products = moments.gram
+        products /= moments.count
+    return Inputs(moments.sum_squares / moments.count, products)
 
 
 class _ChangeSum:

@@ -77,9 +77,9 @@ def _split(windows: Windows) -> tuple[Windows, Windows]:
 
 @dataclasses.dataclass(frozen=True)
 class _Removal:
-    """The cheapest units of a sub-block: its output without them, and their score in all."""
+    """The cheapest units of a sub-block: the stream without them, and their score in all."""
 
-    output: Hidden  # [tokens, channels]
+    after: Hidden  # [tokens, channels]
     score: float
 
 
@@ -109,18 +109,17 @@ class _Trials:
         self._stream = after
         between = captured[index, "ffn_input"]
         attention = self._without_cheapest(
-            index, "attention", captured.get((index, "attention_heads")), rated, statistics
+            before, index, "attention", captured.get((index, "attention_heads")), rated, statistics
         )
         ffn = self._without_cheapest(
-            index, "ffn", captured.get((index, "ffn_neurons")), rated, statistics
+            between, index, "ffn", captured.get((index, "ffn_neurons")), rated, statistics
         )
         if self._checkpoint.config.layers[index].parallel:
-            changed = after + (attention.output - (between - before))
+            changed = after + (attention.after - between)
         else:
-            changed = self._run(
-                before + attention.output, index, index + 1, mask=Mask(skip_attention=(index,))
-            )
-        nats = self._divergences(index + 1, [changed, between + ffn.output])
+            mask = Mask(skip_attention=(index,))
+            changed = self._run(attention.after, index, index + 1, mask=mask)
+        nats = self._divergences(index + 1, [changed, ffn.after])
         attention_rate, ffn_rate = (
             loss / removal.score if removal.score > 0 else 0.0
             for loss, removal in zip(nats, (attention, ffn), strict=True)
@@ -137,18 +136,22 @@ class _Trials:
 
     def _without_cheapest(
         self,
+        stream: Hidden,
         index: int,
         sub_block: Literal["attention", "ffn"],
         inputs: Hidden | None,
         rated: LayerScores,
         statistics: LayerStatistics,
     ) -> _Removal:
-        """A sub-block without its cheapest units; a link or a single unit goes as a whole."""
+        """A sub-block without its cheapest units, adding to a stream.
+
+        A link or a single unit goes as a whole.
+        """
         units = rated.heads if sub_block == "attention" else rated.neurons
         moments = statistics.heads if sub_block == "attention" else statistics.neurons
         whole = rated.attention if sub_block == "attention" else rated.ffn
         if inputs is None or units is None or len(units) == 1:
-            return _Removal(np.zeros_like(self._stream), whole or 0.0)
+            return _Removal(stream, whole or 0.0)
         assert moments is not None
         order = np.argsort(units, kind="stable")
         gone = max(1, int(TRIAL_SHARE * len(units)))
@@ -156,7 +159,8 @@ class _Trials:
         kept = np.sort(columns[order[gone:]].reshape(-1))
         output = Output(self._checkpoint, index, sub_block)
         weight = _made_up(output.weight, kept, moments)
-        return _Removal(output.added(inputs[:, kept], weight), float(units[order[:gone]].sum()))
+        after = output.after(stream, inputs[:, kept], weight)
+        return _Removal(after, float(units[order[:gone]].sum()))
 
     def _divergences(self, first: int, streams: list[Hidden]) -> list[float]:
         """Divergence of the predictions if these streams enter layer ``first``."""

@@ -55,7 +55,7 @@ def test_pooling(pooling: Pooling) -> None:
 
 def test_a_vector_of_zeros_stays() -> None:
     found = to_length_one(np.array([[3, 4], [0, 0]], np.float32))
-    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
 
 
 def test_batches_hold_texts_of_like_length_and_every_text_once() -> None:

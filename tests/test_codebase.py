@@ -26,6 +26,7 @@ CPP_LAYERS = ("base", "kernels", "tensor", "ops", "model", "bindings")
 PYTHON_LEVELS = {
     "errors": 0,
     "progress": 0,
+    "arrays": 1,
     "checks": 1,
     "rope": 1,
     "arrays": 1,
@@ -35,7 +36,6 @@ PYTHON_LEVELS = {
     "tokenizer": 2,
     "chat_template": 2,
     "token_bytes": 2,
-    "arrays": 2,
     "encoding": 2,
     "mask": 1,
     "engine": 3,

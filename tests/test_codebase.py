@@ -29,7 +29,6 @@ PYTHON_LEVELS = {
     "arrays": 1,
     "checks": 1,
     "rope": 1,
-    "arrays": 1,
     "config": 1,
     "config_settings": 1,
     "checkpoint": 2,

@@ -25,6 +25,7 @@ from slimformer.generation import (
     Completion,
     GenerationOptions,
     GenerationSettings,
+    collect,
     generate_ids,
     generate_text,
 )
@@ -321,7 +322,7 @@ class Engine:
         if self.tokenizer is None and not settings.stop:
             ids = as_tokens(prompt).tolist()
             return list(self._new_ids(ids, settings, frozenset()))
-        return _completion(self._pieces(prompt, settings)).tokens
+        return collect(self._pieces(prompt, settings)).tokens
 
     def complete(
         self, prompt: str, *, chat: bool = False, **options: Unpack[GenerationOptions]
@@ -342,7 +343,7 @@ class Engine:
         ConfigError, DataError, ContextLengthError
         """
         settings = GenerationSettings(**options)
-        return _completion(self._pieces(self.prompt_ids(prompt, chat=chat), settings))
+        return collect(self._pieces(self.prompt_ids(prompt, chat=chat), settings))
 
     def generate(
         self, prompt: str, *, chat: bool = False, **options: Unpack[GenerationOptions]
@@ -441,16 +442,6 @@ class Session:
     def score(self, tokens: Tokens) -> Floats:
         """Feeds tokens; log-probability of each but the first, float32 [n_tokens - 1]."""
         return self.engine._packed.score([self._core], [as_tokens(tokens)])[0]
-
-
-def _completion(pieces: Iterator[tuple[int | None, str]]) -> Completion:
-    tokens: list[int] = []
-    texts: list[str] = []
-    for token, text in pieces:
-        texts.append(text)
-        if token is not None:
-            tokens.append(token)
-    return Completion("".join(texts), tokens)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

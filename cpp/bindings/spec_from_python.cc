@@ -45,8 +45,9 @@ T Choice(const py::handle& config, const char* name,
 
 model::NormPlace Place(const py::handle& config) {
   using enum model::NormPlace;
-  return Choice<model::NormPlace>(config, "norm_place",
-                                  {{"before", before}, {"after", after}, {"both", both}});
+  return Choice<model::NormPlace>(
+      config, "norm_place",
+      {{"before", before}, {"after", after}, {"both", both}, {"stream", stream}});
 }
 
 std::optional<model::QkNormSpec> QueryKeyNorm(const py::handle& config) {
@@ -139,6 +140,10 @@ model::ModelSpec SpecFromPython(const py::handle& config) {
       .learned_positions = std::nullopt,
       .position_offset = Get<int>(config, "position_offset"),
       .logit_soft_cap = Get<std::optional<float>>(config, "logit_soft_cap"),
+      .causal = Get<bool>(config, "causal"),
+      .token_types = Get<int>(config, "token_types"),
+      .embedding_norm = Get<bool>(config, "embedding_norm"),
+      .final_norm = Get<bool>(config, "final_norm"),
   };
   if (Get<bool>(config, "learned_positions")) {
     spec.learned_positions = spec.max_positions + spec.position_offset;

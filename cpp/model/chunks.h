@@ -26,15 +26,20 @@ struct Chunk {
   std::vector<ChunkPart> parts;
 };
 
-// Sequences of these lengths, one after another, in chunks of kChunkRows.
-inline std::vector<Chunk> CutIntoChunks(std::span<const std::size_t> lengths) {
+// Sequences of these lengths, one after another, in chunks of kChunkRows. Where sequences stay
+// `whole`, chunks are shorter, or as long as the one sequence in them.
+inline std::vector<Chunk> CutIntoChunks(std::span<const std::size_t> lengths, bool whole) {
   std::vector<Chunk> chunks;
   std::size_t row = 0;
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     for (std::size_t offset = 0; offset < lengths[s];) {
-      if (chunks.empty() || chunks.back().rows == kChunkRows) chunks.push_back({row, 0, {}});
+      const std::size_t wanted = whole ? lengths[s] : 1;
+      if (chunks.empty() || chunks.back().rows + wanted > kChunkRows) {
+        chunks.push_back({row, 0, {}});
+      }
       Chunk& chunk = chunks.back();
-      const std::size_t rows = std::min(kChunkRows - chunk.rows, lengths[s] - offset);
+      const std::size_t rows =
+          whole ? wanted : std::min(kChunkRows - chunk.rows, lengths[s] - offset);
       chunk.parts.push_back({s, offset, rows});
       chunk.rows += rows;
       offset += rows;

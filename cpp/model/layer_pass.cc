@@ -106,7 +106,7 @@ void LayerPass::Run(const AttentionStep& step, const float* input, float* hidden
   ops::Attend(context_, pieces_.front().cache->layout(step.cache), step.groups, step.scores,
               sequences, q, q_width, heads, heads_width);
   Observe(step.layer, Site::attention_heads, heads, heads_width);
-  AddOutput(w.o, w.post_norm,
+  AddOutput(w.o, w.post_norm, step.norm_place,
             ops::PrepareInput(context_.pool, workspace, w.o.weight->kernel(), heads, heads_width,
                               rows_, heads_width),
             hidden);
@@ -190,7 +190,7 @@ void LayerPass::Run(const FfnStep& step, const float* input, float* hidden) cons
     joined = ops::PrepareInput(context_.pool, workspace, reader, neurons, n, rows_, n);
   }
   if (neurons != nullptr) Observe(step.layer, Site::ffn_neurons, neurons, n);
-  AddOutput(w.down, w.post_norm, joined, hidden);
+  AddOutput(w.down, w.post_norm, step.norm_place, joined, hidden);
 }
 
 // hidden += W norm(input)
@@ -227,11 +227,12 @@ void LayerPass::Normalise(const float* x, const NormWeights& norm, float* y) con
   NormaliseRows(context_, spec_, norm, x, rows_, y);
 }
 
-void LayerPass::AddOutput(const LinearWeights& w, const NormWeights& post_norm,
+void LayerPass::AddOutput(const LinearWeights& w, const NormWeights& post_norm, NormPlace place,
                           const ops::LinearInput& x, float* hidden) const {
-  if (!post_norm.exists()) {
+  if (place == NormPlace::before || place == NormPlace::stream) {
     ops::Linear(context_.pool, context_.workspace, x,
                 {*w.weight, hidden, n_channels_, w.BiasData(), true});
+    if (place == NormPlace::stream) Normalise(hidden, post_norm, hidden);
     return;
   }
   auto* output = context_.workspace.Take<float>(rows_ * n_channels_);

@@ -66,9 +66,9 @@ class LayerPass {
   const float* Norm(const float* input, const NormWeights& norm) const;
   void Normalise(const float* x, const NormWeights& norm, float* y) const;
 
-  // hidden += w x, normalised first where there is a norm.
-  void AddOutput(const LinearWeights& w, const NormWeights& post_norm, const ops::LinearInput& x,
-                 float* hidden) const;
+  // hidden += w x, of which one or the other is normalised where the place says so.
+  void AddOutput(const LinearWeights& w, const NormWeights& post_norm, NormPlace place,
+                 const ops::LinearInput& x, float* hidden) const;
   void Observe(std::size_t layer, Site site, const float* x, std::size_t width) const;
 
   ops::Context context_;

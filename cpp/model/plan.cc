@@ -145,13 +145,14 @@ void Plan::AddAttention(std::size_t layer, const AttentionWeights& weights, cons
                      .n_kv_heads = static_cast<std::size_t>(spec.n_kv_heads),
                      .head_dim = static_cast<std::size_t>(spec.head_dim),
                      .value_dim = static_cast<std::size_t>(spec.value_dim),
-                     .scores = {spec.scale, spec.soft_cap, spec.window},
+                     .scores = {spec.scale, spec.soft_cap, spec.window, weights_->spec.causal},
                      .qk_norm = spec.qk_norm,
                      .rotary = rotary,
                      .groups = GroupHeads(spec, kept),
                      .all_heads = kept == nullptr || kept->size() == n_heads,
                      .q_mask = {},
                      .k_mask = {},
+                     .norm_place = spec.norm_place,
                      .cache = attention_steps_++};
   if (!step.all_heads && spec.qk_norm && spec.qk_norm->over == QkNorm::width) {
     std::vector<std::size_t> heads;
@@ -174,7 +175,7 @@ void Plan::AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask
     neuron_mask.resize(n_neurons);
     for (const int neuron : *kept) neuron_mask[static_cast<std::size_t>(neuron)] = 1.0F;
   }
-  steps_.emplace_back(FfnStep{layer, &weights, n_neurons,
+  steps_.emplace_back(FfnStep{layer, &weights, n_neurons, spec.norm_place,
                               kernels::KernelOf(weights_->kernels, spec.activation),
                               std::move(neuron_mask)});
 }

@@ -41,13 +41,15 @@ struct AttentionStep {
   // Of 0 and 1, where some heads are left out of a norm over the width of q or k; else empty.
   std::vector<float> q_mask;  // [n_heads * head_dim]
   std::vector<float> k_mask;  // [n_kv_heads * head_dim]
-  std::size_t cache;          // index of the step's keys and values in a session's cache
+  NormPlace norm_place;
+  std::size_t cache;  // index of the step's keys and values in a session's cache
 };
 
 struct FfnStep {
   std::size_t layer;
   const FfnWeights* weights;
   std::size_t n_neurons;
+  NormPlace norm_place;
   kernels::ActivationKernel activation;
   std::vector<float> neuron_mask;  // [n_neurons] of 0 and 1, empty where all are kept
 };

@@ -76,6 +76,8 @@ void Validate(const ModelSpec& spec) {
               *spec.learned_positions - spec.position_offset >= spec.max_positions,
           "learned_positions: expected a row for each of max_positions");
   }
+  Check(spec.token_types >= 0 && spec.token_types <= kMaxDimension,
+        "token_types: expected 0 to " + std::to_string(kMaxDimension));
   Check(spec.layers.size() <= kMaxLayers,
         "expected at most " + std::to_string(kMaxLayers) + " layers");
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
@@ -83,6 +85,8 @@ void Validate(const ModelSpec& spec) {
     const std::string where = "layer " + std::to_string(i) + ": ";
     Check(!(layer.attention && layer.attention_link), where + "both attention and its link");
     Check(!(layer.ffn && layer.ffn_link), where + "both FFN and its link");
+    Check(spec.causal || !layer.attention || !layer.attention->window,
+          where + "window: expected none in an encoder");
     if (layer.attention) CheckAttention(where, *layer.attention);
     if (layer.attention_link) CheckLink(where, *layer.attention_link);
     if (layer.ffn) CheckDimension(where + "n_neurons", layer.ffn->n_neurons);

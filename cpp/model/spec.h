@@ -16,8 +16,9 @@ struct RotarySpec {
   std::vector<float> inverse_frequencies;  // [rotary_dim / 2]
 };
 
-// What a sub-block normalises: what it reads, what it adds to the stream, or both.
-enum class NormPlace { before, after, both };
+// What a sub-block normalises: what it reads, what it adds to the stream, both, or the stream after
+// that.
+enum class NormPlace { before, after, both, stream };
 
 // Queries and keys are normalised before they are rotated: head by head, or all heads as one.
 enum class QkNorm { head, width };
@@ -83,6 +84,10 @@ struct ModelSpec {
   std::optional<int> learned_positions;  // rows of the table
   int position_offset;                   // row of position 0
   std::optional<float> logit_soft_cap;
+  bool causal;
+  int token_types;  // rows of the table, 0 where there is none
+  bool embedding_norm;
+  bool final_norm;
 };
 
 // Error(config) where a dimension is out of bounds or parts contradict each other: whatever

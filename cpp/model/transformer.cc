@@ -79,7 +79,14 @@ void Transformer::CheckTokens(std::span<const std::int32_t> tokens) const {
   }
 }
 
+void Transformer::CheckCausal() const {
+  if (weights_->spec.causal) return;
+  throw Error(ErrorKind::data,
+              "this model encodes whole texts and predicts no tokens; encode them");
+}
+
 void Transformer::CheckBatch(std::span<const SequenceTokens> batch) const {
+  CheckCausal();
   if (batch.empty()) throw Error(ErrorKind::data, "a batch needs at least one session");
   std::set<const Session*> seen;
   const Session& first = *batch.front().session;
@@ -114,7 +121,7 @@ void Transformer::Feed(const ops::Context& context, std::span<const SequenceToke
       sink(c, hidden, first, rows);
       reached += rows;
     };
-    for (const Chunk& chunk : CutIntoChunks(Lengths(batch))) {
+    for (const Chunk& chunk : CutIntoChunks(Lengths(batch), false)) {
       FeedChunk(context, batch, chunk, wanted, reached, count, poll);
     }
   } catch (...) {
@@ -239,6 +246,14 @@ void Transformer::EmbedAt(const ops::Context& context, std::span<const std::int3
     ops::Add(context, weights_->positions.data() + row * n_channels_, tokens.size(), n_channels_,
              hidden);
   }
+  if (spec.token_types > 0) {
+    for (std::size_t r = 0; r < tokens.size(); ++r) {
+      context.kernels.add(weights_->token_types.data(), n_channels_, hidden + r * n_channels_);
+    }
+  }
+  if (spec.embedding_norm) {
+    NormaliseRows(context, spec, weights_->embedding_norm, hidden, tokens.size(), hidden);
+  }
 }
 
 void Transformer::RunLayers(const Plan& plan, std::span<const std::size_t> lengths,
@@ -247,7 +262,7 @@ void Transformer::RunLayers(const Plan& plan, std::span<const std::size_t> lengt
   const WorkspaceLease lease(*this);
   const ops::Context context = lease.context();
   std::map<std::size_t, KvCache> caches;  // of the sequences that the chunk at hand touches
-  for (const Chunk& chunk : CutIntoChunks(lengths)) {
+  for (const Chunk& chunk : CutIntoChunks(lengths, !weights_->spec.causal)) {
     const Frame frame(context.workspace);
     caches.erase(caches.begin(), caches.lower_bound(chunk.parts.front().sequence));
     std::vector<Piece> pieces;
@@ -274,13 +289,19 @@ void Transformer::ScoreHidden(const float* hidden, std::span<const std::int32_t>
 
 void Transformer::Head(const ops::Context& context, const float* hidden, std::size_t rows,
                        float* logits, const Poll& poll) const {
+  CheckCausal();
   const ModelSpec& spec = weights_->spec;
   for (std::size_t first = 0; first < rows; first += kMostHeadRows) {
     poll();
     const Frame frame(context.workspace);
     const std::size_t n = std::min(kMostHeadRows, rows - first);
     auto* x = context.workspace.Take<float>(n * n_channels_);  // [n, n_channels]
-    NormaliseRows(context, spec, weights_->final_norm, hidden + first * n_channels_, n, x);
+    const float* from = hidden + first * n_channels_;
+    if (spec.final_norm) {
+      NormaliseRows(context, spec, weights_->final_norm, from, n, x);
+    } else {
+      std::copy_n(from, n * n_channels_, x);
+    }
     float* to = logits + first * vocab_size_;
     ops::Linear(context.pool, context.workspace, weights_->head(), x, n_channels_, n, to,
                 vocab_size_);

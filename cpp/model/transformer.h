@@ -91,6 +91,7 @@ class Transformer {
   // hidden [tokens, n_channels] of tokens from `position` on.
   void EmbedAt(const ops::Context& context, std::span<const std::int32_t> tokens,
                std::size_t position, float* hidden) const;
+  void CheckCausal() const;  // Error(data) for an encoder
   void CheckBatch(std::span<const SequenceTokens> batch) const;
   void Feed(const ops::Context& context, std::span<const SequenceTokens> batch, LogitsRows wanted,
             const Sink& sink, const Poll& poll) const;

@@ -77,16 +77,19 @@ Vector Widen(const TensorSource& source, std::size_t size) {
 WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type, tensor::Form form,
                                const kernels::KernelTable& kernels)
     : weights_(std::make_shared<Weights>(
-          Weights{std::move(spec), kernels, type, 0, {}, {}, {}, {}, {}, {}})),
+          Weights{std::move(spec), kernels, type, 0, {}, {}, {}, {}, {}, {}, {}, {}})),
       form_(form) {
   Weights& w = *weights_;
   const auto vocab_size = static_cast<std::size_t>(w.spec.vocab_size);
   const auto n_channels = static_cast<std::size_t>(w.spec.n_channels);
   AddMatrix("embedding.weight", w.embedding, vocab_size, n_channels, Reach::wide);
   if (w.spec.learned_positions) {
-    slots_["positions.weight"] = {{static_cast<std::size_t>(*w.spec.learned_positions), n_channels},
-                                  &w.positions};
+    AddTable("positions.weight", w.positions, static_cast<std::size_t>(*w.spec.learned_positions));
   }
+  if (w.spec.token_types > 0) {
+    AddTable("token_types.weight", w.token_types, static_cast<std::size_t>(w.spec.token_types));
+  }
+  if (w.spec.embedding_norm) AddNorm("embedding_norm", w.embedding_norm, n_channels);
   w.layers.resize(w.spec.layers.size());  // slots point into it: it must not grow from here on
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     const LayerSpec& layer = w.spec.layers[i];
@@ -102,7 +105,7 @@ WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type, tensor::
       AddLink(prefix + ".ffn", *layer.ffn_link, w.layers[i].ffn.emplace<LinkWeights>());
     }
   }
-  AddNorm("final_norm", w.final_norm, n_channels);
+  if (w.spec.final_norm) AddNorm("final_norm", w.final_norm, n_channels);
   if (!w.spec.tied_head) {
     AddMatrix("head.weight", w.untied_head, vocab_size, n_channels, Reach::wide);
   }
@@ -115,6 +118,10 @@ void WeightsBuilder::AddMatrix(const std::string& name, Matrix& target, std::siz
 
 void WeightsBuilder::AddVector(const std::string& name, Vector& target, std::size_t size) {
   slots_[name] = {{size}, &target};
+}
+
+void WeightsBuilder::AddTable(const std::string& name, Vector& target, std::size_t rows) {
+  slots_[name] = {{rows, static_cast<std::size_t>(weights_->spec.n_channels)}, &target};
 }
 
 void WeightsBuilder::AddNorm(const std::string& name, NormWeights& target, std::size_t size) {
@@ -137,7 +144,9 @@ void WeightsBuilder::AddAttention(const std::string& prefix, const AttentionSpec
   const auto n_kv_heads = static_cast<std::size_t>(spec.n_kv_heads);
   const auto head_dim = static_cast<std::size_t>(spec.head_dim);
   const auto value_dim = static_cast<std::size_t>(spec.value_dim);
-  if (spec.norm_place != NormPlace::after) AddNorm(prefix + ".norm", attention.norm, n_channels);
+  if (spec.norm_place == NormPlace::before || spec.norm_place == NormPlace::both) {
+    AddNorm(prefix + ".norm", attention.norm, n_channels);
+  }
   if (spec.norm_place != NormPlace::before) {
     AddNorm(prefix + ".post_norm", attention.post_norm, n_channels);
   }
@@ -158,7 +167,9 @@ void WeightsBuilder::AddFfn(const std::string& prefix, const FfnSpec& spec,
   auto& ffn = target.emplace<FfnWeights>();
   const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
   const auto n_neurons = static_cast<std::size_t>(spec.n_neurons);
-  if (spec.norm_place != NormPlace::after) AddNorm(prefix + ".norm", ffn.norm, n_channels);
+  if (spec.norm_place == NormPlace::before || spec.norm_place == NormPlace::both) {
+    AddNorm(prefix + ".norm", ffn.norm, n_channels);
+  }
   if (spec.norm_place != NormPlace::before)
     AddNorm(prefix + ".post_norm", ffn.post_norm, n_channels);
   if (spec.gated) AddLinear(prefix + ".gate", ffn.gate, n_neurons, n_channels, spec.bias);

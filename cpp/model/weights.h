@@ -84,8 +84,10 @@ struct Weights {
   tensor::WeightType type;
   std::size_t bytes = 0;
 
-  Matrix embedding;  // [vocab_size, n_channels]
-  Vector positions;  // [learned_positions, n_channels], empty where none are learned
+  Matrix embedding;            // [vocab_size, n_channels]
+  Vector positions;            // [learned_positions, n_channels], empty where none are learned
+  Vector token_types;          // [token_types, n_channels], empty where there are none
+  NormWeights embedding_norm;  // [n_channels]
   std::vector<LayerWeights> layers;
   NormWeights final_norm;  // [n_channels]
   Matrix untied_head;      // [vocab_size, n_channels], absent where the head is tied
@@ -147,6 +149,7 @@ class WeightsBuilder {
   void AddMatrix(const std::string& name, Matrix& target, std::size_t rows, std::size_t cols,
                  Reach reach = Reach::own);
   void AddVector(const std::string& name, Vector& target, std::size_t size);
+  void AddTable(const std::string& name, Vector& target, std::size_t rows);
   void AddNorm(const std::string& name, NormWeights& target, std::size_t size);
   void AddLinear(const std::string& name, LinearWeights& target, std::size_t rows, std::size_t cols,
                  bool bias, Reach reach = Reach::own);

@@ -57,6 +57,12 @@ std::size_t FirstSeen(const ScoreRule& rule, std::size_t position) {
   return rule.window && position >= *rule.window ? position + 1 - *rule.window : 0;
 }
 
+// One past the last position that the row at `position` sees.
+std::size_t EndSeen(const ScoreRule& rule, const AttentionSequence& sequence,
+                    std::size_t position) {
+  return rule.causal ? position + 1 : sequence.position + sequence.rows;
+}
+
 // Costly blocks, at the end of a sequence, come first, so that threads finish together.
 std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
                                  std::span<const HeadGroup> groups, const ScoreRule& rule,
@@ -70,7 +76,8 @@ std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
       for (std::size_t b = count; b-- > 0;) {
         const std::size_t first = b * step;
         const std::size_t positions = std::min(step, sequence.rows - first);
-        const std::size_t end = CeilDiv(sequence.position + first + positions, kPagePositions);
+        const std::size_t last = sequence.position + first + positions - 1;
+        const std::size_t end = CeilDiv(EndSeen(rule, sequence, last), kPagePositions);
         const std::size_t begin = FirstSeen(rule, sequence.position + first) / kPagePositions;
         const std::size_t ranges = count == 1 ? CeilDiv(end - begin, kPagesPerRange) : 1;
         const std::size_t range_pages = ranges == 1 ? end - begin : kPagesPerRange;
@@ -153,7 +160,7 @@ void AttendBlock(const Context& context, const KvLayout& layout, const ScoreRule
     for (std::size_t p = 0; p < block.positions; ++p) {
       const std::size_t position = block.sequence->position + block.first + p;
       begin = std::fill_n(begin, heads, within(FirstSeen(rule, position), page));
-      end = std::fill_n(end, heads, within(position + 1, page));
+      end = std::fill_n(end, heads, within(EndSeen(rule, *block.sequence, position), page));
     }
     if (rows <= kFewRows && page + 1 < block.page_end) {
       const std::byte* next = block.sequence->pages[page + 1];

@@ -1,4 +1,4 @@
-// Causal attention over paged keys and values.
+// Attention over paged keys and values.
 #pragma once
 
 #include <cstddef>
@@ -73,6 +73,7 @@ struct ScoreRule {
   float scale;                        // of q K'
   std::optional<float> soft_cap;      // c: scores s become c tanh(s / c)
   std::optional<std::size_t> window;  // positions that a position sees, itself included
+  bool causal;                        // whether a position sees none after it
 };
 
 // Writes the keys [rows, *, head_dim] and values [rows, *, value_dim] of the groups' KV heads into

@@ -7,6 +7,8 @@ Tensor names are Slimformer's own and independent of any file format:
 ==========================================  ==============================================
 ``embedding.weight``                        [vocab_size, n_channels]
 ``positions.weight``                        [max_positions + position_offset, n_channels], learned
+``token_types.weight``                      [token_types, n_channels]
+``embedding_norm.weight``                   [n_channels]
 ``layers.{i}.attention.norm.weight``        [n_channels]
 ``layers.{i}.attention.q.weight``           [n_heads * head_dim, n_channels]
 ``layers.{i}.attention.k.weight``           [n_kv_heads * head_dim, n_channels]
@@ -34,8 +36,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 from slimformer.checks import (
     MAX_DIMENSION,
@@ -63,54 +65,26 @@ __all__ = [
     "NormPlace",
     "QkNorm",
     "RopeConfig",
-    "family_settings",
-    "family_settings_from",
 ]
 
 MAX_LAYERS = 4096
+
+_EMBEDDINGS = ("embedding.weight", "positions.weight", "token_types.weight", "head.weight")
 
 LinkKind = Literal["full", "low_rank", "diagonal"]
 
 NormKind = Literal["rms", "layer"]
 """Root mean square norm, or layer norm with its mean and bias."""
 
-NormPlace = Literal["before", "after", "both"]
-"""Whether a sub-block normalises what it reads, what it adds to the stream, or both."""
+NormPlace = Literal["before", "after", "both", "stream"]
+"""Whether a sub-block normalises what it reads, what it adds to the stream, both, or the stream
+after it has been added."""
 
 QkNorm = Literal["head", "width"]
 """Queries and keys are normalised head by head with one weight, or all heads as one vector."""
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
 """``gelu_tanh`` is the approximation of ``gelu`` with a hyperbolic tangent."""
-
-
-_ALWAYS_WRITTEN = ("qkv_bias", "output_bias", "bias")
-
-
-def _of_some_families(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING and field.name not in _ALWAYS_WRITTEN
-
-
-def family_settings(config: Any) -> dict[str, Any]:
-    """The fields that only some families set, where they differ from their defaults.
-
-    Nothing else of them is written, so files and fingerprints stay as they are when such a field
-    is added.
-    """
-    return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if _of_some_families(field) and getattr(config, field.name) != field.default
-    }
-
-
-def family_settings_from(read: Callable[[str], Any], kind: type[Any]) -> dict[str, Any]:
-    """What ``family_settings`` gave of a config of that kind; ``read`` gives ``None`` for absent.
-
-    The values are as they were found: making the config checks them.
-    """
-    names = [field.name for field in dataclasses.fields(kind) if _of_some_families(field)]
-    return {name: read(name) for name in names if read(name) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +220,11 @@ class LayerConfig:
 
     def __post_init__(self) -> None:
         check_flag("parallel", self.parallel)
+        places = [part.norm_place for part in (self.attention, self.ffn) if part is not None]
+        check(
+            not self.parallel or "stream" not in places,
+            "norm_place: expected no norm of the stream in a parallel layer",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +235,9 @@ class ModelConfig:
     the model was trained with, also after channels have been removed. ``norm_offset`` is added
     to the weights of all norms. Embeddings are multiplied by ``embedding_scale``; with
     ``learned_positions`` the row of ``positions.weight`` that is ``position_offset`` after the
-    position is added. Logits l become c tanh(l / c) with a ``logit_soft_cap`` c.
+    position is added, and with ``token_types`` that of type 0. Logits l become c tanh(l / c)
+    with a ``logit_soft_cap`` c. A model that is not ``causal`` encodes whole texts, each token
+    seeing all; it has no head.
     """
 
     family: str
@@ -273,6 +254,10 @@ class ModelConfig:
     learned_positions: bool = False
     position_offset: int = 0
     logit_soft_cap: float | None = None
+    causal: bool = True
+    token_types: int = 0
+    embedding_norm: bool = False
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_channels", "norm_divisor", "max_positions"):
@@ -309,21 +294,22 @@ class ModelConfig:
         )
         if self.logit_soft_cap is not None:
             check_positive("logit_soft_cap", self.logit_soft_cap)
+        for name in ("causal", "embedding_norm", "final_norm"):
+            check_flag(name, getattr(self, name))
+        check(
+            type(self.token_types) is int and 0 <= self.token_types <= MAX_DIMENSION,
+            f"token_types: expected an integer from 0, found {self.token_types!r}",
+        )
+        check(self.causal or self.tied_head, "tied_head: expected no head of an encoder")
+        check(
+            self.causal
+            or not any(getattr(layer.attention, "window", None) for layer in self.layers),
+            "window: expected none in an encoder",
+        )
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the model consists of, in file order."""
         return dict(self._tensors())
-
-    def settings(self) -> dict[str, Any]:
-        """All settings as plain values; those of some families as ``family_settings`` has them."""
-        return dataclasses.asdict(
-            self,
-            dict_factory=lambda pairs: {
-                name: value
-                for name, value in pairs
-                if name not in _FAMILY_DEFAULTS or value != _FAMILY_DEFAULTS[name]
-            },
-        )
 
     def parameters(self) -> int:
         """Number of weights, a tied head counted once."""
@@ -334,13 +320,15 @@ class ModelConfig:
         return sum(
             math.prod(shape)
             for name, shape in self.tensor_shapes().items()
-            if name not in ("embedding.weight", "positions.weight", "head.weight")
+            if name not in _EMBEDDINGS
         )
 
     def fixed_parameters(self) -> int:
-        """Those of them that belong to no layer: the final norm."""
+        """Those of them that belong to no layer: norms of the embedding and of the last stream."""
         return sum(
-            math.prod(shape) for _, shape in self._norm_tensors("final_norm", self.n_channels)
+            math.prod(shape)
+            for name, shape in self.tensor_shapes().items()
+            if name not in _EMBEDDINGS and not name.startswith("layers.")
         )
 
     def _tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -348,12 +336,16 @@ class ModelConfig:
         yield "embedding.weight", (self.vocab_size, d)
         if self.learned_positions:
             yield "positions.weight", (self.max_positions + self.position_offset, d)
+        if self.token_types:
+            yield "token_types.weight", (self.token_types, d)
+        if self.embedding_norm:
+            yield from self._norm_tensors("embedding_norm", d)
         for index, layer in enumerate(self.layers):
             for name, sub_block in (("attention", layer.attention), ("ffn", layer.ffn)):
                 if sub_block is None:
                     continue
                 prefix = f"layers.{index}.{name}"
-                if sub_block.norm_place != "after":
+                if sub_block.norm_place in ("before", "both"):
                     yield from self._norm_tensors(f"{prefix}.norm", d)
                 if isinstance(sub_block, LinkConfig):
                     yield from _link_tensors(prefix, sub_block, d)
@@ -363,7 +355,8 @@ class ModelConfig:
                     yield from _ffn_tensors(prefix, sub_block, d)
                 if sub_block.norm_place != "before":
                     yield from self._norm_tensors(f"{prefix}.post_norm", d)
-        yield from self._norm_tensors("final_norm", d)
+        if self.final_norm:
+            yield from self._norm_tensors("final_norm", d)
         if not self.tied_head:
             yield "head.weight", (self.vocab_size, d)
 
@@ -416,11 +409,3 @@ def _ffn_tensors(
     yield f"{prefix}.down.weight", (channels, ffn.n_neurons)
     if ffn.bias:
         yield f"{prefix}.down.bias", (channels,)
-
-
-_FAMILY_DEFAULTS = {
-    field.name: field.default
-    for kind in (AttentionConfig, FfnConfig, LayerConfig, ModelConfig)
-    for field in dataclasses.fields(kind)
-    if _of_some_families(field)
-}

@@ -6,11 +6,10 @@ threads at once; a `Session` is one running sequence and belongs to one thread a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from slimformer import _core
@@ -20,14 +19,17 @@ from slimformer.checkpoint import load
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.checkpoint.packed import PackedTensor, PackedTensors, WeightType
 from slimformer.config import ModelConfig
+from slimformer.encoding import Pooling, encode, to_length_one
 from slimformer.errors import ConfigError, DataError
 from slimformer.generation import (
     Completion,
     GenerationOptions,
     GenerationSettings,
+    collect,
     generate_ids,
     generate_text,
 )
+from slimformer.mask import Mask
 from slimformer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -49,33 +51,6 @@ __all__ = [
 Weights = WeightType
 Kv = Literal["f32", "bf16"]
 Sparse = Literal["auto", "never", "smaller"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """Structures that a session leaves out; the packed weights stay as they are.
-
-    Parameters
-    ----------
-    skip_attention, skip_ffn:
-        Layers whose sub-block does not run.
-    exit_after:
-        The last layer that runs.
-    heads, neurons:
-        By layer, the query heads and FFN neurons that are kept.
-    """
-
-    skip_attention: tuple[int, ...] = ()
-    skip_ffn: tuple[int, ...] = ()
-    exit_after: int | None = None
-    heads: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    neurons: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-
-    @staticmethod
-    def skip_layers(layers: Iterable[int]) -> Mask:
-        """Leaves out both sub-blocks of each of these layers."""
-        indices = tuple(sorted(set(layers)))
-        return Mask(skip_attention=indices, skip_ffn=indices)
 
 
 class Engine:
@@ -287,6 +262,44 @@ class Engine:
             capture=list(capture),
         )
 
+    def encode(
+        self, texts: Sequence[str], *, pooling: Pooling = "mean", normalise: bool = True
+    ) -> Floats:
+        """Texts as vectors, by an encoder.
+
+        Parameters
+        ----------
+        texts:
+            Each is cut to the model's limit of tokens.
+        pooling:
+            The ``mean`` or the ``max`` over the tokens of a text, or its first token (``cls``).
+        normalise:
+            Whether vectors are scaled to length 1, so that their products are cosines.
+
+        Returns
+        -------
+        float32 [texts, n_channels], in the order of the texts.
+
+        Raises
+        ------
+        ConfigError
+            The model is no encoder, or ``pooling`` is not known.
+        DataError
+            The model has no tokenizer, or a text without any token.
+        """
+        _check_choice("pooling", pooling, get_args(Pooling))
+        if self.config.causal:
+            raise ConfigError(f"{self.name}: a model that predicts tokens does not encode texts")
+        tokenizer = self._require_tokenizer()
+        ids = [tokenizer.encode_framed(text, self.config.max_positions) for text in texts]
+        vectors = encode(self._states, ids, self.config.n_channels, pooling)
+        return to_length_one(vectors) if normalise else vectors
+
+    def _states(self, tokens: list[int], lengths: list[int]) -> Floats:
+        """Hidden states behind the last layer, [tokens, n_channels]."""
+        last = len(self.config.layers)
+        return self.run_layers(self.embed(tokens, lengths), lengths, first=0, last=last)[0]
+
     def logits(self, hidden: Floats) -> Floats:
         """Final norm and head: [n_tokens, n_channels] to [n_tokens, vocab_size]."""
         return self._packed.logits(hidden)
@@ -309,7 +322,7 @@ class Engine:
         if self.tokenizer is None and not settings.stop:
             ids = as_tokens(prompt).tolist()
             return list(self._new_ids(ids, settings, frozenset()))
-        return _completion(self._pieces(prompt, settings)).tokens
+        return collect(self._pieces(prompt, settings)).tokens
 
     def complete(
         self, prompt: str, *, chat: bool = False, **options: Unpack[GenerationOptions]
@@ -330,7 +343,7 @@ class Engine:
         ConfigError, DataError, ContextLengthError
         """
         settings = GenerationSettings(**options)
-        return _completion(self._pieces(self.prompt_ids(prompt, chat=chat), settings))
+        return collect(self._pieces(self.prompt_ids(prompt, chat=chat), settings))
 
     def generate(
         self, prompt: str, *, chat: bool = False, **options: Unpack[GenerationOptions]
@@ -429,16 +442,6 @@ class Session:
     def score(self, tokens: Tokens) -> Floats:
         """Feeds tokens; log-probability of each but the first, float32 [n_tokens - 1]."""
         return self.engine._packed.score([self._core], [as_tokens(tokens)])[0]
-
-
-def _completion(pieces: Iterator[tuple[int | None, str]]) -> Completion:
-    tokens: list[int] = []
-    texts: list[str] = []
-    for token, text in pieces:
-        texts.append(text)
-        if token is not None:
-            tokens.append(token)
-    return Completion("".join(texts), tokens)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

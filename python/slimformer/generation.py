@@ -177,3 +177,14 @@ def _overlap(text: str, stop: str) -> int:
         if text.endswith(stop[:length]):
             return length
     return 0
+
+
+def collect(pieces: Iterator[tuple[int | None, str]]) -> Completion:
+    """All pieces of a text as one."""
+    tokens: list[int] = []
+    texts: list[str] = []
+    for token, text in pieces:
+        texts.append(text)
+        if token is not None:
+            tokens.append(token)
+    return Completion("".join(texts), tokens)

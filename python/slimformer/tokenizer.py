@@ -89,16 +89,29 @@ class Tokenizer:
         DataError
             The text contains surrogates and so is not Unicode text.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(f"text is not valid Unicode at character {error.start}") from error
+        _check_unicode(text)
         tokenizer = self._special if special else self._plain
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         wanted = self._assets.add_bos if add_bos is None else add_bos
         if not wanted or self.bos_id is None or (special and ids[:1] == [self.bos_id]):
             return ids
         return [self.bos_id, *ids]
+
+    def encode_framed(self, text: str, limit: int) -> list[int]:
+        """At most ``limit`` token ids of a text, with those that an encoder frames it with.
+
+        Raises
+        ------
+        DataError
+            The text is not valid Unicode.
+        """
+        _check_unicode(text)
+        encoding = self._plain.encode(text, add_special_tokens=True)
+        ids: list[int] = encoding.ids
+        # The frame stays whole: what goes is the end of the text.
+        behind = [*reversed(encoding.special_tokens_mask), 0].index(0)
+        end = len(ids) - behind
+        return ids[: end - max(0, len(ids) - limit)] + ids[end:]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; ids of padding rows beyond the vocabulary give nothing.
@@ -218,6 +231,13 @@ class TextStreamer:
                 self._spaces_to_drop -= 1
                 text = text[1:]
         return text
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"text is not valid Unicode at character {error.start}") from error
 
 
 def _build(assets: TokenizerAssets) -> tokenizers.Tokenizer:

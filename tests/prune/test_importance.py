@@ -88,15 +88,16 @@ def test_statistics_are_those_of_the_reference(seed: int) -> None:
         if found.neurons is not None:
             assert found.neurons.gram is not None
             x = np.concatenate([one[index, "ffn_neurons"] for one in captured])
-            x /= np.sqrt(squares)[:, None] * norm_divisors(model, index, x)
+            between = np.concatenate([one[index, "ffn_input"] for one in captured])
+            x /= np.sqrt(squares)[:, None] * norm_divisors(model, index, between, x)
             scale = np.abs(x.T @ x / len(x)).max()
             np.testing.assert_allclose(
                 found.neurons.gram, x.T @ x / len(x), rtol=0, atol=2e-3 * scale
             )
 
 
-def norm_divisors(model: Checkpoint, index: int, neurons: Any) -> Any:
-    """What a norm behind the down-projection divides its output by, [tokens, 1]."""
+def norm_divisors(model: Checkpoint, index: int, stream: Any, neurons: Any) -> Any:
+    """What a norm behind the down-projection divides its output or the stream by, [tokens, 1]."""
     config, ffn = model.config, model.config.layers[index].ffn
     assert isinstance(ffn, FfnConfig)
     if ffn.norm_place == "before":
@@ -105,6 +106,8 @@ def norm_divisors(model: Checkpoint, index: int, neurons: Any) -> Any:
     output = neurons @ model.read_f32(f"{name}.weight").T.astype(np.float64)
     if ffn.bias:
         output += model.read_f32(f"{name}.bias")
+    if ffn.norm_place == "stream":
+        output += stream
     if config.norm == "layer":
         output -= output.mean(axis=1, keepdims=True)
     energy = np.sum(output**2, axis=1, keepdims=True) / config.norm_divisor

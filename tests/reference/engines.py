@@ -88,7 +88,11 @@ def packed_read(checkpoint: Checkpoint, weights: Weights) -> Read:
 
     def read(name: str) -> npt.NDArray[Any]:
         values = checkpoint.read_f32(name)
-        if values.ndim < 2 or name == "positions.weight" or weights == "f32":
+        if (
+            values.ndim < 2
+            or name in ("positions.weight", "token_types.weight")
+            or weights == "f32"
+        ):
             return values
         if weights == "bf16":
             return values.astype(DTYPES["bf16"]).astype(np.float32)

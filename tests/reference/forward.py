@@ -58,10 +58,15 @@ def forward(
         return normed + tensor(f"{name}.bias") if config.norm == "layer" else normed
 
     def enter(sub_block: Any, stream: Array, prefix: str) -> Array:
-        return stream if sub_block.norm_place == "after" else norm(stream, f"{prefix}.norm")
+        before = sub_block.norm_place in ("before", "both")
+        return norm(stream, f"{prefix}.norm") if before else stream
 
-    def leave(sub_block: Any, output: Array, prefix: str) -> Array:
-        return output if sub_block.norm_place == "before" else norm(output, f"{prefix}.post_norm")
+    def leave(sub_block: Any, stream: Array, output: Array, prefix: str) -> Array:
+        if sub_block.norm_place == "before":
+            return stream + output
+        if sub_block.norm_place == "stream":
+            return norm(stream + output, f"{prefix}.post_norm")
+        return stream + norm(output, f"{prefix}.post_norm")
 
     def tap(layer: int, site: str, value: Array) -> None:
         if captured is not None:
@@ -72,6 +77,10 @@ def forward(
     if config.learned_positions:
         first = config.position_offset
         hidden = hidden + tensor("positions.weight")[first : first + len(hidden)]
+    if config.token_types:
+        hidden = hidden + tensor("token_types.weight")[0]
+    if config.embedding_norm:
+        hidden = norm(hidden, "embedding_norm")
     for index, layer in enumerate(config.layers):
         if mask.exit_after is not None and index > mask.exit_after:
             break
@@ -85,11 +94,12 @@ def forward(
                 hidden = hidden + link(layer.attention, prefix, tensor, x)
             else:
                 kept = mask.heads.get(index)
-                heads = attention_heads(layer.attention, prefix, tensor, norm, x, kept)
+                seen = visible(len(x), layer.attention.window, config.causal)
+                heads = attention_heads(layer.attention, prefix, tensor, norm, x, seen, kept)
                 heads = keep_heads(layer.attention, heads, kept)
                 tap(index, "attention_heads", heads)
                 output = linear(tensor, f"{prefix}.o", heads, layer.attention.output_bias)
-                hidden = hidden + leave(layer.attention, output, prefix)
+                hidden = leave(layer.attention, hidden, output, prefix)
         tap(index, "ffn_input", hidden)
         if layer.ffn is not None and index not in mask.skip_ffn:
             prefix = f"layers.{index}.ffn"
@@ -104,9 +114,10 @@ def forward(
                     neurons = neurons * np.isin(np.arange(layer.ffn.n_neurons), kept)
                 tap(index, "ffn_neurons", neurons)
                 output = linear(tensor, f"{prefix}.down", neurons, layer.ffn.bias)
-                hidden = hidden + leave(layer.ffn, output, prefix)
+                hidden = leave(layer.ffn, hidden, output, prefix)
         tap(index, "layer_output", hidden)
-    hidden = norm(hidden, "final_norm")
+    if config.final_norm:
+        hidden = norm(hidden, "final_norm")
     logits: Array = hidden @ tensor("embedding.weight" if config.tied_head else "head.weight").T
     return soft_cap(logits, config.logit_soft_cap)
 
@@ -126,6 +137,12 @@ def link(config: LinkConfig, prefix: str, tensor: Read, x: Array) -> Array:
     return (x @ tensor(f"{prefix}.link.down").T) @ tensor(f"{prefix}.link.up").T
 
 
+def visible(n_tokens: int, window: int | None, causal: bool) -> Array:
+    """Which positions (columns) each position (row) sees."""
+    past = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
+    return (past >= 0) & (past < (window or n_tokens)) | (not causal)
+
+
 def soft_cap(x: Array, cap: float | None) -> Array:
     """``cap tanh(x / cap)``, where there is a cap."""
     return x if cap is None else np.asarray(cap * np.tanh(x / cap), x.dtype)
@@ -137,6 +154,7 @@ def attention_heads(
     tensor: Read,
     norm: Callable[..., Array],
     x: Array,
+    seen: Array,
     kept: Sequence[int] | None,
 ) -> Array:
     """Input of the output projection, [n_tokens, n_heads * value_dim].
@@ -162,12 +180,10 @@ def attention_heads(
         k = norm(k, f"{prefix}.k_norm", config.head_dim)
     if config.rope is not None:
         q, k = rotate(config.rope, q), rotate(config.rope, k)
-    past = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
-    unseen = (past < 0) | (past >= (config.window or n_tokens))
     heads = []
     for head, kv in enumerate(config.q_to_kv):
         scores = q[:, head] @ k[:, kv].T * x.dtype.type(config.scale)
-        scores = np.where(unseen, -np.inf, soft_cap(scores, config.soft_cap))
+        scores = np.where(seen, soft_cap(scores, config.soft_cap), -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         heads.append(weights / weights.sum(axis=-1, keepdims=True) @ v[:, kv])
     return np.concatenate(heads, axis=-1)

@@ -70,6 +70,9 @@ def _with_features(rng: np.random.Generator, config: ModelConfig) -> ModelConfig
         learned_positions=bool(rng.integers(2)),
         position_offset=int(rng.integers(3)),
         logit_soft_cap=_maybe(rng, 3.0),
+        token_types=int(rng.integers(3)),
+        embedding_norm=bool(rng.integers(2)),
+        final_norm=bool(rng.integers(4)),
         layers=tuple(_layer_with_features(rng, layer, norm) for layer in config.layers),
     )
 
@@ -97,7 +100,8 @@ def _layer_with_features(
             activation=_choose(rng, Activation),
             gated=bool(rng.integers(2)),
         )
-    return LayerConfig(attention, ffn, parallel=bool(rng.integers(2)))
+    places = [part.norm_place for part in (attention, ffn) if part is not None]
+    return LayerConfig(attention, ffn, parallel="stream" not in places and bool(rng.integers(2)))
 
 
 def _choose(rng: np.random.Generator, choices: Any) -> Any:
@@ -203,7 +207,7 @@ def _random_values(
         return 1 - offset + 0.1 * values
     if name.endswith(".bias"):
         return 0.1 * values
-    if name in ("embedding.weight", "positions.weight") or len(shape) == 1:
+    if name in ("embedding.weight", "positions.weight", "token_types.weight") or len(shape) == 1:
         return 0.5 * values
     return values / math.sqrt(shape[-1])
 

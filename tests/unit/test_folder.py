@@ -149,7 +149,7 @@ def test_settings_that_may_be_left_out(write: Write) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "falcon"}, "'falcon' does not run here; known: gemma, gemma2, .*, llama"),
+        ({"model_type": "falcon"}, "'falcon' does not run here; known: bert, .*, llama, mistral"),
         ({"model_type": "gemma3"}, "'gemma3'"),
         ({"model_type": "qwen3"}, "LlamaForCausalLM does not run here; .* Qwen3ForCausalLM"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.config import ModelConfig
+from slimformer.config_settings import all_settings
 from slimformer.errors import FormatError
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -123,7 +124,7 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 over the shape and every tensor's values: what a recipe is tied to."""
         digest = hashlib.sha256()
-        digest.update(json.dumps(self.config.settings(), sort_keys=True).encode())
+        digest.update(json.dumps(all_settings(self.config), sort_keys=True).encode())
         for name in self.config.tensor_shapes():
             tensor = self.tensors[name]
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())

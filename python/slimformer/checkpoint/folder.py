@@ -77,11 +77,7 @@ def _weights(
         if (folder / SINGLE_FILE).exists():
             raise FormatError(f"{folder}: expected {SINGLE_FILE} or {packed.FILE}, found both")
         return packed.open_packed(folder / packed.FILE, config)
-    stored = {
-        name: tensor
-        for name, tensor in open_folder(folder).items()
-        if not name.endswith(family.buffers)
-    }
+    stored = open_folder(folder, without=family.buffers)
     if plain and not any(name.startswith(family.prefix) for name in stored):
         stored = {family.prefix + name: tensor for name, tensor in stored.items()}
     _drop_repeated_head(folder, family, config, stored)

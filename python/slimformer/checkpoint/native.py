@@ -21,9 +21,8 @@ from slimformer.config import (
     Llama3RopeScaling,
     ModelConfig,
     RopeConfig,
-    family_settings,
-    family_settings_from,
 )
+from slimformer.config_settings import family_settings, family_settings_from
 from slimformer.errors import FormatError, UnsupportedModelError
 
 SCHEMA = 1

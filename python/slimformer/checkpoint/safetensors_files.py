@@ -24,8 +24,10 @@ _DTYPE_NAMES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _STORED_NAMES = {name: stored for stored, name in _DTYPE_NAMES.items()}
 
 
-def open_folder(folder: Path) -> dict[str, Tensor]:
+def open_folder(folder: Path, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Every tensor of a folder's safetensors files, by its name there, lazily.
+
+    Those whose names end in one of ``without`` are left out, whatever their type.
 
     Raises
     ------
@@ -37,9 +39,9 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
         The folder holds no weights.
     """
     if (folder / SINGLE_FILE).exists():
-        return open_file(folder / SINGLE_FILE)
+        return open_file(folder / SINGLE_FILE, without)
     if (folder / INDEX_FILE).exists():
-        return _open_shards(folder)
+        return _open_shards(folder, without)
     pickled = sorted(folder.glob("pytorch_model*.bin*")) + sorted(folder.glob("*.pt*"))
     if pickled:
         raise UnsupportedModelError(
@@ -49,7 +51,7 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
     raise ModelNotFoundError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither")
 
 
-def _open_shards(folder: Path) -> dict[str, Tensor]:
+def _open_shards(folder: Path, without: tuple[str, ...]) -> dict[str, Tensor]:
     index = folder / INDEX_FILE
     weight_map = Fields(str(index), read_json(index)).child("weight_map")
     if not list(weight_map):
@@ -63,8 +65,10 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
             )
         if not (folder / file).is_file():
             raise FormatError(f"{index}: {file}: expected in this folder, found none")
-        shard = open_file(folder / file)
-        listed = {name for name, home in files.items() if home == file}
+        shard = open_file(folder / file, without)
+        listed = {
+            name for name, home in files.items() if home == file and not name.endswith(without)
+        }
         if shard.keys() != listed:
             differing = sorted(shard.keys() ^ listed)[:5]
             raise FormatError(f"{index}: {file}: index and file disagree about {differing}")
@@ -72,8 +76,8 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def open_file(path: Path) -> dict[str, Tensor]:
-    """Every tensor of one file; values are views of the mapped file.
+def open_file(path: Path, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Every tensor of one file but those ``without``; values are views of the mapped file.
 
     The ``safetensors`` library checks the header: sizes, overlaps, gaps, the end. The views
     are made here because the library copies, and older versions know no bfloat16 in numpy.
@@ -90,7 +94,11 @@ def open_file(path: Path) -> dict[str, Tensor]:
     (size,) = struct.unpack_from("<Q", data)
     header = parse_json_object(data[8 : 8 + size].decode("utf-8"), f"{path}: header")
     header.pop("__metadata__", None)
-    return {name: _view(path, name, entry, data, 8 + size) for name, entry in header.items()}
+    return {
+        name: _view(path, name, entry, data, 8 + size)
+        for name, entry in header.items()
+        if not name.endswith(without)
+    }
 
 
 def _view(path: Path, name: str, entry: Mapping[str, Any], data: mmap.mmap, start: int) -> Tensor:

@@ -176,7 +176,7 @@ def _texts(checkpoint: Checkpoint, code: ModelCode | None) -> dict[str, Mapping[
     config = native.describe(checkpoint.config)
     config["torch_dtype"] = _common_type(checkpoint)
     for token in ("bos", "eos", "pad"):  # or transformers takes the family's own
-        config[f"{token}_token_id"] = None
+        config.setdefault(f"{token}_token_id", None)
     files: dict[str, Mapping[str, Any] | str] = {}
     if code is not None and config["model_type"] == native.MODEL_TYPE:
         config["auto_map"] = code.settings

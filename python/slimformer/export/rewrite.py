@@ -17,8 +17,8 @@ from slimformer.config import (
     LinkConfig,
     ModelConfig,
     RopeConfig,
-    family_settings,
 )
+from slimformer.config_settings import family_settings
 from slimformer.errors import UnsupportedModelError
 from slimformer.export.attention import (
     Groups,

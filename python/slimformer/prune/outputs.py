@@ -1,8 +1,8 @@
 """What a sub-block adds to the residual stream: its projection's output.
 
-In some families it is normalised before it is added. A norm divides a token's output by its
-length and multiplies channels by gains. To first order it is a scaling, so errors of the output
-are judged, and made up for, as the stream sees them.
+In some families it is normalised before it is added, or the stream is afterwards. A norm divides
+a token's values by their length and multiplies channels by gains. To first order it is a scaling,
+so errors of the output are judged, and made up for, as the stream sees them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ class Output:
         self._config = checkpoint.config
         self.weight: Floats = checkpoint.read_f32(f"{name}.weight")  # [channels, columns]
         self._bias = _read(checkpoint, f"{name}.bias", 0.0)
-        self.normalised = part.norm_place != "before"
+        self._place = part.norm_place
         norm = f"layers.{index}.{sub_block}.post_norm"
         gains = np.ones(len(self.weight), np.float32)
-        if self.normalised:
+        if self._has_norm:
             gains = checkpoint.read_f32(f"{norm}.weight") + np.float32(self._config.norm_offset)
         self._gains: Floats = gains
         self._shift = _read(checkpoint, f"{norm}.bias", 0.0)
+
+    @property
+    def _has_norm(self) -> bool:
+        return self._place != "before"
 
     @property
     def stream_weight(self) -> Floats:
@@ -52,23 +56,30 @@ class Output:
         weight: Floats = self.weight * self._gains[:, None]
         return weight
 
-    def divisors(self, inputs: Floats) -> Floats | float:
-        """What each token's output is divided by, [..., 1], given the projection's inputs."""
-        if not self.normalised:
-            return 1.0
-        return _lengths(self._config, inputs @ self.weight.T + self._bias)
+    def divisors(self, stream: Floats, inputs: Floats) -> Floats | float:
+        """What a norm divides each token by, [..., 1], given the stream that is added to.
 
-    def added(self, inputs: Floats, weight: Floats) -> Floats:
-        """What comes to the stream if the projection of these inputs has this weight."""
+        ``inputs`` are those of the projection, [..., columns].
+        """
+        if not self._has_norm:
+            return 1.0
+        output: Floats = inputs @ self.weight.T + self._bias
+        return _lengths(self._config, stream + output if self._place == "stream" else output)
+
+    def after(self, stream: Floats, inputs: Floats, weight: Floats) -> Floats:
+        """The stream afterwards, if the projection of these inputs has this weight."""
         output: Floats = inputs @ weight.T + self._bias
-        if not self.normalised:
-            return output
-        added: Floats = normalised(self._config, output) * self._gains + self._shift
-        return added
+        if self._place == "stream":
+            return self._norm(stream + output)
+        return stream + (self._norm(output) if self._has_norm else output)
+
+    def _norm(self, x: Floats) -> Floats:
+        normed: Floats = normalised(self._config, x) * self._gains + self._shift
+        return normed
 
     def change(self, stream_change: Array) -> Array:
         """A change of ``stream_weight`` as one of the weight."""
-        if not self.normalised:
+        if not self._has_norm:
             return stream_change
         gains = self._gains.astype(np.float64)
         least = LEAST_GAIN**2 * float(np.mean(gains**2))

@@ -322,8 +322,9 @@ class _Walk:
             inputs[rows] = captured[tap]
             drift = wanted[rows] - _onto(self._stream[rows], self._read[rows], after)
             scale = inverse_lengths(wanted[rows])
+            divisors = output.divisors(self._stream[rows], inputs[rows])
             moments.update(
-                (inputs[rows] * (scale / output.divisors(inputs[rows]))).reshape(-1, width),
+                (inputs[rows] * (scale / divisors)).reshape(-1, width),
                 (drift * scale).reshape(-1, channels),
             )
         read = self._read_trials[0]
@@ -333,12 +334,12 @@ class _Walk:
         fitted = [_fit(gram, cross, output, variant.columns) for variant in variants]
         ends = np.stack(
             [
-                self._trials[0] + output.added(trial_inputs[..., variant.columns], new)
+                output.after(self._trials[0], trial_inputs[..., variant.columns], new)
                 for variant, new in zip(variants, fitted, strict=True)
             ]
         )
         kept = variants[0].columns
-        self._stream = self._stream + output.added(inputs[..., kept], fitted[0])
+        self._stream = output.after(self._stream, inputs[..., kept], fitted[0])
         drafted = np.zeros_like(output.weight)
         drafted[:, kept] = fitted[0]
         name = f"layers.{index}.{PROJECTIONS[sub_block]}.weight"

@@ -208,7 +208,7 @@ class _Repair:
             for rows, after, captured in chunks(engine, self.read[part], capture=[tap]):
                 there = slice(part.start + rows.start, part.start + rows.stop)
                 target = wanted[there]
-                divisors = output.divisors(captured[tap])
+                divisors = output.divisors(self.stream[there], captured[tap])
                 lost = captured[tap][..., gone] @ weight[:, gone].T
                 drift = (target - self._after(after, there)) * divisors
                 inputs[there] = captured[tap][..., kept]
@@ -257,7 +257,7 @@ class _Repair:
         self.weights[f"{name}.weight"] = Tensor.of(self._found[f"{name}.weight"])
         for rows, unseen in zip(self.parts, without, strict=True):
             rounded = unseen.astype(stored).astype(np.float32)
-            self.stream[rows] += output.added(inputs[rows], rounded)
+            self.stream[rows] = output.after(self.stream[rows], inputs[rows], rounded)
 
     def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
         """What a projection reads on the pruned stream, [windows, tokens, columns]."""

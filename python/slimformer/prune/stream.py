@@ -17,6 +17,7 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.config import LayerConfig
 from slimformer.engine import Engine, Moments
+from slimformer.prune.outputs import normalised
 
 Hidden = npt.NDArray[np.float32]
 Windows = npt.NDArray[np.int32]
@@ -38,6 +39,13 @@ def embed(checkpoint: Checkpoint, windows: Windows) -> Hidden:
     if config.learned_positions:
         first = config.position_offset
         hidden += checkpoint.read_f32("positions.weight")[first : first + windows.shape[1]]
+    if config.token_types:
+        hidden += checkpoint.read_f32("token_types.weight")[0]
+    if config.embedding_norm:
+        gains = checkpoint.read_f32("embedding_norm.weight") + np.float32(config.norm_offset)
+        hidden = normalised(config, hidden) * gains
+        if config.norm == "layer":
+            hidden += checkpoint.read_f32("embedding_norm.bias")
     return hidden
 
 
@@ -85,6 +93,8 @@ def layer_engine(
         layers=(part,),
         learned_positions=False,
         position_offset=0,
+        token_types=0,
+        embedding_norm=False,
     )
     prefix = f"layers.{index}."
     tensors = {}

@@ -30,8 +30,12 @@ class TorchModel(nn.Module):
         if config.learned_positions:
             rows = config.max_positions + config.position_offset
             self.positions = nn.Embedding(rows, config.n_channels)
+        if config.token_types:
+            self.token_types = nn.Embedding(config.token_types, config.n_channels)
+        if config.embedding_norm:
+            self.embedding_norm = _Norm(config)
         self.layers = nn.ModuleList(_Layer(config, index) for index in range(len(config.layers)))
-        self.final_norm = _Norm(config)
+        self.final_norm = _Norm(config) if config.final_norm else nn.Identity()
         if not config.tied_head:
             self.head = nn.Linear(config.n_channels, config.vocab_size, bias=False)
 
@@ -58,7 +62,9 @@ class TorchModel(nn.Module):
         if self.config.learned_positions:
             first = self.config.position_offset
             stream = stream + self.positions.weight[first : first + tokens.shape[-1]]
-        return stream
+        if self.config.token_types:
+            stream = stream + self.token_types.weight[0]
+        return self.embedding_norm(stream) if self.config.embedding_norm else stream
 
 
 class _Layer(nn.Module):
@@ -80,7 +86,7 @@ class _Layer(nn.Module):
     def forward(self, stream: Tensor, rotations: _Rotations) -> Tensor:
         entry = stream
         for sub_block in self.children():
-            stream = stream + sub_block(entry if self.parallel else stream, rotations)
+            stream = sub_block(stream, entry if self.parallel else stream, rotations)
         return stream
 
 
@@ -107,15 +113,19 @@ class _SubBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, shape: AttentionConfig | FfnConfig) -> None:
         super().__init__()
-        if shape.norm_place != "after":
+        self.place = shape.norm_place
+        if self.place in ("before", "both"):
             self.norm = _Norm(config)
-        if shape.norm_place != "before":
+        if self.place != "before":
             self.post_norm = _Norm(config)
 
-    def forward(self, stream: Tensor, rotations: _Rotations) -> Tensor:
-        x = self.norm(stream) if hasattr(self, "norm") else stream
+    def forward(self, stream: Tensor, read: Tensor, rotations: _Rotations) -> Tensor:
+        """The stream after this, given what is read of it."""
+        x = self.norm(read) if self.place in ("before", "both") else read
         output = self.compute(x, rotations)
-        return self.post_norm(output) if hasattr(self, "post_norm") else output
+        if self.place == "stream":
+            return self.post_norm(stream + output)
+        return stream + (output if self.place == "before" else self.post_norm(output))
 
     def compute(self, x: Tensor, rotations: _Rotations) -> Tensor:
         """The output of the projection, given what the sub-block works on."""
@@ -129,6 +139,7 @@ class _Attention(_SubBlock):
         super().__init__(config, attention)
         d, bias = config.n_channels, attention.qkv_bias
         self.shape = attention
+        self.causal = config.causal
         if attention.qk_norm is not None:
             self.q_norm = self._qk_norm(config, attention.n_heads, attention.q_norm_divisor)
             self.k_norm = self._qk_norm(config, attention.n_kv_heads, attention.k_norm_divisor)
@@ -155,18 +166,18 @@ class _Attention(_SubBlock):
             q, k = rotations.turn(shape.rope, q), rotations.turn(shape.rope, k)
         reads = torch.tensor(shape.q_to_kv, device=x.device)
         q, k = q.to(v.dtype), k[:, reads].to(v.dtype)
-        heads = _attend(shape, q, k, v[:, reads])
+        heads = _attend(shape, q, k, v[:, reads], causal=self.causal)
         return self.o(heads.transpose(1, 2).flatten(2))
 
 
-def _attend(shape: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(shape: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     """Heads of [sequences, n_heads, tokens, width]; a cap takes the scores in the open."""
     n_tokens = q.shape[-2]
     if shape.window is None and shape.soft_cap is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=shape.scale)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=shape.scale)
     positions = torch.arange(n_tokens, device=q.device)
     past = positions[:, None] - positions
-    seen = (past >= 0) & (past < (shape.window or n_tokens))
+    seen = (past >= 0) & (past < (shape.window or n_tokens)) | (not causal)
     if shape.soft_cap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=shape.scale)
     scores = soft_cap((q @ k.transpose(-1, -2)).float() * shape.scale, shape.soft_cap)
@@ -214,13 +225,13 @@ class _Link(nn.Module):
             {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
         )
 
-    def forward(self, stream: Tensor, rotations: _Rotations) -> Tensor:
-        x = self.norm(stream)
+    def forward(self, stream: Tensor, read: Tensor, rotations: _Rotations) -> Tensor:
+        x = self.norm(read)
         if self.kind == "diagonal":
-            return x * self.link["weight"]
+            return stream + x * self.link["weight"]
         if self.kind == "full":
-            return F.linear(x, self.link["weight"])
-        return F.linear(F.linear(x, self.link["down"]), self.link["up"])
+            return stream + F.linear(x, self.link["weight"])
+        return stream + F.linear(F.linear(x, self.link["down"]), self.link["up"])
 
 
 class _Rotations:

@@ -7,6 +7,7 @@ add one, write it down beside its kin and list it in ``FAMILIES``.
 
 from __future__ import annotations
 
+from slimformer.checkpoint.families.bert import BERT, DISTILBERT, ROBERTA
 from slimformer.checkpoint.families.deci import DECI
 from slimformer.checkpoint.families.family import Family
 from slimformer.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
@@ -19,7 +20,7 @@ from slimformer.errors import UnsupportedModelError
 
 FAMILIES: tuple[Family, ...] = (
     *(LLAMA, MISTRAL, SMOLLM3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2),
-    *(GPT2, GPT_NEOX, OPT),
+    *(GPT2, GPT_NEOX, OPT, BERT, ROBERTA, DISTILBERT),
 )
 
 RAGGED_GGUF: tuple[Family, ...] = (DECI,)

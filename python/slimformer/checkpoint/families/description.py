@@ -64,6 +64,8 @@ class Blocks:
 
     norm: NormKind = "rms"
     norm_place: NormPlace = "before"
+    embedding_norm: bool = False
+    final_norm: bool = True
     norm_offset: float = 0.0
     norm_eps: float = 1e-6
     qk_norm: QkNorm | None = None
@@ -78,6 +80,9 @@ class Blocks:
     scaled_embedding: bool = False  # by the root of the number of channels
     learned_positions: bool = False
     position_offset: int = 0
+    positions_with_offset: bool = False  # whether the settings' number of positions includes it
+    token_types: int | str = 0
+    causal: bool = True
     tied_head: bool = False  # where the settings do not say
     neurons_per_channel: int | None = None  # where the settings do not say
 
@@ -88,13 +93,15 @@ class Description:
 
     ``neutral`` are settings that change the computation, with the values (besides null) that
     this family is run with; ``as_wide_as_channels`` are sizes that must equal the width of the
-    residual stream.
+    residual stream; ``written`` are settings that say nothing of the shape, but that the family's
+    class in ``transformers`` needs.
     """
 
     keys: Keys = dataclasses.field(default_factory=Keys)
     blocks: Blocks = dataclasses.field(default_factory=Blocks)
     neutral: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     as_wide_as_channels: tuple[str, ...] = ()
+    written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 ACTIVATIONS = {

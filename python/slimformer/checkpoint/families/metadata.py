@@ -126,6 +126,7 @@ def read_metadata(
         learned_positions=blocks.learned_positions,
         position_offset=blocks.position_offset,
         logit_soft_cap=settings.cap(description.keys.logit_cap, LOGIT_CAP),
+        causal=blocks.causal,
     )
 
 

@@ -57,7 +57,7 @@ def read_settings(name: str, description: Description, config: Fields) -> ModelC
         norm_divisor=channels,
         norm_eps=_norm_eps(config, description),
         tied_head=config.boolean("tie_word_embeddings", blocks.tied_head),
-        max_positions=config.dimension(keys.positions, 2048),
+        max_positions=_max_positions(config, description),
         layers=tuple(
             LayerConfig(attentions[window, rope], ffn, parallel)
             for window, rope in zip(windows, ropes, strict=True)
@@ -68,6 +68,10 @@ def read_settings(name: str, description: Description, config: Fields) -> ModelC
         learned_positions=blocks.learned_positions,
         position_offset=blocks.position_offset,
         logit_soft_cap=_optional_number(config, keys.logit_cap),
+        causal=blocks.causal,
+        token_types=_count(config, blocks.token_types),
+        embedding_norm=blocks.embedding_norm,
+        final_norm=blocks.final_norm,
     )
 
 
@@ -91,7 +95,7 @@ def write_settings(
         keys.kv_heads: attention.n_kv_heads,
         keys.head_dim: attention.head_dim,
         keys.neurons: ffn.n_neurons,
-        keys.positions: config.max_positions,
+        keys.positions: config.max_positions + _uncounted(blocks),
         keys.norm_eps: config.norm_eps,
         keys.activation: _activation_name(blocks, ffn.activation),
         keys.score_scale: _whole(attention.scale**-2),
@@ -108,8 +112,10 @@ def write_settings(
         (blocks.output_bias, attention.output_bias),
         (blocks.ffn_bias, ffn.bias),
         (blocks.parallel, any(layer.parallel for layer in config.layers)),
+        (blocks.token_types, config.token_types),
     )
     settings |= {key: value for key, value in flags if isinstance(key, str)}
+    settings |= dict(description.written.items())
     said = {key: value for key, value in settings.items() if key is not None}
     # transformers 5 refuses other widths, even where head_dim is given
     if config.n_channels % attention.n_heads:
@@ -146,6 +152,7 @@ def _read_keys(description: Description) -> set[str]:
     keys, blocks = description.keys, description.blocks
     values = list(vars(keys).values())
     values += [blocks.qkv_bias, blocks.output_bias, blocks.ffn_bias, blocks.parallel]
+    values.append(blocks.token_types)
     if blocks.rope is not None:
         values += [blocks.rope.share_key, blocks.rope.window_key]
         values += ["no_rope_layers"] if blocks.rope.skips else []
@@ -165,6 +172,20 @@ def _optional_number(config: Fields, key: str | None) -> float | None:
 def _norm_eps(config: Fields, description: Description) -> float:
     key, default = description.keys.norm_eps, description.blocks.norm_eps
     return default if key is None else config.number(key, default)
+
+
+def _max_positions(config: Fields, description: Description) -> int:
+    stated = config.dimension(description.keys.positions, 2048)
+    return stated - _uncounted(description.blocks)
+
+
+def _uncounted(blocks: Blocks) -> int:
+    """Rows of the table that the stated number of positions includes and no token stands at."""
+    return blocks.position_offset if blocks.positions_with_offset else 0
+
+
+def _count(config: Fields, source: int | str) -> int:
+    return config.dimension(source, 2) if isinstance(source, str) else source
 
 
 def _head_dim(config: Fields, keys: Keys) -> int:

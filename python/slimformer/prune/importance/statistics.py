@@ -25,7 +25,7 @@ class Inputs:
 
     The inputs of each token are divided by the length of its residual stream after the
     projection's sub-block, so that what units add is relative to what it is added to; and by what
-    a norm divides the projection's output by, if there is one.
+    a norm of the output, or of that stream, divides by.
     """
 
     mean_square: Array  # [inputs]
@@ -108,7 +108,8 @@ def _pass_layer(
         changes[2].add(between, after)
         for tap, accumulated in moments.items():
             stream = between if tap == "attention_heads" else after
-            divisors = outputs[tap].divisors(captured[tap])
+            entered = hidden[rows] if tap == "attention_heads" else between
+            divisors = outputs[tap].divisors(entered, captured[tap])
             scaled = captured[tap] * (inverse_lengths(stream) / divisors)
             accumulated.update(scaled.reshape(-1, scaled.shape[-1]))
         hidden[rows] = after

@@ -215,11 +215,12 @@ class _Repair:
                 sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
             return sums.evidence(name)
 
-        evidence = [gather(part) for part in self.parts]
+        # By wish; what is known of one goes when it is met.
+        wishes = [list(parts) for parts in zip(*map(gather, self.parts), strict=True)]
         old = output.weight[:, kept].astype(np.float64)
         new, without = old, [old] * len(self.parts)
-        for parts, first in zip(zip(*evidence, strict=True), FIRST_DAMPINGS, strict=True):
-            found = choose(parts, np.zeros_like(old), first=first)
+        for first in FIRST_DAMPINGS:
+            found = choose(wishes.pop(0), np.zeros_like(old), first=first)
             new = new + output.change(found.weight)
             without = [
                 w + output.change(unseen) for w, unseen in zip(without, found.without, strict=True)
@@ -307,10 +308,8 @@ class _EvidenceSums:
 
     def evidence(self, name: str) -> list[Evidence]:
         """The evidence for each wish."""
-        gram, crosses = (
-            self._moments.gram,
-            np.split(self._moments.cross, len(self._energies), axis=1),
-        )
+        gram, cross = self._moments.gram, self._moments.cross
+        crosses = [one.copy() for one in np.split(cross, len(self._energies), axis=1)]
         _check_finite(name, gram, *crosses, *self._energies)
         return [
             Evidence(gram, cross, float(energy), self._moments.count)

@@ -218,12 +218,13 @@ class _Repair:
         # By wish; what is known of one goes when it is met.
         wishes = [list(parts) for parts in zip(*map(gather, self.parts), strict=True)]
         old = output.weight[:, kept].astype(np.float64)
-        new, without = old, [old] * len(self.parts)
+        new, without = old, [old.astype(np.float32)] * len(self.parts)
         for first in FIRST_DAMPINGS:
             found = choose(wishes.pop(0), np.zeros_like(old), first=first)
             new = new + output.change(found.weight)
             without = [
-                w + output.change(unseen) for w, unseen in zip(without, found.without, strict=True)
+                (w + output.change(unseen)).astype(np.float32)
+                for w, unseen in zip(without, found.without, strict=True)
             ]
         self._finish(name, new, without, inputs, output)
 
@@ -247,7 +248,12 @@ class _Repair:
         self._finish(name, new, without, inputs[..., kept], output)
 
     def _finish(
-        self, name: str, weight: Array, without: Sequence[Array], inputs: Hidden, output: Output
+        self,
+        name: str,
+        weight: Array,
+        without: Sequence[Array | Hidden],
+        inputs: Hidden,
+        output: Output,
     ) -> None:
         """Keep the weight as the checkpoint will store it and move the pruned stream on.
 

@@ -215,14 +215,16 @@ class _Repair:
                 sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
             return sums.evidence(name)
 
-        evidence = [gather(part) for part in self.parts]
+        # By wish; what is known of one goes when it is met.
+        wishes = [list(parts) for parts in zip(*map(gather, self.parts), strict=True)]
         old = output.weight[:, kept].astype(np.float64)
-        new, without = old, [old] * len(self.parts)
-        for parts, first in zip(zip(*evidence, strict=True), FIRST_DAMPINGS, strict=True):
-            found = choose(parts, np.zeros_like(old), first=first)
+        new, without = old, [old.astype(np.float32)] * len(self.parts)
+        for first in FIRST_DAMPINGS:
+            found = choose(wishes.pop(0), np.zeros_like(old), first=first)
             new = new + output.change(found.weight)
             without = [
-                w + output.change(unseen) for w, unseen in zip(without, found.without, strict=True)
+                (w + output.change(unseen)).astype(np.float32)
+                for w, unseen in zip(without, found.without, strict=True)
             ]
         self._finish(name, new, without, inputs, output)
 
@@ -246,7 +248,12 @@ class _Repair:
         self._finish(name, new, without, inputs[..., kept], output)
 
     def _finish(
-        self, name: str, weight: Array, without: Sequence[Array], inputs: Hidden, output: Output
+        self,
+        name: str,
+        weight: Array,
+        without: Sequence[Array | Hidden],
+        inputs: Hidden,
+        output: Output,
     ) -> None:
         """Keep the weight as the checkpoint will store it and move the pruned stream on.
 
@@ -307,10 +314,8 @@ class _EvidenceSums:
 
     def evidence(self, name: str) -> list[Evidence]:
         """The evidence for each wish."""
-        gram, crosses = (
-            self._moments.gram,
-            np.split(self._moments.cross, len(self._energies), axis=1),
-        )
+        gram, cross = self._moments.gram, self._moments.cross
+        crosses = [one.copy() for one in np.split(cross, len(self._energies), axis=1)]
         _check_finite(name, gram, *crosses, *self._energies)
         return [
             Evidence(gram, cross, float(energy), self._moments.count)

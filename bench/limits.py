@@ -44,27 +44,15 @@ class Limits:
         return self.gflops * DOT_PRODUCTS.get((engine.tier, engine.weights), 1)
 
 
-@dataclasses.dataclass
-class Measured:
-    """A contender, and what the machine could do at the time of each of its runs."""
+@dataclasses.dataclass(frozen=True)
+class Measured(Contender):
+    """A contender that notes what the machine could do at the time of each of its runs."""
 
-    contender: Contender
-    threads: int
     limits: list[Limits] = dataclasses.field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """See Runner."""
-        return self.contender.name
-
-    @property
-    def max_positions(self) -> int:
-        """See Runner."""
-        return self.contender.max_positions
 
     def run(self, prompt: int, generate: int) -> Times:
         """See Runner."""
-        before = Limits.measure(self.threads)
-        times = self.contender.run(prompt, generate)
-        self.limits.append(before.most(Limits.measure(self.threads)))
+        before = Limits.measure(self.engine.threads)
+        times = super().run(prompt, generate)
+        self.limits.append(before.most(Limits.measure(self.engine.threads)))
         return times

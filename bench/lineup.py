@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from limits import Measured
 from reference.peers import GgufType, write_gguf
 from slimformer.checkpoint import Checkpoint
 from slimformer.engine import Engine, Kv, Sparse, Weights
-from slimformer.evaluate import Contender, Runner
+from slimformer.evaluate import Runner
 from slimformer.evaluate.peers import open_peer
 
 
@@ -36,7 +37,7 @@ class Team:
     """One weight type: our engine and the peers that it is compared with."""
 
     weights: Weights
-    ours: Contender
+    ours: Measured
     peers: tuple[Runner, ...]
 
 
@@ -83,4 +84,4 @@ def line_up(
                 )
             )
         engine = own_engine(checkpoint, kind, threads=threads)
-        yield Team(kind, Contender(f"slimformer {kind}", engine), tuple(opened))
+        yield Team(kind, Measured(f"slimformer {kind}", engine), tuple(opened))

@@ -99,7 +99,7 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         )
         for workload in chosen:
             yield ""
-            yield from compare(teams, workload, rounds=rounds, threads=threads)
+            yield from compare(teams, workload, rounds=rounds)
     if "batch" in options.only:
         yield ""
         yield from batch_section(

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from limits import Limits, Measured
+from limits import Limits
 from lineup import Team, own_engine
 from slimformer.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, ModelConfig
@@ -36,14 +36,9 @@ class Workload:
         return f"Prefill of {self.prompt} tokens, then decode of {self.generate}"
 
 
-def compare(
-    teams: Sequence[Team], workload: Workload, *, rounds: int, threads: int
-) -> Iterator[str]:
+def compare(teams: Sequence[Team], workload: Workload, *, rounds: int) -> Iterator[str]:
     """Every team's members in turn; a ratio is how many times as fast as the peer we are."""
-    ours = [Measured(team.ours, threads) for team in teams]
-    runners: list[Runner] = []
-    for team, measured in zip(teams, ours, strict=True):
-        runners += [measured, *team.peers]
+    runners: list[Runner] = [runner for team in teams for runner in (team.ours, *team.peers)]
     times = run_rounds(
         runners,
         prompt=workload.prompt,
@@ -53,7 +48,8 @@ def compare(
     )
     yield f"## {workload}"
     yield ""
-    yield _limits_meanwhile([limits for measured in ours for limits in measured.limits])
+    # Before the last `rounds` of a contender's runs were its warm-up, and other workloads.
+    yield _limits_meanwhile([each for team in teams for each in team.ours.limits[-rounds:]])
     figures = []
     if workload.prompt > SHORT_PROMPT:
         figures.append(("prefill", workload.prompt))
@@ -65,14 +61,13 @@ def compare(
         yield f"| {figure} | tokens/s | we are × | {rate} | of the limit |"
         yield "|---|---:|---:|---:|---:|"
         start = 0
-        for team, measured in zip(teams, ours, strict=True):
+        for team in teams:
             members = (team.ours, *team.peers)
             seconds = [
                 [getattr(row[start + i], figure) for row in times] for i in range(len(members))
             ]
             start += len(members)
-            # The first of a contender's runs is the warm-up.
-            limits = measured.limits[-len(times) :]
+            limits = team.ours.limits[-rounds:]
             done, share = _used(team.ours.engine, figure, workload, seconds[0], limits)
             for member, theirs in zip(members, seconds, strict=True):
                 cells = [member.name, f"{tokens / statistics.median(theirs):.1f}"]

@@ -53,7 +53,7 @@ PYTHON_LEVELS = {
 """A module imports from its own level or below."""
 
 CORE_IMPORTER = "engine"
-"""The only module that may import the compiled core."""
+"""The only package that may import the compiled core."""
 
 WITHOUT_ENGINE = ("recipe", "structures", "surgery", "refit", "sparsify")
 """Modules of prune/ that are arithmetic on tensors: the engine must not be reachable."""

@@ -1,8 +1,4 @@
-"""The engine: a model packed for this CPU, and the sequences that run on it.
-
-The only module that knows the C++ core. An `Engine` is immutable and may be used by several
-threads at once; a `Session` is one running sequence and belongs to one thread at a time.
-"""
+"""A model packed for this CPU."""
 
 from __future__ import annotations
 
@@ -13,13 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from slimformer import _core
-from slimformer._core import Moments, build_info, measure_roofline
-from slimformer.arrays import Floats, Tokens, as_core_array, as_tokens, batches
+from slimformer.arrays import Floats, Tokens, as_tokens, batches
 from slimformer.checkpoint import load
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.checkpoint.packed import PackedTensor, PackedTensors, WeightType
+from slimformer.checkpoint.packed import PackedTensor, PackedTensors
 from slimformer.config import ModelConfig
 from slimformer.encoding import Pooling, encode, to_length_one
+from slimformer.engine.choices import Kv, Sparse, Weights, check_choice
+from slimformer.engine.loading import load_checkpoint
+from slimformer.engine.session import Session
 from slimformer.errors import ConfigError, DataError
 from slimformer.generation import (
     Completion,
@@ -34,23 +32,6 @@ from slimformer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-__all__ = [
-    "Completion",
-    "Engine",
-    "Kv",
-    "Mask",
-    "Moments",
-    "Session",
-    "Sparse",
-    "Weights",
-    "build_info",
-    "measure_roofline",
-]
-
-Weights = WeightType
-Kv = Literal["f32", "bf16"]
-Sparse = Literal["auto", "never", "smaller"]
 
 
 class Engine:
@@ -98,17 +79,16 @@ class Engine:
         kv: Kv | None = None,
         tier: str | None = None,
     ) -> None:
-        _check_choice("sparse", sparse, get_args(Sparse))
+        check_choice("sparse", sparse, get_args(Sparse))
         if weights is not None:
-            _check_choice("weights", weights, get_args(Weights))
+            check_choice("weights", weights, get_args(Weights))
         if kv is not None:
-            _check_choice("kv", kv, get_args(Kv))
+            check_choice("kv", kv, get_args(Kv))
         start = time.perf_counter()
         checkpoint = model if isinstance(model, Checkpoint) else load(model)
-        packed = checkpoint.tensors if isinstance(checkpoint.tensors, PackedTensors) else None
-        if packed is not None:
-            packed.check_weights(weights)
-            weights = packed.weights
+        if isinstance(checkpoint.tensors, PackedTensors):
+            checkpoint.tensors.check_weights(weights)
+            weights = checkpoint.tensors.weights
         elif weights is None:
             weights = "bf16"
         self.name: str = checkpoint.name
@@ -119,19 +99,7 @@ class Engine:
         self._packed = _core.PackedModel(
             checkpoint.config, weights=weights, sparse=sparse, threads=threads, tier=tier
         )
-        if packed is None:
-            for name, tensor in checkpoint.tensors.items():
-                self._packed.load_tensor(name, as_core_array(tensor.read()))
-        else:
-            packed.check_layouts(_core.layouts(tier), self._packed.tier, build_info()["tiers"])
-            for name, part in packed.packed.items():
-                if part.weights is None:
-                    self._packed.load_tensor(name, part.values(), kept=True)
-                else:
-                    self._packed.map_tensor(
-                        name, part.data, weights=part.weights, sparse=part.sparse
-                    )
-        self._packed.finish()
+        load_checkpoint(self._packed, checkpoint)
         self.tier: str = self._packed.tier
         self.threads: int = self._packed.threads
         self.weight_bytes: int = self._packed.weight_bytes
@@ -166,7 +134,7 @@ class Engine:
             Positions it may grow to, at most the model's limit, which is the default.
         """
         kv = self.kv if kv is None else kv
-        _check_choice("kv", kv, get_args(Kv))
+        check_choice("kv", kv, get_args(Kv))
         core = _core.Session(self._packed, plan=self._plan(mask), kv=kv, capacity=capacity)
         return Session(self, core)
 
@@ -229,7 +197,7 @@ class Engine:
         first: int,
         last: int,
         mask: Mask | None = None,
-        moments: Mapping[tuple[int, str], Moments] | None = None,
+        moments: Mapping[tuple[int, str], _core.Moments] | None = None,
         capture: Sequence[tuple[int, str]] = (),
     ) -> tuple[Floats, dict[tuple[int, str], Floats]]:
         """Runs layers ``first`` up to but without ``last`` on given hidden states.
@@ -287,7 +255,7 @@ class Engine:
         DataError
             The model has no tokenizer, or a text without any token.
         """
-        _check_choice("pooling", pooling, get_args(Pooling))
+        check_choice("pooling", pooling, get_args(Pooling))
         if self.config.causal:
             raise ConfigError(f"{self.name}: a model that predicts tokens does not encode texts")
         tokenizer = self._require_tokenizer()
@@ -396,54 +364,3 @@ class Engine:
             heads=mask.heads,
             neurons=mask.neurons,
         )
-
-
-class Session:
-    """One running sequence of an engine; `Engine.session` makes them."""
-
-    def __init__(self, engine: Engine, core: _core.Session) -> None:
-        self.engine = engine
-        self._core = core
-
-    @property
-    def position(self) -> int:
-        """Tokens that the session has seen."""
-        return self._core.position
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that it can see at most."""
-        return self._core.capacity
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of its keys and values, shared pages counted in full."""
-        return self._core.kv_bytes
-
-    def fork(self) -> Session:
-        """A second sequence with the same past, which both share in memory."""
-        return Session(self.engine, self._core.fork())
-
-    def rewind(self, position: int) -> None:
-        """Forgets everything from ``position`` on.
-
-        Raises
-        ------
-        DataError
-            The session has not come that far.
-        """
-        self._core.rewind(position)
-
-    def extend(self, tokens: Tokens) -> Floats:
-        """Feeds tokens; the logits after the last one, float32 [vocab_size]."""
-        row: Floats = self.engine.forward([self], [tokens])[0]
-        return row
-
-    def score(self, tokens: Tokens) -> Floats:
-        """Feeds tokens; log-probability of each but the first, float32 [n_tokens - 1]."""
-        return self.engine._packed.score([self._core], [as_tokens(tokens)])[0]
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")

@@ -11,14 +11,15 @@ from prune.test_pipeline import TEXT, random_text
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.prune import apply, explicit, plan
 from slimformer.prune.budget import keep_budget
+from slimformer.prune.drafts import Part
 from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.pricing import (
     LOWEST,
-    Part,
     draft_of,
     in_nats,
     measure_prices,
     temper,
+    towards,
 )
 from slimformer.prune.recipe import keep_all
 from slimformer.prune.structures import STRUCTURES, Structure
@@ -74,6 +75,16 @@ def test_prices_are_drawn_towards_the_usual_one() -> None:
     chance: dict[Part, float] = {(0, "ffn"): -1.0, (1, "ffn"): 1.0}
     assert temper(chance)[0, "ffn"] == pytest.approx(LOWEST**0.5)
     assert temper({(0, "ffn"): -1.0}) == {(0, "ffn"): 1.0}
+
+
+def test_prices_move_by_ratios_and_keep_their_level() -> None:
+    prices: dict[Part, float] = {(0, "ffn"): 2.0, (1, "ffn"): 2.0, (2, "ffn"): 8.0}
+    measured: dict[Part, float] = {(0, "ffn"): 4.0, (1, "ffn"): 1.0}
+    assert towards(prices, measured, 0.0) == pytest.approx(prices)
+    moved = towards(prices, measured, 0.5)
+    assert moved[0, "ffn"] / moved[1, "ffn"] == pytest.approx(2.0)
+    assert moved[2, "ffn"] == pytest.approx(8.0)  # it was not measured
+    assert towards(prices, {(0, "ffn"): -1.0}, 0.5) == prices
 
 
 def test_scores_are_priced_by_sub_block() -> None:

@@ -19,19 +19,22 @@ class Work:
     ----------
     plan_tokens
         Tokens that units are rated on. Choosing needs few.
+    search_rounds
+        Rounds of the search over allocations.
     repair_tokens
         Tokens that the repair is fitted on. It over-fits few; more of them help more than
         anything else.
     """
 
     plan_tokens: int
+    search_rounds: int
     repair_tokens: int
 
 
 _WORK: dict[str, Work] = {
-    "fast": Work(plan_tokens=8192, repair_tokens=40960),
-    "balanced": Work(plan_tokens=16384, repair_tokens=163840),
-    "thorough": Work(plan_tokens=32768, repair_tokens=393216),
+    "fast": Work(plan_tokens=8192, search_rounds=0, repair_tokens=36864),
+    "balanced": Work(plan_tokens=16384, search_rounds=2, repair_tokens=163840),
+    "thorough": Work(plan_tokens=32768, search_rounds=4, repair_tokens=393216),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from slimformer.prune.budget import Budget, bytes_budget, keep_budget
 from slimformer.prune.calibrate import calibration_windows
 from slimformer.prune.effort import Effort, work
 from slimformer.prune.importance import Criterion, check_criterion, score_model
+from slimformer.prune.importance.scores import Scores
 from slimformer.prune.journal import Journal, digest
 from slimformer.prune.latency import dense_time, hit, time_budget
 from slimformer.prune.pricing import draft_of, in_nats, measure_prices, temper
 from slimformer.prune.recipe import Recipe
+from slimformer.prune.search import search
 from slimformer.prune.structures import check_structures
 from slimformer.prune.surgery import apply
 from slimformer.prune.timing import Phase, Setting, compare, latency_table
@@ -81,7 +84,8 @@ def plan(
         layer that is not protected. By default global for the criterion loss, whose costs may
         be compared between layers, and uniform for others.
     effort
-        fast, balanced or thorough: on how much text units are priced.
+        fast, balanced or thorough: on how much text units are priced, and how long the search
+        for a better allocation goes on after that (criterion loss).
     calibration
         Texts; without any the model writes some itself.
     tokens
@@ -119,7 +123,8 @@ def plan(
         protect = () if criterion == "loss" else PROTECT
     protected = _layer_indices(checkpoint, protect)
     n_tokens = work(effort).plan_tokens if tokens is None else tokens
-    journal = prices_journal = None
+    rounds = work(effort).search_rounds
+    key: dict[str, object] = {}
     if state is not None:
         key = {
             "work": "plan",
@@ -132,12 +137,17 @@ def plan(
             "protect": sorted(protected),
             "calibration": digest(calibration),
             "tokens": n_tokens,
+            "search_rounds": rounds,
             "seed": seed,
         }
-        journal, prices_journal = Journal(state / "plan", key), Journal(state / "prices", key)
-        finished = journal.finished()
-        if finished is not None:
-            return Recipe.from_json(finished)
+
+    def journal_of(name: str) -> Journal | None:
+        return None if state is None else Journal(state / name, key)
+
+    journal = journal_of("plan")
+    finished = None if journal is None else journal.finished()
+    if finished is not None:
+        return Recipe.from_json(finished)
 
     def chooser(budget: Budget) -> Callable[[Budget], Recipe]:
         """Price the units once, for about this budget, and allocate for any."""
@@ -167,24 +177,35 @@ def plan(
                 draft,
                 windows,
                 structures=wanted,
-                journal=prices_journal,
+                journal=journal_of("prices"),
                 threads=threads,
                 progress=progress,
             )
-            scores = in_nats(scores, temper(prices))
-
-        def choose(budget: Budget) -> Recipe:
-            kept = allocate(
-                checkpoint.config,
+            found = search(
+                checkpoint,
                 scores,
-                budget,
+                temper(prices),
+                lambda prices: choose(in_nats(scores, prices), budget),
+                windows,
+                rounds=rounds,
                 structures=wanted,
-                allocation=allocation,
-                protect=protected,
+                journal=journal_of,
+                threads=threads,
+                progress=progress,
             )
-            return Recipe(checkpoint.name, checkpoint.fingerprint, kept)
+            scores = in_nats(scores, found)
+        return functools.partial(choose, scores)
 
-        return choose
+    def choose(scores: Scores, budget: Budget) -> Recipe:
+        kept = allocate(
+            checkpoint.config,
+            scores,
+            budget,
+            structures=wanted,
+            allocation=allocation,
+            protect=protected,
+        )
+        return Recipe(checkpoint.name, checkpoint.fingerprint, kept)
 
     if keep is not None or max_bytes is not None:
         budget = (

@@ -24,7 +24,7 @@ from slimformer.prune.stream import Windows
 from slimformer.prune.structures import Structure
 
 WAYS = (0.5, 0.3, 0.15)
-"""Shares of the way to newly measured prices that are tried. The first of equal allocations wins."""
+"""Shares of the way to newly measured prices that are tried; of equal allocations the first."""
 
 TRIAL_SHARE = 0.25
 """Share of the windows that allocations are compared on."""

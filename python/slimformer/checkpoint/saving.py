@@ -65,8 +65,8 @@ def save(
 
     A uniform model is a plain checkpoint of its family that ``transformers`` opens; a ragged
     one says so in its ``config.json``. One that is ``sparse`` goes into a file of its own kind,
-    see ``sparse_file``, which only Slimformer opens. The same model gives the same bytes. An interrupted
-    save leaves the old folder or the new one, never a broken one.
+    see ``sparse_file``, which only Slimformer opens. The same model gives the same bytes. An
+    interrupted save leaves the old folder or the new one, never a broken one.
 
     Parameters
     ----------

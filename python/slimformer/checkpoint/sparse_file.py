@@ -95,7 +95,8 @@ def _mask(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _kept(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(values)[_bits(values) != 0]
+    kept: npt.NDArray[Any] = np.ascontiguousarray(values)[_bits(values) != 0]
+    return kept
 
 
 def _join(where: str, shape: tuple[int, ...], mask: Tensor, values: Tensor) -> Tensor:

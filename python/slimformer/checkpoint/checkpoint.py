@@ -23,7 +23,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The element types that a tensor may have once it has been read."""
+"""The element types that a model's tensor may have once it has been read."""
+
+STORED_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "u8": np.dtype(np.uint8)}
+"""Those that tensors of files have: masks, too."""
 
 DtypeChoice = Literal["auto", "f32", "bf16", "f16"]
 """What tensors are rounded to; ``auto`` keeps each tensor's own type."""
@@ -40,13 +43,13 @@ class Tensor:
     @staticmethod
     def of(array: npt.NDArray[Any]) -> Tensor:
         """A tensor that is already in memory."""
-        names = {dtype: name for name, dtype in DTYPES.items()}
+        names = {dtype: name for name, dtype in STORED_DTYPES.items()}
         return Tensor(tuple(array.shape), names[array.dtype], lambda: array)
 
     @property
     def nbytes(self) -> int:
         """Bytes once read."""
-        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+        return int(np.prod(self.shape, dtype=np.int64)) * STORED_DTYPES[self.dtype].itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Checkpoint:
     """An immutable model: ``tensors`` holds exactly the names of ``config.tensor_shapes()``.
 
     ``recipe`` is the JSON form of the recipe that made it from its source, if one did.
-    ``quantised`` says that tensors were expanded from fewer bits than their dtype has.
+    ``quantised`` says that tensors were expanded from fewer bits than their dtype has, ``sparse``
+    that matrices are saved without their zeros.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Checkpoint:
     tokenizer: TokenizerAssets | None = None
     recipe: Mapping[str, Any] | None = None
     quantised: bool = False
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         expected = self.config.tensor_shapes()

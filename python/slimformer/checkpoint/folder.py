@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from slimformer.checkpoint import native, packed
+from slimformer.checkpoint import native, packed, sparse_file
 from slimformer.checkpoint.check_names import check_names
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.checkpoint.families import Family, by_huggingface
 from slimformer.checkpoint.fields import Fields, parse_json_object, read_json, read_text
 from slimformer.checkpoint.folder_tokenizer import read_tokenizer
-from slimformer.checkpoint.layout import folder_layout
-from slimformer.checkpoint.safetensors_files import SINGLE_FILE, open_folder
+from slimformer.checkpoint.layout import Layout, folder_layout
+from slimformer.checkpoint.safetensors_files import SINGLE_FILE, open_file, open_folder
 from slimformer.config import ModelConfig
 from slimformer.errors import ConfigError, FormatError, UnsupportedModelError
 
@@ -49,6 +49,7 @@ def read_folder(folder: Path) -> Checkpoint:
         name=folder.resolve().name,
         config=config,
         tensors=_weights(folder, family, config, plain=plain),
+        sparse=(folder / sparse_file.FILE).exists(),
         tokenizer=read_tokenizer(folder, settings),
         recipe=(
             parse_json_object(read_text(recipe, MAX_RECIPE_BYTES), str(recipe))
@@ -73,16 +74,29 @@ def _weights(
     folder: Path, family: Family, config: ModelConfig, *, plain: bool
 ) -> Mapping[str, Tensor]:
     """Stored tensors by canonical name."""
-    if (folder / packed.FILE).exists():
-        if (folder / SINGLE_FILE).exists():
-            raise FormatError(f"{folder}: expected {SINGLE_FILE} or {packed.FILE}, found both")
+    files = (SINGLE_FILE, sparse_file.FILE, packed.FILE)
+    found = [file for file in files if (folder / file).exists()]
+    if len(found) > 1:
+        raise FormatError(f"{folder}: expected one of {', '.join(files)}, found {len(found)}")
+    if found == [packed.FILE]:
         return packed.open_packed(folder / packed.FILE, config)
+    if found == [sparse_file.FILE]:
+        path = folder / sparse_file.FILE
+        layout = folder_layout(family, config, plain=False)
+        parts = open_file(path, masks=(sparse_file.MASK,))
+        return _take(path, layout, sparse_file.with_zeros(path, layout, parts), config)
     stored = open_folder(folder, without=family.buffers)
     if plain and not any(name.startswith(family.prefix) for name in stored):
         stored = {family.prefix + name: tensor for name, tensor in stored.items()}
     _drop_repeated_head(folder, family, config, stored)
-    layout = folder_layout(family, config, plain=plain)
-    check_names(folder, layout, stored)
+    return _take(folder, folder_layout(family, config, plain=plain), stored, config)
+
+
+def _take(
+    where: Path, layout: Layout, stored: Mapping[str, Tensor], config: ModelConfig
+) -> dict[str, Tensor]:
+    """What a layout holds, by canonical name in the order of the configuration."""
+    check_names(where, layout, stored)
     taken: dict[str, Tensor] = {}
     for entry in layout:
         taken |= entry.take(stored[entry.name])

@@ -20,7 +20,12 @@ _SETTINGS = [
     "chat_template.jinja",
     "recipe.json",
 ]
-_WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+_WEIGHTS = [
+    "model.safetensors",
+    "model.sparse.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+]
 
 
 def fetch(name: str) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from slimformer.checkpoint.checkpoint import DTYPES, Tensor
+from slimformer.checkpoint.checkpoint import STORED_DTYPES, Tensor
 from slimformer.checkpoint.fields import Fields, parse_json_object, read_json
 from slimformer.errors import FormatError, ModelNotFoundError, StorageError, UnsupportedModelError
 
@@ -21,7 +21,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _DTYPE_NAMES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-_STORED_NAMES = {name: stored for stored, name in _DTYPE_NAMES.items()}
+_MASK_NAMES = {"U8": "u8"}
+_STORED_NAMES = {name: stored for stored, name in (_DTYPE_NAMES | _MASK_NAMES).items()}
 
 
 def open_folder(folder: Path, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -76,8 +77,12 @@ def _open_shards(folder: Path, without: tuple[str, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def open_file(path: Path, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def open_file(
+    path: Path, without: tuple[str, ...] = (), *, masks: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
     """Every tensor of one file but those ``without``; values are views of the mapped file.
+
+    Those whose names end in one of ``masks`` are bytes, all others are not.
 
     The ``safetensors`` library checks the header: sizes, overlaps, gaps, the end. The views
     are made here because the library copies, and older versions know no bfloat16 in numpy.
@@ -95,25 +100,28 @@ def open_file(path: Path, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
     header = parse_json_object(data[8 : 8 + size].decode("utf-8"), f"{path}: header")
     header.pop("__metadata__", None)
     return {
-        name: _view(path, name, entry, data, 8 + size)
+        name: _view(path, name, entry, data, 8 + size, name.endswith(masks))
         for name, entry in header.items()
         if not name.endswith(without)
     }
 
 
-def _view(path: Path, name: str, entry: Mapping[str, Any], data: mmap.mmap, start: int) -> Tensor:
-    if entry["dtype"] not in _DTYPE_NAMES:
+def _view(
+    path: Path, name: str, entry: Mapping[str, Any], data: mmap.mmap, start: int, is_mask: bool
+) -> Tensor:
+    names = _MASK_NAMES if is_mask else _DTYPE_NAMES
+    if entry["dtype"] not in names:
         raise UnsupportedModelError(
             f"{path}: tensor {name}: element type {entry['dtype']} is not read here; known: "
-            f"{', '.join(_DTYPE_NAMES)}"
+            f"{', '.join(names)}"
         )
     shape = tuple(entry["shape"])
-    dtype = _DTYPE_NAMES[entry["dtype"]]
+    dtype = names[entry["dtype"]]
     begin, end = entry["data_offsets"]
 
     def read() -> npt.NDArray[Any]:
         stored = np.frombuffer(data, np.uint8, end - begin, start + begin)
-        return stored.view(DTYPES[dtype]).reshape(shape)
+        return stored.view(STORED_DTYPES[dtype]).reshape(shape)
 
     return Tensor(shape, dtype, read)
 
@@ -124,7 +132,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     The bytes depend on the tensors and their order alone. Wider types come first, so that
     every tensor lies aligned.
     """
-    ordered = sorted(tensors.items(), key=lambda item: -DTYPES[item[1].dtype].itemsize)
+    ordered = sorted(tensors.items(), key=lambda item: -STORED_DTYPES[item[1].dtype].itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, tensor in ordered:
@@ -141,7 +149,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in ordered:
             values = np.ascontiguousarray(tensor.read())
-            if values.shape != tensor.shape or values.dtype != DTYPES[tensor.dtype]:
+            if values.shape != tensor.shape or values.dtype != STORED_DTYPES[tensor.dtype]:
                 raise FormatError(
                     f"tensor {name}: expected {tensor.dtype} of shape {tensor.shape}, read "
                     f"{values.dtype} of shape {values.shape}"

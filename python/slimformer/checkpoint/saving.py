@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slimformer.checkpoint import folder_tokenizer, native, packed
+from slimformer.checkpoint import folder_tokenizer, native, packed, sparse_file
 from slimformer.checkpoint.cast import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
 from slimformer.checkpoint.families import by_name
@@ -64,8 +64,9 @@ def save(
     """Write a model so that ``load`` gives it back, tensor by tensor.
 
     A uniform model is a plain checkpoint of its family that ``transformers`` opens; a ragged
-    one says so in its ``config.json``. The same model gives the same bytes. An interrupted
-    save leaves the old folder or the new one, never a broken one.
+    one says so in its ``config.json``. One that is ``sparse`` goes into a file of its own kind,
+    see ``sparse_file``, which only Slimformer opens. The same model gives the same bytes. An
+    interrupted save leaves the old folder or the new one, never a broken one.
 
     Parameters
     ----------
@@ -87,14 +88,17 @@ def save(
     """
     checkpoint = cast(checkpoint, dtype)
     family = by_name(checkpoint.config.family, checkpoint.name)
-    plain = family.to_huggingface(checkpoint.config) is not None
+    plain = family.to_huggingface(checkpoint.config) is not None and not checkpoint.sparse
     with replace_folder(Path(path), _check_ours) as folder:
         _write_texts(checkpoint, folder, code)
         tensors = {
             stored.name: stored.join(checkpoint.tensors)
             for stored in folder_layout(family, checkpoint.config, plain=plain)
         }
-        write_file(folder / SINGLE_FILE, tensors)
+        if checkpoint.sparse:
+            write_file(folder / sparse_file.FILE, sparse_file.without_zeros(tensors))
+        else:
+            write_file(folder / SINGLE_FILE, tensors)
 
 
 def save_packed(
@@ -202,7 +206,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 def _check_ours(folder: Path) -> None:
     """Refuse to replace a folder unless every file in it is one that ``save`` writes."""
-    _check_written(folder, SINGLE_FILE)
+    _check_written(folder, SINGLE_FILE, sparse_file.FILE)
 
 
 def _check_packed(folder: Path) -> None:
@@ -210,14 +214,15 @@ def _check_packed(folder: Path) -> None:
     _check_written(folder, packed.FILE)
 
 
-def _check_written(folder: Path, weights: str) -> None:
-    foreign = sorted({path.name for path in folder.iterdir()} - _WRITTEN - _REPORTS - {weights})
+def _check_written(folder: Path, *weights: str) -> None:
+    found = {path.name for path in folder.iterdir()}
+    foreign = sorted(found - _WRITTEN - _REPORTS - set(weights))
     try:
         ours = not foreign and native.KEY in read_json(folder / CONFIG)
     except SlimformerError:
         ours = False
     if not ours:
-        found = f" (it holds {foreign[0]})" if foreign else ""
+        what = f" (it holds {foreign[0]})" if foreign else ""
         raise StorageError(
-            f"{folder}: not a folder that Slimformer wrote{found}; choose another one or remove it"
+            f"{folder}: not a folder that Slimformer wrote{what}; choose another one or remove it"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import shutil
 from pathlib import Path
@@ -27,6 +28,9 @@ from slimformer.cli.options import (
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
     from slimformer.prune import Recipe
+
+
+BUDGETS = ("keep", "max_bytes", "speedup", "decode_tokens_per_second")
 
 
 class Repair(str, enum.Enum):
@@ -61,8 +65,24 @@ class Phase(str, enum.Enum):
     DECODE = "decode"
 
 
+class Zeros(str, enum.Enum):
+    """How weights are chosen that become zero."""
+
+    SPARSEGPT = "sparsegpt"
+    WANDA = "wanda"
+    MAGNITUDE = "magnitude"
+
+
+class Sharing(str, enum.Enum):
+    """How zeros are shared out among matrices."""
+
+    LOSS = "loss"
+    EVEN = "even"
+
+
 BUDGET = "Budget"
 LISTS = "By name"
+ZEROS = "Zeros"
 METHOD = "Method"
 
 
@@ -133,6 +153,43 @@ def prune(
         int | None,
         typer.Option(min=1, help="Neurons that every layer keeps.", rich_help_panel=LISTS),
     ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the weights left in layers that become zero; they take no bytes and no "
+            "time.",
+            rich_help_panel=ZEROS,
+        ),
+    ] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            metavar="PATTERN",
+            help="Where zeros may stand: any, 2:4 (two of four inputs stay; no --sparsity needed), "
+            "or blocks of outputs by inputs such as 1x16.",
+            rich_help_panel=ZEROS,
+        ),
+    ] = "any",
+    zeros: Annotated[
+        Zeros, typer.Option(help="How they are chosen.", rich_help_panel=ZEROS)
+    ] = Zeros.SPARSEGPT,
+    sharing: Annotated[
+        Sharing,
+        typer.Option(
+            help="Whether matrices have more of them where they cost less, or all the same share.",
+            rich_help_panel=ZEROS,
+        ),
+    ] = Sharing.LOSS,
+    dense: Annotated[
+        bool,
+        typer.Option(
+            "--dense",
+            help="Write zeros as plain numbers, for transformers and others.",
+            rich_help_panel=ZEROS,
+        ),
+    ] = False,
     structures: Annotated[
         str | None,
         typer.Option(
@@ -200,10 +257,11 @@ def prune(
     size = parse_size(max_bytes)
     budgets = (keep, size, speedup, decode_tokens_per_second)
     choices = [*(budget is not None for budget in budgets), recipe is not None, any(lists.values())]
-    if sum(choices) != 1:
+    filling = sparsity is not None or pattern != "any"
+    if sum(choices) > 1 or not (filling or any(choices)):
         raise typer.BadParameter(
             "expected one of --keep, --max-bytes, --speedup, --decode-tokens-per-second and "
-            "--recipe, or lists such as --drop-layers"
+            "--recipe, or lists such as --drop-layers; or --sparsity, alone or beside one of them"
         )
     options = {
         "keep": keep,
@@ -221,12 +279,13 @@ def prune(
     from slimformer.checkpoint import check_output
 
     check_output(output)
-    dense = load_checkpoint(model)
+    source = load_checkpoint(model)
     # No element type has less than two bytes.
-    smallest = 2 * (keep or 0.0) * dense.config.non_embedding_parameters()
+    left = (keep or 0.0) * (1 - (sparsity or 0.0))
+    smallest = 2 * left * source.config.non_embedding_parameters()
     check_output(output, needed_bytes=int(smallest))
 
-    from slimformer.prune import Setting, load_calibration
+    from slimformer.prune import Recipe, Setting, load_calibration
     from slimformer.prune import prune as make
 
     state = output.with_name(f".{output.name}.slimformer-unfinished")
@@ -240,15 +299,26 @@ def prune(
             "progress": progress,
             "state": state,
         }
-        chosen = _recipe(dense, recipe, lists, {**options, **common})
-        slim = make(dense, chosen, repair=repair.value, dtype=dtype.value, **common)
-        slim.save(output)
+        chosen = _recipe(source, recipe, lists, {**options, **common})
+        slim = make(
+            source,
+            chosen,
+            repair=repair.value,
+            dtype=dtype.value,
+            sparsity=sparsity,
+            pattern=pattern,
+            zeros=zeros.value,
+            sharing=sharing.value,
+            **common,
+        )
+        dataclasses.replace(slim, sparse=slim.sparse and not dense).save(output)
     shutil.rmtree(state, ignore_errors=True)
-    _save_outline(model, dense, output, chosen, _calibrated_on(calibration, seed))
+    made = dataclasses.replace(chosen, zeros=Recipe.from_dict(slim.recipe or {}).zeros)
+    _save_outline(model, source, output, made, _calibrated_on(calibration, seed))
     gained = None
     if speedup is not None or decode_tokens_per_second is not None:
-        gained = Setting(phase.value, weights.value, threads).speedup(dense, slim)
-    _tell(slim, output, chosen, gained, json=json)
+        gained = Setting(phase.value, weights.value, threads).speedup(source, slim)
+    _tell(slim, output, made, gained, json=json)
 
 
 def _recipe(
@@ -265,6 +335,8 @@ def _recipe(
             raise StorageError(f"{file}: {error.strerror}") from error
     if any(lists.values()):
         return explicit(dense, **lists)
+    if not any(options[budget] is not None for budget in BUDGETS):
+        return Recipe.identity(dense)
     return plan(dense, **{name: value for name, value in options.items() if value is not None})
 
 
@@ -296,6 +368,7 @@ def _tell(
 
     config = slim.config
     stored = file_bytes(output)
+    share = None if recipe.zeros is None else recipe.zeros.share(config)
     if json:
         print_json(
             {
@@ -303,6 +376,7 @@ def _tell(
                 "parameters": config.parameters(),
                 "non_embedding_parameters": config.non_embedding_parameters(),
                 "bytes": stored,
+                "zeros": share,
                 "speedup": gained,
                 "recipe": recipe.to_dict(),
             }
@@ -314,5 +388,10 @@ def _tell(
         f"{millions(config.non_embedding_parameters())} outside the embedding, "
         f"{megabytes(stored)}"
     )
+    if recipe.zeros is not None:
+        typer.echo(
+            f"zeros: {share:.1%} of the layers' matrices, by {recipe.zeros.method}, "
+            f"pattern {recipe.zeros.pattern}"
+        )
     if gained is not None:
         typer.echo(f"measured: {gained:.2f} times as fast as the dense model")

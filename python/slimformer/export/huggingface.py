@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -51,7 +52,8 @@ def write_huggingface(
         The folder cannot be written, or holds something else.
     """
     _check_modelled(checkpoint)
-    save(checkpoint, path, dtype=dtype, code=ModelCode(_modelling_file(), _CLASSES))
+    dense = dataclasses.replace(checkpoint, sparse=False)
+    save(dense, path, dtype=dtype, code=ModelCode(_modelling_file(), _CLASSES))
 
 
 def _modelling_file() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint
@@ -23,6 +23,9 @@ from slimformer.prune.repair import REPAIRS, Repair
 from slimformer.prune.repair import repair as repair_weights
 from slimformer.prune.stream import embed
 from slimformer.prune.surgery import apply
+from slimformer.prune.zeros.adding import Wish, add_zeros, choose_zeros
+from slimformer.prune.zeros.choice import Method, Sharing, Zeros
+from slimformer.prune.zeros.pattern import ANYWHERE
 
 PROFILE_TOKENS = 4096
 """Block influence is a mean over tokens, and needs few."""
@@ -49,12 +52,16 @@ def prune(
     calibration: Sequence[str] | None = None,
     tokens: int | None = None,
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    sparsity: float | None = None,
+    pattern: str = ANYWHERE,
+    zeros: Method = "sparsegpt",
+    sharing: Sharing = "loss",
     state: Path | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress = silent,
 ) -> Checkpoint:
-    """Remove what the recipe does not keep and repair what stays.
+    """Remove what the recipe does not keep and repair what stays; then the same with zeros.
 
     Parameters
     ----------
@@ -71,6 +78,17 @@ def prune(
         About how many tokens to fit on, instead of what the effort says.
     dtype
         Element type of the result. ``auto``: as the source has it, bf16 if it is quantised.
+    sparsity
+        Share of the weights in the layers' matrices that become zero, once the rest has been
+        repaired; the survivors are refitted, unless ``repair`` is not ``refit``. By default what
+        the recipe says.
+    pattern
+        Where zeros may stand: ``any``, ``2:4`` (two of four neighbouring inputs stay, which is a
+        sparsity of itself) or blocks of outputs and inputs such as ``1x16``.
+    zeros
+        How they are chosen: ``sparsegpt``, ``wanda`` or ``magnitude``.
+    sharing
+        ``loss``: more of them where they cost less. ``even``: the same share everywhere.
     state
         Folder that keeps unfinished work: after an interruption the same call goes on with the
         layer after the last one that is written there, to the same result. The weights of the
@@ -78,49 +96,67 @@ def prune(
 
     Returns
     -------
-    The pruned model; what it is in memory is what saving it writes.
+    The pruned model; what it is in memory is what saving it writes. With zeros it is ``sparse``.
 
     Raises
     ------
     RecipeError
         The recipe belongs to another model.
     ConfigError
-        Unknown repair.
+        Unknown repair, or settings of zeros that are unknown or contradict each other.
     DataError
         Calibration text that cannot be used.
     """
     if repair not in REPAIRS:
         raise ConfigError(f"repair: expected one of {', '.join(REPAIRS)}, found {repair!r}")
     work(effort)
+    wish = None
+    if sparsity is not None or pattern != ANYWHERE:
+        wish = Wish(sparsity, pattern, zeros, sharing)
     stored = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
     slim = dataclasses.replace(cast(apply(checkpoint, recipe), stored), quantised=False)
-    if repair == "none":
+    wanted = recipe.zeros
+    if wanted is None and slim.recipe is not None:  # a source that has zeros already
+        wanted = Recipe.from_dict(slim.recipe).zeros
+    windows = None
+    if repair != "none" or _needs_text(wish, wanted):
+        n_tokens = work(effort).repair_tokens if tokens is None else tokens
+        windows = calibration_windows(checkpoint, calibration, n_tokens, seed, threads, progress)
+    key = {
+        "source": checkpoint.fingerprint,
+        "recipe": recipe.to_dict(),
+        "repair": repair,
+        "dtype": dtype,
+        "calibration": digest(calibration),
+        "tokens": None if windows is None else windows.size,
+        "seed": seed,
+    }
+
+    def journal(name: str, **more: object) -> Journal | None:
+        return None if state is None else Journal(state / name, {"work": name, **key, **more})
+
+    common: dict[str, Any] = {"threads": threads, "progress": progress}
+    if repair != "none" and recipe.layers != Recipe.identity(checkpoint).layers:
+        assert windows is not None
+        slim = repair_weights(
+            checkpoint, slim, recipe, windows, method=repair, journal=journal("repair"), **common
+        )
+    refit = repair == "refit"
+    if wish is not None:
+        asked = dataclasses.asdict(wish)
+        draft = journal("draft", wish=asked)
+        wanted = choose_zeros(slim, wish, windows, journal=draft, **common)
+    if wanted is None:
         return slim
-    n_tokens = work(effort).repair_tokens if tokens is None else tokens
-    windows = calibration_windows(checkpoint, calibration, n_tokens, seed, threads, progress)
-    journal = None
-    if state is not None:
-        key = {
-            "work": "repair",
-            "source": checkpoint.fingerprint,
-            "recipe": recipe.to_dict(),
-            "repair": repair,
-            "dtype": dtype,
-            "calibration": digest(calibration),
-            "tokens": n_tokens,
-            "seed": seed,
-        }
-        journal = Journal(state / "repair", key)
-    return repair_weights(
-        checkpoint,
-        slim,
-        recipe,
-        windows,
-        method=repair,
-        journal=journal,
-        threads=threads,
-        progress=progress,
-    )
+    filling = journal("zeros", zeros=wanted.to_dict())
+    return add_zeros(slim, wanted, windows, refit=refit, journal=filling, **common)
+
+
+def _needs_text(wish: Wish | None, zeros: Zeros | None) -> bool:
+    """Whether zeros are chosen by what flows past."""
+    if wish is not None:
+        return wish.method != "magnitude"
+    return zeros is not None and zeros.method != "magnitude"
 
 
 def explicit(

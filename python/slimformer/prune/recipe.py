@@ -1,8 +1,8 @@
 """The recipe: what a pruned model keeps of its source, as pure data.
 
 A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
-KV heads and neurons that stay. It removes nothing itself: ``surgery.apply`` does, and a mask
-made of it does so at run time.
+KV heads and neurons that stay; and how many of the weights left become zero, if any do. It removes
+nothing itself: ``surgery.apply`` does, and a mask made of it does so at run time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from slimformer.config import (
 )
 from slimformer.errors import RecipeError
 from slimformer.prune.indices import check_ascending, from_runs, to_runs
+from slimformer.prune.zeros.choice import Zeros
 
 SCHEMA_VERSION = 1
 
@@ -75,6 +76,8 @@ class Recipe:
         ``Checkpoint.fingerprint`` of the source model.
     layers
         The layers that stay, in ascending order of ``source``.
+    zeros
+        Zeros of the model that is left, if it is to have any.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class Recipe:
     source_name: str
     source_fingerprint: str
     layers: tuple[KeptLayer, ...]
+    zeros: Zeros | None = None
 
     def __post_init__(self) -> None:
         previous = -1
@@ -111,6 +115,8 @@ class Recipe:
     def then(self, other: Recipe) -> Recipe:
         """The recipe that does what this one and then ``other`` does, on this one's source.
 
+        Zeros are those of ``other``, or else this one's in what stays.
+
         Raises
         ------
         RecipeError
@@ -132,7 +138,10 @@ class Recipe:
                     _compose(first.ffn, second.ffn, f"{where}.ffn"),
                 )
             )
-        return dataclasses.replace(self, layers=tuple(layers))
+        zeros = other.zeros
+        if zeros is None and self.zeros is not None:
+            zeros = self.zeros.in_layers([layer.source for layer in other.layers])
+        return dataclasses.replace(self, layers=tuple(layers), zeros=zeros)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise RecipeError unless this recipe was made for exactly this model."""
@@ -166,6 +175,7 @@ class Recipe:
             "version": SCHEMA_VERSION,
             "source": {"name": self.source_name, "fingerprint": self.source_fingerprint},
             "layers": [_layer_to_dict(layer) for layer in self.layers],
+            **({} if self.zeros is None else {"zeros": self.zeros.to_dict()}),
         }
 
     def to_json(self) -> str:
@@ -182,7 +192,8 @@ class Recipe:
             Another schema version, unknown or missing keys, wrong types, bad indices; the
             message says where.
         """
-        fields = _fields(value, "recipe", ("version", "source", "layers"))
+        optional = ("zeros",) if isinstance(value, Mapping) and "zeros" in value else ()
+        fields = _fields(value, "recipe", ("version", "source", "layers", *optional))
         version = _integer(fields["version"], "recipe: version")
         if version != SCHEMA_VERSION:
             raise RecipeError(f"recipe: version: expected {SCHEMA_VERSION}, found {version}")
@@ -201,6 +212,7 @@ class Recipe:
             _string(source["name"], "recipe: source.name"),
             _string(source["fingerprint"], "recipe: source.fingerprint"),
             tuple(parsed),
+            Zeros.from_dict(fields["zeros"], "recipe: zeros") if optional else None,
         )
 
     @staticmethod

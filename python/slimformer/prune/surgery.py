@@ -42,7 +42,8 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
         for sub_block, cuts in _cuts(checkpoint, kept).items():
             tensors.update(_sub_block(checkpoint, kept.source, index, sub_block, cuts))
     before = checkpoint.recipe
-    composed = recipe if before is None else Recipe.from_dict(before).then(recipe)
+    structure = dataclasses.replace(recipe, zeros=None)
+    composed = structure if before is None else Recipe.from_dict(before).then(structure)
     return dataclasses.replace(
         checkpoint, config=config, tensors=tensors, recipe=composed.to_dict()
     )

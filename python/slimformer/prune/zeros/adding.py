@@ -1,0 +1,194 @@
+"""From what the user asks for to a model with zeros."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
+from slimformer.errors import ConfigError
+from slimformer.progress import Progress, silent
+from slimformer.prune.journal import Journal
+from slimformer.prune.recipe import Recipe
+from slimformer.prune.stream import Windows
+from slimformer.prune.zeros.choice import METHODS, SHARINGS, Method, Sharing, Zeros, layer_sizes
+from slimformer.prune.zeros.pattern import Pattern
+from slimformer.prune.zeros.prices import measure_costs
+from slimformer.prune.zeros.shares import shares_by_cost
+from slimformer.prune.zeros.walk import fill
+
+DRAFT_TOKENS = 8192
+"""Tokens that a draft is fitted on, on which zeros are priced."""
+
+TRIAL_TOKENS = 1024
+"""Tokens of other text that they are priced on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """How many weights are to become zero, where, and by which criterion.
+
+    Parameters
+    ----------
+    sparsity
+        Share of the weights of all layers' matrices; ``None`` where the pattern says it.
+    pattern
+        See ``Pattern.parse``.
+    method
+        See ``Zeros``.
+    sharing
+        ``loss``: matrices whose zeros cost less have more of them. ``even``: all the same share.
+        Patterns that say how many stay are even.
+
+    Raises
+    ------
+    ConfigError
+        Unknown or contradictory settings.
+    """
+
+    sparsity: float | None
+    pattern: str
+    method: Method
+    sharing: Sharing
+
+    def __post_init__(self) -> None:
+        share = Pattern.parse(self.pattern).share
+        if self.method not in METHODS:
+            raise ConfigError(f"zeros: expected one of {', '.join(METHODS)}, found {self.method!r}")
+        if self.sharing not in SHARINGS:
+            raise ConfigError(
+                f"sharing: expected one of {', '.join(SHARINGS)}, found {self.sharing!r}"
+            )
+        if self.sparsity is None:
+            if share is None:
+                raise ConfigError(f"pattern {self.pattern}: expected a sparsity beside it")
+        elif share is not None and abs(self.sparsity - share) > 1e-6:
+            raise ConfigError(
+                f"sparsity: expected {share}, which the pattern {self.pattern} comes to, or none, "
+                f"found {self.sparsity}"
+            )
+        elif not 0 < self.sparsity < 1:
+            raise ConfigError(
+                f"sparsity: expected a share above 0 and below 1, found {self.sparsity}"
+            )
+
+    @property
+    def share(self) -> float:
+        """Share of zeros."""
+        share = Pattern.parse(self.pattern).share
+        return self.sparsity or 0.0 if share is None else share
+
+
+def choose_zeros(
+    checkpoint: Checkpoint,
+    wish: Wish,
+    windows: Windows | None,
+    *,
+    journal: Journal | None = None,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Zeros:
+    """The zeros that a wish comes to.
+
+    Parameters
+    ----------
+    windows
+        Calibration tokens, of which sharing by loss takes a few for a draft and for its price;
+        without any all shares are the same.
+    journal
+        Of the draft, and of the shares once they are found.
+    """
+    pattern = Pattern.parse(wish.pattern)
+    sizes = layer_sizes(checkpoint.config)
+    zeros = Zeros(wish.method, pattern, dict.fromkeys(sizes, wish.share))
+    if wish.sharing == "even" or windows is None or pattern.share is not None or not sizes:
+        return zeros
+    finished = None if journal is None else journal.finished()
+    if finished is not None:
+        return Zeros.from_dict(json.loads(finished), "zeros")
+    fit, trial = _draft_windows(windows)
+    draft = fill(
+        checkpoint,
+        zeros,
+        fit,
+        refit=True,
+        journal=journal,
+        threads=threads,
+        progress=lambda _, done, total: progress("draft zeros", done, total),
+    )
+    costs = measure_costs(checkpoint, draft, trial, threads=threads, progress=progress)
+    shares = shares_by_cost(costs, sizes, wish.share)
+    zeros = dataclasses.replace(zeros, shares={name: round(shares[name], 4) for name in sizes})
+    if journal is not None:
+        journal.finish(json.dumps(zeros.to_dict()))
+    return zeros
+
+
+def add_zeros(
+    checkpoint: Checkpoint,
+    zeros: Zeros,
+    windows: Windows | None,
+    *,
+    refit: bool,
+    journal: Journal | None = None,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """The model with these zeros, its recipe saying so, to be saved without them.
+
+    Parameters
+    ----------
+    windows
+        Calibration tokens, [windows, tokens]; magnitudes without refit need none.
+    refit, journal
+        See ``fill``.
+    """
+    if windows is None:
+        filled = _by_magnitude(checkpoint, zeros)
+    else:
+        filled = fill(
+            checkpoint,
+            zeros,
+            windows,
+            refit=refit,
+            journal=journal,
+            threads=threads,
+            progress=progress,
+        )
+    before = checkpoint.recipe
+    recipe = Recipe.identity(checkpoint) if before is None else Recipe.from_dict(before)
+    told = dataclasses.replace(recipe, zeros=zeros).to_dict()
+    return dataclasses.replace(filled, sparse=True, recipe=told)
+
+
+def _draft_windows(windows: Windows) -> tuple[Windows, Windows]:
+    """What a draft is fitted on, and what its zeros are priced on."""
+    length = windows.shape[1]
+    if len(windows) == 1:
+        return windows[:, : length // 2], windows[:, length // 2 :]
+    trial = min(max(1, TRIAL_TOKENS // length), len(windows) // 2)
+    fit = min(max(1, DRAFT_TOKENS // length), len(windows) - trial)
+    return windows[:fit], windows[len(windows) - trial :]
+
+
+def _by_magnitude(checkpoint: Checkpoint, zeros: Zeros) -> Checkpoint:
+    """The smallest weights zero; tensors are read and cut when they are asked for."""
+
+    def cut(tensor: Tensor, share: float) -> Tensor:
+        def read() -> npt.NDArray[Any]:
+            values = tensor.read()
+            kept = zeros.pattern.select(np.abs(values.astype(np.float32)), share)
+            return np.where(kept, values, values.dtype.type(0))
+
+        return Tensor(tensor.shape, tensor.dtype, read)
+
+    made = {
+        name: cut(checkpoint.tensors[name], share)
+        for name, share in zeros.shares.items()
+        if share > 0
+    }
+    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **made})

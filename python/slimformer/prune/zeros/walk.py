@@ -1,0 +1,283 @@
+"""Zeros for a whole model, layer by layer, on the already sparse model before it.
+
+The calibration text flows through the model as it came and through the sparse one side by side,
+as in ``slimformer.prune.repair``. What matrices read is that of the sparse stream; what they are
+to do is what the other stream wants: the matrices at the entry of a sub-block give what they gave
+for that stream's input, and its projection leads to that stream's output, whatever drift the
+layers before have left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
+from slimformer.config import AttentionConfig, FfnConfig, LinkConfig
+from slimformer.engine import Engine, Moments
+from slimformer.errors import DataError
+from slimformer.progress import Progress, silent
+from slimformer.prune.journal import Journal
+from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock, normalised
+from slimformer.prune.refit import Evidence, choose
+from slimformer.prune.stream import (
+    TAPS,
+    Hidden,
+    Windows,
+    chunks,
+    embed,
+    inverse_lengths,
+    layer_engine,
+    precision,
+)
+from slimformer.prune.zeros.choice import Zeros
+from slimformer.prune.zeros.problem import Inputs, Solver
+
+Array = npt.NDArray[np.float64]
+
+FIRST_DAMPING = 0.3
+"""Where the search for the damping of the drift begins, see ``refit.choose``."""
+
+HELD_OUT = 0.25
+"""Share of the text that it is chosen on."""
+
+ROWS = 8
+"""Windows whose drift is worked out at a time."""
+
+
+def fill(
+    checkpoint: Checkpoint,
+    zeros: Zeros,
+    windows: Windows,
+    *,
+    refit: bool,
+    journal: Journal | None = None,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """The model with its zeros, and with survivors that make up for them.
+
+    Parameters
+    ----------
+    zeros
+        Which; of the matrices of attention and FFN. Others stay as they are.
+    windows
+        Calibration tokens, [windows, tokens].
+    refit
+        Whether survivors are refitted, towards what the model did before; else they stay what
+        the method makes of them.
+    journal
+        Where finished layers are written down; those that are there already are not done again.
+
+    Raises
+    ------
+    DataError
+        Activations on the text that are not finite.
+    """
+    walk = _Walk(checkpoint, zeros, windows, refit, threads)
+    n_layers = len(checkpoint.config.layers)
+    for index in range(walk.resume(journal), n_layers):
+        progress("zeros in layers", index, n_layers)
+        walk.layer(index)
+        if journal is not None:
+            walk.record(journal, index)
+    progress("zeros in layers", n_layers, n_layers)
+    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **walk.weights})
+
+
+class _Walk:
+    """Both streams on their way through the layers, and the weights found so far."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, zeros: Zeros, windows: Windows, refit: bool, threads: int
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._zeros = zeros
+        self._solver = Solver(zeros.method, zeros.pattern, refit)
+        self._refit = refit
+        self._threads = threads
+        self._products = precision(checkpoint)
+        if len(windows) == 1:  # there must be something to hold out
+            half = windows.shape[1] // 2
+            windows = windows[:, : 2 * half].reshape(2, half)
+        fitted = len(windows) - max(1, round(HELD_OUT * len(windows)))
+        self._parts = (slice(0, fitted), slice(fitted, len(windows)))
+        self._target = embed(checkpoint, windows)  # the stream of the model as it came
+        self._stream = self._target.copy()  # the sparse model's
+        self.weights: dict[str, Tensor] = {}
+        self._found: dict[str, npt.NDArray[Any]] = {}  # in the layer at hand
+
+    def resume(self, journal: Journal | None) -> int:
+        """Go on where a journal ends; the first layer that is left to do."""
+        found = None if journal is None else journal.resume()
+        if found is None:
+            return 0
+        last, weights, standing = found
+        self.weights.update(weights)
+        self._target = standing["target"].read().copy()
+        self._stream = standing["stream"].read().copy()
+        return last + 1
+
+    def record(self, journal: Journal, index: int) -> None:
+        """Write down what was found in a layer; from then on it is read from there."""
+        standing = {"target": self._target, "stream": self._stream}
+        self.weights.update(journal.record(index, self._found, standing))
+        self._found = {}
+
+    def layer(self, index: int) -> None:
+        """Give the matrices of a layer their zeros and take both streams through it."""
+        layer = self._checkpoint.config.layers[index]
+        before = self._target.copy()
+        between = np.empty_like(before)
+        engine = layer_engine(self._checkpoint, index, threads=self._threads)
+        for rows, after, captured in chunks(engine, before, capture=["ffn_input"]):
+            between[rows] = captured["ffn_input"]
+            self._target[rows] = after
+        # What sub-blocks read: the streams as they grow, or as they entered a parallel layer.
+        read = self._stream.copy() if layer.parallel else self._stream
+        streams = {
+            "attention": (before, between),
+            "ffn": (before if layer.parallel else between, self._target),
+        }
+        for sub_block in SUB_BLOCKS:
+            part = getattr(layer, sub_block)
+            entering, wanted = streams[sub_block]
+            if isinstance(part, LinkConfig):
+                self._pass(index, sub_block, read)
+            elif part is not None:
+                self._enter(index, sub_block, part, read, entering)
+                self._leave(index, sub_block, read, wanted)
+
+    def _pass(self, index: int, sub_block: SubBlock, read: Hidden) -> None:
+        for rows, after, _ in chunks(self._engine(index, sub_block), read):
+            self._stream[rows] = self._after(read, after, rows)
+
+    def _after(self, read: Hidden, after: Hidden, rows: slice) -> Hidden:
+        """The sparse stream after a sub-block, given what that made of what it reads."""
+        if read is self._stream:
+            return after
+        return self._stream[rows] + (after - read[rows])
+
+    def _enter(
+        self,
+        index: int,
+        sub_block: SubBlock,
+        part: AttentionConfig | FfnConfig,
+        read: Hidden,
+        entering: Hidden,
+    ) -> None:
+        """The matrices that make queries, keys and values, or neurons."""
+        names = ("q", "k", "v") if isinstance(part, AttentionConfig) else part.neuron_parts
+        matrices = [f"layers.{index}.{sub_block}.{name}.weight" for name in names]
+        matrices = [name for name in matrices if self._zeros.shares.get(name)]
+        if not matrices:
+            return
+        parts = []
+        for some in self._parts:
+            sums = self._sums(read.shape[-1], read.shape[-1])
+            for first in range(some.start, some.stop, ROWS):
+                rows = slice(first, min(first + ROWS, some.stop))
+                inputs = self._normed(index, sub_block, read[rows])
+                sums.add(inputs, self._normed(index, sub_block, entering[rows]) - inputs)
+            parts.append(sums.evidence(matrices[0]))
+        # What gives the drift from the input serves whatever matrix reads them.
+        change = self._change(parts)
+        inputs_of_all = Inputs(parts[0].gram + parts[1].gram)
+        for name in matrices:
+            weight = self._checkpoint.read_f32(name)
+            self._solve(name, weight + weight @ change, inputs_of_all)
+
+    def _leave(self, index: int, sub_block: SubBlock, read: Hidden, wanted: Hidden) -> None:
+        """The projection of a sub-block; the sparse stream moves on behind it."""
+        name = f"layers.{index}.{PROJECTIONS[sub_block]}.weight"
+        output = Output(self._checkpoint, index, sub_block)
+        channels, width = output.weight.shape
+        inputs = np.empty((*read.shape[:2], width), np.float32)
+        engine, tap = self._engine(index, sub_block), TAPS[sub_block]
+        parts = []
+        for some in self._parts:
+            sums = self._sums(width, channels)
+            for rows, after, captured in chunks(engine, read[some], capture=[tap]):
+                there = slice(some.start + rows.start, some.start + rows.stop)
+                inputs[there] = captured[tap]
+                divisors = output.divisors(self._stream[there], captured[tap])
+                drift = wanted[there] - self._after(read, after, there)
+                scale = inverse_lengths(wanted[there])
+                sums.add(captured[tap] * (scale / divisors), drift * scale)
+            parts.append(sums.evidence(name))
+        weight = output.weight
+        if self._zeros.shares.get(name):
+            change = output.change(self._change(parts))
+            weight = self._solve(name, weight + change, Inputs(parts[0].gram + parts[1].gram))
+        for first in range(0, len(inputs), ROWS):
+            rows = slice(first, first + ROWS)
+            self._stream[rows] = output.after(self._stream[rows], inputs[rows], weight)
+
+    def _sums(self, width: int, target_width: int) -> _Sums:
+        return _Sums(width, target_width, self._products, self._threads)
+
+    def _change(self, parts: Sequence[Evidence]) -> Array:
+        """What makes up for the drift as far as held-out text confirms it, [outputs, inputs]."""
+        start = np.zeros(parts[0].cross.shape[::-1])
+        return choose(parts, start, first=FIRST_DAMPING).weight if self._refit else start
+
+    def _solve(self, name: str, wanted: npt.NDArray[Any], inputs: Inputs) -> Hidden:
+        """Find a matrix and keep it as the checkpoint will store it."""
+        share = self._zeros.shares[name]
+        weight = self._solver.solve(wanted.astype(np.float32), inputs, share)
+        self._found[name] = weight.astype(DTYPES[self._checkpoint.tensors[name].dtype])
+        self.weights[name] = Tensor.of(self._found[name])
+        return self._found[name].astype(np.float32)
+
+    def _normed(self, index: int, sub_block: SubBlock, stream: Hidden) -> Hidden:
+        """What the matrices at the entry of a sub-block read of a stream."""
+        name = f"layers.{index}.{sub_block}.norm"
+        if f"{name}.weight" not in self._checkpoint.tensors:
+            return stream
+        config = self._checkpoint.config
+        gains = self._checkpoint.read_f32(f"{name}.weight") + np.float32(config.norm_offset)
+        normed: Hidden = normalised(config, stream) * gains
+        if config.norm == "layer":
+            normed += self._checkpoint.read_f32(f"{name}.bias")
+        return normed
+
+    def _engine(self, index: int, sub_block: SubBlock) -> Engine:
+        """The sub-block with the weights found so far."""
+        tensors = {**self._checkpoint.tensors, **self.weights}
+        return layer_engine(
+            dataclasses.replace(self._checkpoint, tensors=tensors),
+            index,
+            attention=sub_block == "attention",
+            ffn=sub_block == "ffn",
+            threads=self._threads,
+        )
+
+
+class _Sums:
+    """Second moments of inputs and of the drift that is to be made up for."""
+
+    def __init__(self, width: int, target_width: int, products: Any, threads: int) -> None:
+        self._moments = Moments(
+            width, target_width=target_width, products=products, threads=threads
+        )
+        self._energy = 0.0
+
+    def add(self, inputs: Hidden, drift: Hidden) -> None:
+        """Some windows, [windows, tokens, width] each."""
+        self._energy += float(np.einsum("wtc,wtc->", drift, drift, dtype=np.float64))
+        self._moments.update(
+            inputs.reshape(-1, inputs.shape[-1]), drift.reshape(-1, drift.shape[-1])
+        )
+
+    def evidence(self, name: str) -> Evidence:
+        """What has been added up, for the matrix ``name``."""
+        moments = self._moments
+        found = Evidence(moments.gram, moments.cross, self._energy, moments.count)
+        for values in (found.gram, found.cross, found.energy):
+            if not np.isfinite(values).all():
+                raise DataError(f"{name}: activations on the calibration text are not finite")
+        return found

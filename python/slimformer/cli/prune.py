@@ -62,6 +62,7 @@ class Phase(str, enum.Enum):
 
 
 BUDGET = "Budget"
+VOCABULARY = "Vocabulary"
 LISTS = "By name"
 METHOD = "Method"
 
@@ -107,6 +108,27 @@ def prune(
         Path | None,
         typer.Option(
             metavar="FILE", help="Repeat what a recipe.json says.", rich_help_panel=BUDGET
+        ),
+    ] = None,
+    vocabulary_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Keep the tokens that text like this needs: .txt or .jsonl files, or folders of "
+            "them; may repeat.",
+            rich_help_panel=VOCABULARY,
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that stay.", rich_help_panel=VOCABULARY)
+    ] = None,
+    vocabulary_keep: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Instead, the share of other such text that they are enough for; 0.99 by default.",
+            rich_help_panel=VOCABULARY,
         ),
     ] = None,
     drop_layers: Annotated[
@@ -200,11 +222,15 @@ def prune(
     size = parse_size(max_bytes)
     budgets = (keep, size, speedup, decode_tokens_per_second)
     choices = [*(budget is not None for budget in budgets), recipe is not None, any(lists.values())]
-    if sum(choices) != 1:
+    if sum(choices) > 1 or (sum(choices) == 0 and not vocabulary_from):
         raise typer.BadParameter(
             "expected one of --keep, --max-bytes, --speedup, --decode-tokens-per-second and "
-            "--recipe, or lists such as --drop-layers"
+            "--recipe, or lists such as --drop-layers, or --vocabulary-from"
         )
+    if recipe is not None and vocabulary_from:
+        raise typer.BadParameter("expected no --vocabulary-from: a recipe says which tokens stay")
+    if not vocabulary_from and (vocabulary is not None or vocabulary_keep is not None):
+        raise typer.BadParameter("expected --vocabulary-from, the text to count tokens on")
     options = {
         "keep": keep,
         "max_bytes": size,
@@ -226,7 +252,7 @@ def prune(
     smallest = 2 * (keep or 0.0) * dense.config.non_embedding_parameters()
     check_output(output, needed_bytes=int(smallest))
 
-    from slimformer.prune import Setting, load_calibration
+    from slimformer.prune import Setting, apply, cut_to_text, load_calibration
     from slimformer.prune import prune as make
 
     state = output.with_name(f".{output.name}.slimformer-unfinished")
@@ -240,11 +266,21 @@ def prune(
             "progress": progress,
             "state": state,
         }
-        chosen = _recipe(dense, recipe, lists, {**options, **common})
+        if vocabulary_from:
+            counted_on = load_calibration(vocabulary_from)
+            chosen = cut_to_text(dense, counted_on, size=vocabulary, share=vocabulary_keep)
+            if any(choices):
+                cut = apply(dense, chosen)
+                chosen = chosen.then(_recipe(cut, recipe, lists, {**options, **common}))
+        else:
+            chosen = _recipe(dense, recipe, lists, {**options, **common})
         slim = make(dense, chosen, repair=repair.value, dtype=dtype.value, **common)
         slim.save(output)
     shutil.rmtree(state, ignore_errors=True)
-    _save_outline(model, dense, output, chosen, _calibrated_on(calibration, seed))
+    sources = [] if not any(choices) else [_calibrated_on(calibration, seed)]
+    if vocabulary_from:
+        sources.append(f"{_names(vocabulary_from)} (for the vocabulary)")
+    _save_outline(model, dense, output, chosen, "; ".join(sources))
     gained = None
     if speedup is not None or decode_tokens_per_second is not None:
         gained = Setting(phase.value, weights.value, threads).speedup(dense, slim)
@@ -270,8 +306,12 @@ def _recipe(
 
 def _calibrated_on(paths: list[Path] | None, seed: int) -> str:
     if paths:
-        return ", ".join(str(path) for path in paths)
+        return _names(paths)
     return f"text that the dense model wrote itself (seed {seed})"
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
 
 
 def _save_outline(
@@ -302,6 +342,7 @@ def _tell(
                 "output": str(output),
                 "parameters": config.parameters(),
                 "non_embedding_parameters": config.non_embedding_parameters(),
+                "vocab_size": config.vocab_size,
                 "bytes": stored,
                 "speedup": gained,
                 "recipe": recipe.to_dict(),
@@ -312,7 +353,7 @@ def _tell(
     typer.echo(
         f"{output}: {millions(config.parameters())} parameters, "
         f"{millions(config.non_embedding_parameters())} outside the embedding, "
-        f"{megabytes(stored)}"
+        f"{config.vocab_size:,} tokens, {megabytes(stored)}"
     )
     if gained is not None:
         typer.echo(f"measured: {gained:.2f} times as fast as the dense model")

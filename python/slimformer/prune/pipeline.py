@@ -56,6 +56,8 @@ def prune(
 ) -> Checkpoint:
     """Remove what the recipe does not keep and repair what stays.
 
+    Tokens go first: what stays is repaired on text as the pruned model will read it.
+
     Parameters
     ----------
     recipe
@@ -92,9 +94,10 @@ def prune(
     if repair not in REPAIRS:
         raise ConfigError(f"repair: expected one of {', '.join(REPAIRS)}, found {repair!r}")
     work(effort)
+    checkpoint, recipe = _vocabulary_first(checkpoint, recipe)
     stored = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
     slim = dataclasses.replace(cast(apply(checkpoint, recipe), stored), quantised=False)
-    if repair == "none":
+    if repair == "none" or recipe.layers == Recipe.identity(checkpoint).layers:
         return slim
     n_tokens = work(effort).repair_tokens if tokens is None else tokens
     windows = calibration_windows(checkpoint, calibration, n_tokens, seed, threads, progress)
@@ -202,6 +205,16 @@ def profile(
         tuple(one.attention.influence for one in flow),
         tuple(one.ffn.influence for one in flow),
     )
+
+
+def _vocabulary_first(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
+    """The model with the tokens that stay, and what the recipe says of the rest of it."""
+    if recipe.vocabulary is None:
+        return checkpoint, recipe
+    recipe.check(checkpoint)
+    whole = Recipe.identity(checkpoint)
+    cut = apply(checkpoint, dataclasses.replace(whole, vocabulary=recipe.vocabulary))
+    return cut, dataclasses.replace(recipe, source_fingerprint=cut.fingerprint, vocabulary=None)
 
 
 def _existing(checkpoint: Checkpoint, what: str, layers: Iterable[int]) -> frozenset[int]:

@@ -137,6 +137,11 @@ class Tokenizer:
         spaces = len(text) - len(text.lstrip(" "))
         return text[min(spaces, self.leading_spaces) :]
 
+    def texts(self) -> dict[int, str]:
+        """The entry of every token, special ones too, as the vocabulary writes it."""
+        vocabulary: dict[str, int] = self._plain.get_vocab(with_added_tokens=True)
+        return {index: text for text, index in vocabulary.items()}
+
     def bytes_of(self, token_id: int) -> bytes | None:
         """The bytes that one token adds to a text, none if it is special.
 

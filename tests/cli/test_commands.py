@@ -70,6 +70,27 @@ def test_evaluate(run: Run, run_json: Run, dense: Path, text: Path, tasks: Path)
     assert "perplexity" in people.stdout
 
 
+def test_prune_cuts_the_vocabulary(
+    run: Run, run_json: Run, dense: Path, text: Path, tmp_path: Path
+) -> None:
+    seen = run_json("prune", dense, tmp_path / "a", "--vocabulary-from", text, "--vocabulary", 270)
+    assert seen["vocab_size"] == 270
+    assert load(tmp_path / "a").config.vocab_size == 270
+    cut = ("--vocabulary-from", text, "--vocabulary-keep", 0.9, "--keep", 0.9)
+    both = run("prune", dense, tmp_path / "b", *cut, "--calibration", text)
+    assert both.exit_code == 0, both.stderr
+    assert "tokens" in both.stdout
+    config = load(tmp_path / "b").config
+    assert 258 <= config.vocab_size < 300
+    fewer = config.non_embedding_parameters()
+    assert fewer <= 0.9 * load(dense).config.non_embedding_parameters()
+    again = ("--recipe", tmp_path / "b" / "recipe.json", "--calibration", text)
+    assert run("prune", dense, tmp_path / "c", *again).exit_code == 0
+    name = "model.safetensors"
+    assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+    assert Engine(tmp_path / "c").generate("the river", max_tokens=3) is not None
+
+
 def test_evaluate_lets_models_write(run: Run, run_json: Run, dense: Path) -> None:
     (probe,) = run_json("evaluate", dense, "--probe")["probes"]
     assert len(probe["answers"]) == 12

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from reference.models import tiny_tokenizer
+from reference.vocabularies import KINDS, prose
 from slimformer.checkpoint import TokenizerAssets
 from slimformer.checkpoint.fields import Fields
 from slimformer.checkpoint.gguf_tokenizer import BYTE_LEVEL_KINDS, tokenizer_from_gguf
 from slimformer.errors import UnsupportedModelError
 from slimformer.export.gguf_tokenizer import CONTROL, UNUSED, tokenizer_metadata
+from slimformer.prune.vocabulary import Description
 from slimformer.tokenizer import Tokenizer
 
 TEXTS = ("the light of 1,234 engines", "  two\n\nlines\tof ünïcode", "don't <|end|> <s>", "")
@@ -92,6 +94,20 @@ def test_sentencepiece_comes_back(prefix: bool) -> None:
     assert (after.bos, after.eos, after.add_bos) == ("<s>", "</s>", True)
     ours, theirs = Tokenizer(before), Tokenizer(after)
     for text in (*TEXTS, "the light the th lit"):
+        assert theirs.encode(text) == ours.encode(text)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+def test_a_cut_vocabulary_comes_back(kind: str) -> None:
+    # SentencePiece merges any two tokens that make a third, and so does what is read from GGUF.
+    trained = KINDS[kind]()
+    whole = read_again(trained, Tokenizer(trained).vocab_size)
+    description = Description(whole, 10_000)
+    rows = description.required().union(row for row in description.texts if row % 3)
+    cut = description.cut(tuple(sorted(rows)))
+    ours, theirs = Tokenizer(cut), Tokenizer(read_again(cut, len(rows)))
+    assert theirs.texts() == ours.texts()
+    for text in (*TEXTS, prose()[:2000]):
         assert theirs.encode(text) == ours.encode(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from reference.forward import forward
 from slimformer.checkpoint import Checkpoint, load, save
 from slimformer.engine import Engine, Mask
 from slimformer.evaluate import logits_digest, measure_footprint
-from slimformer.prune import Recipe, apply, explicit, prune
+from slimformer.prune import Recipe, apply, cut_to_text, explicit, load_calibration, prune
 from slimformer.prune.masks import to_mask
+from slimformer.tokenizer import Tokenizer
+
+DATA = Path(str(resources.files("slimformer") / "data"))
 
 PROMPT = "The lighthouse keeper climbed the stairs, as on every evening, and"
 FAR_TOLERANCE = 1e-3
@@ -133,3 +137,26 @@ def test_a_saved_model_is_the_one_that_was_made(
     removed = slim.config.parameters() / real_model.config.parameters()
     # A panel is padded to its width: at most one in sixty for the narrowest matrix here.
     assert made.weight_bytes / dense.weight_bytes == pytest.approx(removed, rel=0.01)
+
+
+def test_dropped_tokens_are_spelled_with_others(real_model: Checkpoint, tmp_path: Path) -> None:
+    """The real vocabulary at a third: text comes back, and bytes go with the rows."""
+    recipe = cut_to_text(real_model, load_calibration([DATA / "prose.txt"]), size=16384)
+    small = apply(real_model, recipe)
+    save(small, tmp_path / "small")
+    engine = Engine(load(tmp_path / "small"), weights="int8")
+    assert engine.tokenizer is not None
+    text = (DATA / "drama.txt").read_text(encoding="utf-8") + " Ünïcödé 日本 🙂 <|im_start|>"
+    ids = engine.tokenizer.encode(text)
+    assert engine.tokenizer.decode(ids) == text
+    assert max(ids) < small.config.vocab_size == 16384
+    chat = engine.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+    names = Tokenizer(real_model.tokenizer).encode(chat, special=True)  # type: ignore[arg-type]
+    assert engine.tokenizer.encode(chat, special=True)[0] == names[0]
+    saved = recipe.to_json()
+    assert len(saved) < 100_000
+    row = small.config.n_channels
+    lost = (49152 - 16384) * row
+    assert real_model.config.parameters() - small.config.parameters() == lost
+    fewer = Engine(real_model, weights="int8").weight_bytes - engine.weight_bytes
+    assert fewer == pytest.approx(lost * 1.03, rel=0.02)  # a scale for each 64 of them

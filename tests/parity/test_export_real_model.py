@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from slimformer.config import LinkConfig
 from slimformer.engine import Engine
 from slimformer.export import export
 from slimformer.export.verify import verify
-from slimformer.prune import explicit, prune
+from slimformer.prune import cut_to_text, explicit, load_calibration, prune
 
 TOLERANCE = 5e-3  # of perplexity
 QUESTION = "What is the capital of France?"
@@ -51,6 +52,14 @@ def ragged(real_model: Checkpoint) -> Checkpoint:
     slim = with_link(slim, 15, "attention", LinkConfig("low_rank", rank=16))
     slim = with_link(slim, 18, "ffn", LinkConfig("full"))
     return with_link(slim, 24, "ffn", LinkConfig("diagonal"))
+
+
+@pytest.fixture(scope="module")
+def few_tokens(real_model: Checkpoint) -> Checkpoint:
+    """A third of the vocabulary."""
+    text = load_calibration([Path(str(resources.files("slimformer") / "data" / "prose.txt"))])
+    recipe = cut_to_text(real_model, text, size=16384)
+    return prune(real_model, recipe, repair="none", dtype="f32")
 
 
 def with_link(
@@ -99,7 +108,7 @@ def transformers_answer(folder: Path, **options: Any) -> str:
     return str(tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("shape", ["uniform", "ragged"])
+@pytest.mark.parametrize("shape", ["uniform", "ragged", "few_tokens"])
 def test_llama_cpp(shape: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(shape)
     done = export(model, tmp_path / "model.gguf", to="gguf", dtype="f32")
@@ -109,7 +118,7 @@ def test_llama_cpp(shape: str, tmp_path: Path, request: pytest.FixtureRequest) -
     assert llama_cpp_answer(done.path) == our_answer(model)
 
 
-@pytest.mark.parametrize("shape", ["uniform", "ragged"])
+@pytest.mark.parametrize("shape", ["uniform", "ragged", "few_tokens"])
 def test_transformers(shape: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(shape)
     done = export(model, tmp_path / "model", to="huggingface", dtype="f32")

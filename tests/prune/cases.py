@@ -9,6 +9,7 @@ from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
 from slimformer.prune.recipe import KeptFfn, KeptLayer, Recipe, keep_all, keep_heads
+from slimformer.prune.vocabulary import Description
 
 seeds = st.integers(0, 1 << 31)
 
@@ -18,14 +19,28 @@ def random_model(rng: np.random.Generator, *, ragged: bool = True) -> Checkpoint
     return random_checkpoint(config, int(rng.integers(1 << 31)), tokenizer=True)
 
 
-def random_recipe(rng: np.random.Generator, checkpoint: Checkpoint) -> Recipe:
-    """Any valid recipe: units, sub-blocks and layers go at random."""
+def random_recipe(
+    rng: np.random.Generator, checkpoint: Checkpoint, *, masked: bool = False
+) -> Recipe:
+    """Any valid recipe: units, sub-blocks, layers and tokens go at random.
+
+    ``masked``: only what a mask can switch off.
+    """
     layers = []
     for index, layer in enumerate(checkpoint.config.layers):
         kept = random_layer(rng, index, layer)
         if kept is not None:
             layers.append(kept)
-    return Recipe(checkpoint.name, checkpoint.fingerprint, tuple(layers))
+    vocabulary = None if masked or rng.random() < 0.5 else random_rows(rng, checkpoint)
+    return Recipe(checkpoint.name, checkpoint.fingerprint, tuple(layers), vocabulary)
+
+
+def random_rows(rng: np.random.Generator, checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Rows of the vocabulary, those among them that always stay."""
+    assert checkpoint.tokenizer is not None
+    count = checkpoint.config.vocab_size
+    required = Description(checkpoint.tokenizer, count).required()
+    return tuple(sorted(required.union(random_units(rng, count))))
 
 
 def random_layer(rng: np.random.Generator, index: int, layer: LayerConfig) -> KeptLayer | None:

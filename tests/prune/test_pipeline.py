@@ -71,7 +71,7 @@ def test_any_model_can_be_repaired_after_any_recipe(seed: int) -> None:
         slim = prune(model, recipe, repair=repair, calibration=TEXT, tokens=1024)
         assert slim.config == apply(model, recipe).config
         assert slim.recipe == recipe.to_dict()
-        tokens = rng.integers(0, model.config.vocab_size, 10).tolist()
+        tokens = rng.integers(0, slim.config.vocab_size, 10).tolist()
         assert np.isfinite(forward(slim.config, slim.read_f32, tokens)).all()
 
 

@@ -56,6 +56,7 @@ def plain() -> dict[str, Any]:
     return {
         "version": 1,
         "source": {"name": "m", "fingerprint": "f"},
+        "vocabulary": "0-255,300",
         "layers": [
             {
                 "source": 2,
@@ -83,6 +84,8 @@ HOSTILE = {
     "unknown key below": (change("layers", 0, "ffn", "x", to=1), r"layers\[0\]\.ffn"),
     "source is text": (change("source", to="m"), "source"),
     "fingerprint is a number": (change("source", "fingerprint", to=3), "source.fingerprint"),
+    "vocabulary as list": (change("vocabulary", to=[0]), "recipe: vocabulary"),
+    "vocabulary unsorted": (change("vocabulary", to="5,1"), "recipe: vocabulary"),
     "layers is an object": (change("layers", to={}), "layers"),
     "too many layers": (change("layers", to=[{}] * 5000), "layers"),
     "layer is a number": (change("layers", 1, to=3), r"layers\[1\]"),
@@ -147,6 +150,24 @@ def test_heads_bring_their_kv_heads(seed: int) -> None:
     recipe = Recipe(model.name, model.fingerprint, (KeptLayer(0, attention, None),))
     with pytest.raises(RecipeError, match="kv_heads"):
         recipe.check(model)
+
+
+def test_a_recipe_is_as_short_as_what_it_says() -> None:
+    whole = Recipe("m", "f", ())
+    assert "vocabulary" not in whole.to_dict()
+    some = Recipe("m", "f", (), tuple(range(256)))
+    assert some.to_dict()["vocabulary"] == "0-255"
+    assert whole.then(some) == some.then(whole) == some
+
+
+def test_tokens_that_a_model_lacks_are_refused() -> None:
+    first = Recipe("m", "f", (), (3, 5))
+    with pytest.raises(RecipeError, match="vocabulary"):
+        first.then(Recipe("m", "g", (), (2,)))
+    model = random_model(np.random.default_rng(0))
+    beyond = Recipe(model.name, model.fingerprint, (), (model.config.vocab_size,))
+    with pytest.raises(RecipeError, match="vocabulary"):
+        beyond.check(model)
 
 
 def test_a_recipe_cannot_keep_what_another_removed() -> None:

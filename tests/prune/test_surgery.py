@@ -22,6 +22,7 @@ from slimformer.prune.surgery import apply
 def assert_same(a: Checkpoint, b: Checkpoint) -> None:
     assert a.config == b.config
     assert a.recipe == b.recipe
+    assert a.tokenizer == b.tokenizer
     assert a.fingerprint == b.fingerprint
 
 
@@ -49,7 +50,7 @@ def test_surgery_composes(seed: int) -> None:
 def test_surgery_equals_the_reference_with_a_mask(seed: int) -> None:
     rng = np.random.default_rng(seed)
     model = random_model(rng)
-    recipe = random_recipe(rng, model)
+    recipe = random_recipe(rng, model, masked=True)
     mask = ReferenceMask(**dataclasses.asdict(to_mask(recipe, model.config)))
     slim = apply(model, recipe)
     tokens = rng.integers(0, model.config.vocab_size, 20).tolist()
@@ -64,7 +65,7 @@ def test_surgery_equals_the_reference_with_a_mask(seed: int) -> None:
 def test_surgery_equals_the_engine_with_a_mask(seed: int) -> None:
     rng = np.random.default_rng(seed)
     model = random_model(rng)
-    recipe = random_recipe(rng, model)
+    recipe = random_recipe(rng, model, masked=True)
     tokens = rng.integers(0, model.config.vocab_size, 20)
     engine = Engine(model, weights="f32", threads=2)
     masked = engine.forward([engine.session(to_mask(recipe, model.config))], [tokens], logits="all")

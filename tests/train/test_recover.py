@@ -13,7 +13,7 @@ from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import ConfigError, DataError, FormatError
-from slimformer.prune import Recipe, explicit, prune
+from slimformer.prune import Recipe, apply, cut_to_text, explicit, prune
 from slimformer.train import Recovery, Settings, Step, recover
 from slimformer.train.recovery import stream_pairs
 from slimformer.train.schedule import rate
@@ -47,6 +47,18 @@ def test_a_pruned_model_comes_closer_to_the_dense_one(lora: int | None) -> None:
     for name in ("embedding.weight", "head.weight"):
         if name in student.tensors:
             np.testing.assert_array_equal(found.checkpoint.read(name), student.read(name))
+
+
+def test_a_model_without_some_tokens_learns_from_one_without_them() -> None:
+    dense, _ = pair()
+    tokens = cut_to_text(dense, TEXT, size=270)
+    cut = apply(dense, tokens)
+    recipe = tokens.then(explicit(cut, drop_layers=[2], neurons=32))
+    student = prune(dense, recipe, repair="none")
+    found = run(student, dense)
+    assert found.after < 0.8 * found.before
+    assert found.checkpoint.config.vocab_size == 270
+    assert stream_pairs(student, dense) == [(0, 0), (1, 2)]
 
 
 def test_one_seed_gives_the_same_bytes_and_another_others() -> None:

@@ -81,6 +81,7 @@ class Sharing(str, enum.Enum):
 
 
 BUDGET = "Budget"
+VOCABULARY = "Vocabulary"
 LISTS = "By name"
 ZEROS = "Zeros"
 METHOD = "Method"
@@ -127,6 +128,27 @@ def prune(
         Path | None,
         typer.Option(
             metavar="FILE", help="Repeat what a recipe.json says.", rich_help_panel=BUDGET
+        ),
+    ] = None,
+    vocabulary_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Keep the tokens that text like this needs: .txt or .jsonl files, or folders of "
+            "them; may repeat.",
+            rich_help_panel=VOCABULARY,
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that stay.", rich_help_panel=VOCABULARY)
+    ] = None,
+    vocabulary_keep: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Instead, the share of other such text that they are enough for; 0.99 by default.",
+            rich_help_panel=VOCABULARY,
         ),
     ] = None,
     drop_layers: Annotated[
@@ -257,12 +279,17 @@ def prune(
     size = parse_size(max_bytes)
     budgets = (keep, size, speedup, decode_tokens_per_second)
     choices = [*(budget is not None for budget in budgets), recipe is not None, any(lists.values())]
-    filling = sparsity is not None or pattern != "any"
-    if sum(choices) > 1 or not (filling or any(choices)):
+    alone = sparsity is not None or pattern != "any" or bool(vocabulary_from)
+    if sum(choices) > 1 or not (alone or any(choices)):
         raise typer.BadParameter(
             "expected one of --keep, --max-bytes, --speedup, --decode-tokens-per-second and "
-            "--recipe, or lists such as --drop-layers; or --sparsity, alone or beside one of them"
+            "--recipe, or lists such as --drop-layers; or --sparsity or --vocabulary-from, alone "
+            "or beside one of them"
         )
+    if recipe is not None and vocabulary_from:
+        raise typer.BadParameter("expected no --vocabulary-from: a recipe says which tokens stay")
+    if not vocabulary_from and (vocabulary is not None or vocabulary_keep is not None):
+        raise typer.BadParameter("expected --vocabulary-from, the text to count tokens on")
     options = {
         "keep": keep,
         "max_bytes": size,
@@ -285,7 +312,7 @@ def prune(
     smallest = 2 * left * source.config.non_embedding_parameters()
     check_output(output, needed_bytes=int(smallest))
 
-    from slimformer.prune import Recipe, Setting, load_calibration
+    from slimformer.prune import Recipe, Setting, apply, cut_to_text, load_calibration
     from slimformer.prune import prune as make
 
     state = output.with_name(f".{output.name}.slimformer-unfinished")
@@ -299,7 +326,14 @@ def prune(
             "progress": progress,
             "state": state,
         }
-        chosen = _recipe(source, recipe, lists, {**options, **common})
+        if vocabulary_from:
+            counted_on = load_calibration(vocabulary_from)
+            chosen = cut_to_text(source, counted_on, size=vocabulary, share=vocabulary_keep)
+            if any(choices):
+                cut = apply(source, chosen)
+                chosen = chosen.then(_recipe(cut, recipe, lists, {**options, **common}))
+        else:
+            chosen = _recipe(source, recipe, lists, {**options, **common})
         slim = make(
             source,
             chosen,
@@ -314,7 +348,11 @@ def prune(
         dataclasses.replace(slim, sparse=slim.sparse and not dense).save(output)
     shutil.rmtree(state, ignore_errors=True)
     made = dataclasses.replace(chosen, zeros=Recipe.from_dict(slim.recipe or {}).zeros)
-    _save_outline(model, source, output, made, _calibrated_on(calibration, seed))
+    counted_only = bool(vocabulary_from) and not any(choices) and made.zeros is None
+    sources = [] if counted_only else [_calibrated_on(calibration, seed)]
+    if vocabulary_from:
+        sources.append(f"{_names(vocabulary_from)} (for the vocabulary)")
+    _save_outline(model, source, output, made, "; ".join(sources))
     gained = None
     if speedup is not None or decode_tokens_per_second is not None:
         gained = Setting(phase.value, weights.value, threads).speedup(source, slim)
@@ -342,8 +380,12 @@ def _recipe(
 
 def _calibrated_on(paths: list[Path] | None, seed: int) -> str:
     if paths:
-        return ", ".join(str(path) for path in paths)
+        return _names(paths)
     return f"text that the dense model wrote itself (seed {seed})"
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
 
 
 def _save_outline(
@@ -375,6 +417,7 @@ def _tell(
                 "output": str(output),
                 "parameters": config.parameters(),
                 "non_embedding_parameters": config.non_embedding_parameters(),
+                "vocab_size": config.vocab_size,
                 "bytes": stored,
                 "zeros": share,
                 "speedup": gained,
@@ -386,7 +429,7 @@ def _tell(
     typer.echo(
         f"{output}: {millions(config.parameters())} parameters, "
         f"{millions(config.non_embedding_parameters())} outside the embedding, "
-        f"{megabytes(stored)}"
+        f"{config.vocab_size:,} tokens, {megabytes(stored)}"
     )
     if recipe.zeros is not None:
         typer.echo(

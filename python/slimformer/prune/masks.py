@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slimformer.config import ModelConfig
 from slimformer.engine import Mask
+from slimformer.errors import RecipeError
 from slimformer.prune.recipe import KeptAttention, KeptFfn, Recipe, keep_all
 
 
@@ -13,9 +14,12 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
     Raises
     ------
     RecipeError
-        The recipe keeps something that such a model does not have.
+        The recipe keeps something that such a model does not have, or drops tokens: ids mean
+        something else then, which no mask can do.
     """
     recipe.check_shape(config)
+    if recipe.vocabulary is not None:
+        raise RecipeError("recipe: vocabulary: no mask can renumber tokens; apply the recipe")
     kept = {layer.source: layer for layer in recipe.layers}
     skip_attention, skip_ffn = [], []
     heads: dict[int, tuple[int, ...]] = {}

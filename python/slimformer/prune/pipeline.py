@@ -63,6 +63,8 @@ def prune(
 ) -> Checkpoint:
     """Remove what the recipe does not keep and repair what stays; then the same with zeros.
 
+    Tokens go first: what stays is repaired on text as the pruned model will read it.
+
     Parameters
     ----------
     recipe
@@ -113,6 +115,7 @@ def prune(
     wish = None
     if sparsity is not None or pattern != ANYWHERE:
         wish = Wish(sparsity, pattern, zeros, sharing)
+    checkpoint, recipe = _vocabulary_first(checkpoint, recipe)
     stored = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
     slim = dataclasses.replace(cast(apply(checkpoint, recipe), stored), quantised=False)
     wanted = recipe.zeros
@@ -238,6 +241,16 @@ def profile(
         tuple(one.attention.influence for one in flow),
         tuple(one.ffn.influence for one in flow),
     )
+
+
+def _vocabulary_first(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
+    """The model with the tokens that stay, and what the recipe says of the rest of it."""
+    if recipe.vocabulary is None:
+        return checkpoint, recipe
+    recipe.check(checkpoint)
+    whole = Recipe.identity(checkpoint)
+    cut = apply(checkpoint, dataclasses.replace(whole, vocabulary=recipe.vocabulary))
+    return cut, dataclasses.replace(recipe, source_fingerprint=cut.fingerprint, vocabulary=None)
 
 
 def _existing(checkpoint: Checkpoint, what: str, layers: Iterable[int]) -> frozenset[int]:

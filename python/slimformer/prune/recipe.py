@@ -1,7 +1,8 @@
 """The recipe: what a pruned model keeps of its source, as pure data.
 
 A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
-KV heads and neurons that stay; and how many of the weights left become zero, if any do. It removes
+KV heads and neurons that stay, and the rows of the vocabulary if some of them go; and how many of
+the weights left become zero, if any do. It removes
 nothing itself: ``surgery.apply`` does, and a mask made of it does so at run time.
 """
 
@@ -78,6 +79,8 @@ class Recipe:
         The layers that stay, in ascending order of ``source``.
     zeros
         Zeros of the model that is left, if it is to have any.
+    vocabulary
+        Rows of embedding and head that stay, ascending; ``None``: all of them.
 
     Raises
     ------
@@ -89,8 +92,11 @@ class Recipe:
     source_fingerprint: str
     layers: tuple[KeptLayer, ...]
     zeros: Zeros | None = None
+    vocabulary: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.vocabulary is not None:
+            check_ascending(self.vocabulary, "recipe: vocabulary")
         previous = -1
         for position, layer in enumerate(self.layers):
             where = f"recipe: layers[{position}]"
@@ -141,7 +147,8 @@ class Recipe:
         zeros = other.zeros
         if zeros is None and self.zeros is not None:
             zeros = self.zeros.in_layers([layer.source for layer in other.layers])
-        return dataclasses.replace(self, layers=tuple(layers), zeros=zeros)
+        vocabulary = _pick_all(self.vocabulary, other.vocabulary, "recipe: vocabulary")
+        return dataclasses.replace(self, layers=tuple(layers), zeros=zeros, vocabulary=vocabulary)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise RecipeError unless this recipe was made for exactly this model."""
@@ -155,6 +162,8 @@ class Recipe:
 
     def check_shape(self, config: ModelConfig) -> None:
         """Raise RecipeError unless everything that is kept exists in such a model."""
+        if self.vocabulary is not None:
+            _check_below(self.vocabulary, config.vocab_size, "recipe: vocabulary")
         for position, kept in enumerate(self.layers):
             where = f"recipe: layers[{position}]"
             if kept.source >= len(config.layers):
@@ -170,10 +179,12 @@ class Recipe:
                 raise RecipeError(f"{where}: keeps nothing; leave the layer out instead")
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """The JSON form; what a recipe leaves whole is not named."""
+        whole = {} if self.vocabulary is None else {"vocabulary": to_runs(self.vocabulary)}
         return {
             "version": SCHEMA_VERSION,
             "source": {"name": self.source_name, "fingerprint": self.source_fingerprint},
+            **whole,
             "layers": [_layer_to_dict(layer) for layer in self.layers],
             **({} if self.zeros is None else {"zeros": self.zeros.to_dict()}),
         }
@@ -192,8 +203,8 @@ class Recipe:
             Another schema version, unknown or missing keys, wrong types, bad indices; the
             message says where.
         """
-        optional = ("zeros",) if isinstance(value, Mapping) and "zeros" in value else ()
-        fields = _fields(value, "recipe", ("version", "source", "layers", *optional))
+        optional = ("vocabulary", "zeros")
+        fields = _fields(value, "recipe", ("version", "source", "layers"), optional)
         version = _integer(fields["version"], "recipe: version")
         if version != SCHEMA_VERSION:
             raise RecipeError(f"recipe: version: expected {SCHEMA_VERSION}, found {version}")
@@ -201,8 +212,12 @@ class Recipe:
         layers = fields["layers"]
         if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
             raise RecipeError(f"recipe: layers: expected a list of at most {MAX_LAYERS} layers")
+        vocabulary = None
+        if "vocabulary" in fields:
+            at = "recipe: vocabulary"
+            vocabulary = from_runs(_string(fields["vocabulary"], at), at)
         parsed: list[KeptLayer] = []
-        total = 0
+        total = len(vocabulary or ())
         for i, layer in enumerate(layers):
             parsed.append(_layer_from_dict(layer, f"recipe: layers[{i}]"))
             total += _index_count(parsed[-1])
@@ -212,7 +227,10 @@ class Recipe:
             _string(source["name"], "recipe: source.name"),
             _string(source["fingerprint"], "recipe: source.fingerprint"),
             tuple(parsed),
-            Zeros.from_dict(fields["zeros"], "recipe: zeros") if optional else None,
+            None
+            if fields.get("zeros") is None
+            else Zeros.from_dict(fields["zeros"], "recipe: zeros"),
+            vocabulary,
         )
 
     @staticmethod
@@ -270,6 +288,15 @@ def _compose(first: Any, second: Any, where: str) -> Any:
 def _pick(first: tuple[int, ...], second: tuple[int, ...], where: str) -> tuple[int, ...]:
     _check_below(second, len(first), where)
     return tuple(first[index] for index in second)
+
+
+def _pick_all(
+    first: tuple[int, ...] | None, second: tuple[int, ...] | None, where: str
+) -> tuple[int, ...] | None:
+    """The same where ``None`` keeps all."""
+    if first is None or second is None:
+        return second if first is None else first
+    return _pick(first, second, where)
 
 
 def _describe(kept: object) -> str:
@@ -367,10 +394,12 @@ def _index_count(layer: KeptLayer) -> int:
     return count
 
 
-def _fields(value: Any, where: str, names: tuple[str, ...]) -> Mapping[str, Any]:
+def _fields(
+    value: Any, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise RecipeError(f"{where}: expected an object, found {type(value).__name__}")
-    unknown = sorted(str(key) for key in value.keys() - set(names))
+    unknown = sorted(str(key) for key in value.keys() - {*names, *optional})
     missing = sorted(set(names) - value.keys())
     if unknown or missing:
         raise RecipeError(f"{where}: unknown keys {unknown[:5]}, missing keys {missing}")

@@ -3,7 +3,8 @@
 A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` and ``v``; a
 neuron is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``. Biases follow
 the rows, and so do the weights of norms over the whole width of queries or keys.
-Whole sub-blocks and layers own all tensors below their prefix.
+Whole sub-blocks and layers own all tensors below their prefix. A token is a row of the embedding
+and of the head, which are one where it is tied.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ Structure = Literal["layers", "attention", "ffn", "kv_groups", "heads", "neurons
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
 UnitAxis = Literal["heads", "kv_heads", "neurons"]
+
+VOCABULARY_TENSORS = frozenset(("embedding.weight", "head.weight"))
+"""Tensors with a row for each token."""
 
 Rate = Callable[[str], int]
 """What one element of a tensor counts: 1 for a budget of parameters, its bytes for one of bytes."""

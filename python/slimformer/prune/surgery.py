@@ -7,10 +7,18 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor, TokenizerAssets
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
+from slimformer.errors import RecipeError
 from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, Recipe
-from slimformer.prune.structures import Axis, attention_axes, ffn_axes, pruned_layer
+from slimformer.prune.structures import (
+    VOCABULARY_TENSORS,
+    Axis,
+    attention_axes,
+    ffn_axes,
+    pruned_layer,
+)
+from slimformer.prune.vocabulary.description import Description
 
 Entries = npt.NDArray[np.intp]
 
@@ -38,6 +46,13 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
         for name, tensor in checkpoint.tensors.items()
         if not name.startswith("layers.")
     }
+    tokenizer = checkpoint.tokenizer
+    if recipe.vocabulary is not None and len(recipe.vocabulary) < config.vocab_size:
+        tokenizer = _cut_tokenizer(checkpoint, recipe.vocabulary)
+        config = dataclasses.replace(config, vocab_size=len(recipe.vocabulary))
+        for name in VOCABULARY_TENSORS & tensors.keys():
+            rows = np.asarray(recipe.vocabulary)
+            tensors[name] = _cut(tensors[name], 0, rows)
     for index, kept in enumerate(recipe.layers):
         for sub_block, cuts in _cuts(checkpoint, kept).items():
             tensors.update(_sub_block(checkpoint, kept.source, index, sub_block, cuts))
@@ -45,7 +60,11 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     structure = dataclasses.replace(recipe, zeros=None)
     composed = structure if before is None else Recipe.from_dict(before).then(structure)
     return dataclasses.replace(
-        checkpoint, config=config, tensors=tensors, recipe=composed.to_dict()
+        checkpoint,
+        config=config,
+        tensors=tensors,
+        tokenizer=tokenizer,
+        recipe=composed.to_dict(),
     )
 
 
@@ -63,6 +82,15 @@ def kept_columns(layer: LayerConfig, kept: KeptLayer) -> dict[str, Entries]:
     if isinstance(kept.ffn, KeptFfn):
         columns["ffn"] = unit_entries(kept.ffn.neurons, 1)
     return columns
+
+
+def _cut_tokenizer(checkpoint: Checkpoint, rows: tuple[int, ...]) -> TokenizerAssets:
+    """The tokenizer that counts from 0 the rows that stay."""
+    if checkpoint.tokenizer is None:
+        raise RecipeError(
+            f"recipe: vocabulary: {checkpoint.name} has no tokenizer that could be rewritten"
+        )
+    return Description(checkpoint.tokenizer, checkpoint.config.vocab_size).cut(rows)
 
 
 def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[Axis, Entries]]]:
@@ -99,16 +127,17 @@ def _sub_block(
     for name, tensor in checkpoint.tensors.items():
         if name.startswith(prefix):
             part = name.removeprefix(prefix)
-            cut = _cut(tensor, *cuts[part]) if part in cuts else tensor
-            tensors[f"layers.{index}.{sub_block}.{part}"] = cut
+            if part in cuts:
+                axis, entries = cuts[part]
+                tensor = _cut(tensor, axis.axis, entries)
+            tensors[f"layers.{index}.{sub_block}.{part}"] = tensor
     return tensors
 
 
-def _cut(tensor: Tensor, axis: Axis, entries: Entries) -> Tensor:
-    if len(entries) == tensor.shape[axis.axis]:
+def _cut(tensor: Tensor, axis: int, entries: Entries) -> Tensor:
+    """The entries of one axis that stay."""
+    if len(entries) == tensor.shape[axis]:
         return tensor
     shape = list(tensor.shape)
-    shape[axis.axis] = len(entries)
-    return Tensor(
-        tuple(shape), tensor.dtype, lambda: np.take(tensor.read(), entries, axis=axis.axis)
-    )
+    shape[axis] = len(entries)
+    return Tensor(tuple(shape), tensor.dtype, lambda: np.take(tensor.read(), entries, axis=axis))

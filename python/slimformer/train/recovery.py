@@ -2,11 +2,13 @@
 
 Distillation end to end (Hinton et al. 2015, arXiv 1503.02531): the student's predictions are drawn
 to the teacher's on every token, and its residual streams to the teacher's. Embedding and head stay
-as they are, because no pruning touches them.
+as they are: of them pruning takes rows, and changes none. Of a student that has lost tokens the
+teacher is the dense model without those tokens.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
 from slimformer.prune.recipe import Recipe
+from slimformer.prune.surgery import apply
 from slimformer.train.optional import require_torch
 from slimformer.train.settings import Recovery, Report, Settings, ignore
 from slimformer.train.windows import training_windows
@@ -67,6 +70,8 @@ def recover(
         Text that cannot be used.
     """
     require_torch("recovery")
+    pairs = stream_pairs(student, teacher)
+    teacher = _in_vocabulary_of(student, teacher)
     if student.config.vocab_size != teacher.config.vocab_size:
         raise ConfigError(
             f"recover: the teacher has {teacher.config.vocab_size} tokens, the student "
@@ -82,7 +87,7 @@ def recover(
         threads=threads,
         progress=progress,
     )
-    run = Run(student, teacher, settings, stream_pairs(student, teacher), train, held_out, threads)
+    run = Run(student, teacher, settings, pairs, train, held_out, threads)
     return run.to_the_end(state, report)
 
 
@@ -96,14 +101,29 @@ def stream_pairs(student: Checkpoint, teacher: Checkpoint) -> list[tuple[int, in
     n_student, n_teacher = len(student.config.layers), len(teacher.config.layers)
     if student.config.n_channels != teacher.config.n_channels:
         return []
-    try:
-        recipe = Recipe.from_dict(student.recipe or {})
-    except RecipeError:
-        recipe = None
-    if recipe is not None and recipe.source_fingerprint == teacher.fingerprint:
+    recipe = _recipe_from(teacher, student)
+    if recipe is not None:
         sources = [layer.source for layer in recipe.layers]
     elif n_student == n_teacher:
         sources = list(range(n_teacher))
     else:
         return []
     return [(index, after - 1) for index, after in enumerate(sources[1:])]
+
+
+def _in_vocabulary_of(student: Checkpoint, teacher: Checkpoint) -> Checkpoint:
+    """The teacher with the tokens that its student has kept of it."""
+    recipe = _recipe_from(teacher, student)
+    if recipe is None or recipe.vocabulary is None:
+        return teacher
+    whole = Recipe.identity(teacher)
+    return apply(teacher, dataclasses.replace(whole, vocabulary=recipe.vocabulary))
+
+
+def _recipe_from(teacher: Checkpoint, student: Checkpoint) -> Recipe | None:
+    """The recipe that made the student of this teacher, if one did."""
+    try:
+        recipe = Recipe.from_dict(student.recipe or {})
+    except RecipeError:
+        return None
+    return recipe if recipe.source_fingerprint == teacher.fingerprint else None

@@ -33,9 +33,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gemma2": HEAD_SCALE,
     "gemma3": HEAD_SCALE,
     "gemma3, scaled": {**HEAD_SCALE, "layer_types": ["sliding_attention"] * 4},
+    # llama.cpp asks whether its context, not the text, is longer
+    "phi3, longrope": {"original_max_position_embeddings": LENGTH - 20},
+    "phi3, longrope, short": {"original_max_position_embeddings": 256},
 }
 
 REFUSED = {
+    "llama, dynamic": "scaling of its rotation",
+    "llama, yarn with all settings": "scaling of its rotation",
+    "qwen3, yarn": "qk_norm",  # ends of its ramp that are no whole pairs; only Llama's are left
     "mistral": "window",  # its files say llama, which has none
     "qwen2, windows": "window",
     "qwen3, biases": "qk_norm",  # and windows, so that only Llama's words are left

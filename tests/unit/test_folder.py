@@ -161,8 +161,10 @@ def test_settings_that_may_be_left_out(write: Write) -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
         ({"rope_interleaved": True}, "rope_interleaved"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
+        (
+            {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}},
+            "rope type 'proportional'",
+        ),
     ],
 )
 def test_what_does_not_run_is_refused_by_name(
@@ -193,6 +195,12 @@ def test_what_does_not_run_is_refused_by_name(
         {"rope_scaling": [1]},
         {"rope_scaling": {"type": "linear"}},
         {"rope_scaling": {"type": "linear", "factor": 0}},
+        {"rope_scaling": {"type": "yarn", "factor": -1}},
+        {"rope_scaling": {"type": "yarn", "beta_slow": 0}},
+        {"rope_scaling": {"type": "yarn"}, "rope_theta": 1},
+        {"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1]}},
+        {"rope_scaling": {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}},
+        {"rope_scaling": {"type": "longrope", "short_factor": "1", "long_factor": [1, 1, 1]}},
         {"attention_bias": True},
         {"attention_bias": "yes"},
         {"mlp_bias": True},

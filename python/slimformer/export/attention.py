@@ -104,9 +104,10 @@ class HeadWidth:
                 f"{where}: {0 if rope is None else rope.rotary_dim} of {attention.head_dim} "
                 "entries of a head are rotated; this format rotates all of them"
             )
-        ours, theirs = rope.inverse_frequencies(), self.rope.inverse_frequencies()
-        pairs = np.abs(theirs[None, :] / ours[:, None] - 1).argmin(axis=1)
-        if not np.allclose(theirs[pairs], ours, rtol=FREQUENCY_TOLERANCE, atol=0):
+        ours, theirs = _frequencies(rope), _frequencies(self.rope)
+        pairs = np.abs(theirs[0] / ours[0][:, None] - 1).argmin(axis=1)
+        alike = (rope.amplitude, rope.usual_length) == (self.rope.amplitude, self.rope.usual_length)
+        if not alike or not np.allclose(theirs[:, pairs], ours, rtol=FREQUENCY_TOLERANCE, atol=0):
             raise UnsupportedModelError(
                 f"{where}: heads of {attention.head_dim} turn at frequencies that heads of "
                 f"{self.width}, the widest of this model, do not have; this format has one width"
@@ -132,6 +133,12 @@ class HeadWidth:
         entries = np.full(self.width, -1, np.intp)
         entries[: attention.value_dim] = np.arange(attention.value_dim)
         return entries
+
+
+def _frequencies(rope: RopeConfig) -> npt.NDArray[np.float32]:
+    """Those of short sequences, and of long ones if they are others: [1 or 2, pairs]."""
+    lengths = [1] if rope.usual_length is None else [1, rope.usual_length + 1]
+    return np.stack([rope.inverse_frequencies(length) for length in lengths])
 
 
 def widest(

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from parity.test_random_families import CASES, Case, prefill_and_decode, write_random
-from reference.peers import (
-    llama_cpp_logits,
-    open_in_llama_cpp,
-    open_in_transformers,
-    transformers_logits,
-)
+from reference.peers import llama_cpp_logits, open_in_llama_cpp
 from slimformer.checkpoint import Checkpoint, load
 from slimformer.config import AttentionConfig, FfnConfig
-from slimformer.engine import Engine
 from slimformer.errors import UnsupportedModelError
 from slimformer.export import export
 from slimformer.prune import explicit, prune
@@ -90,7 +84,11 @@ def test_as_it_is(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mistral, all seen", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2"]
+    "name",
+    [
+        *("mistral, all seen", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox"),
+        *("olmo2", "llama, yarn"),
+    ],
 )
 def test_pruned_raggedly_and_filled_up(name: str, tmp_path: Path) -> None:
     (case,) = (case for case in CASES if case.name == name)
@@ -117,41 +115,3 @@ def ragged(case: Case, folder: Path) -> Checkpoint:
     dense = write(case, folder)
     recipe = explicit(dense, heads={1: (0, 2, 3)}, drop_attention=(0,), drop_ffn=(2,))
     return prune(dense, recipe, repair="none")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("mistral", "mistral, all seen", "qwen2", "qwen2, windows", "qwen3", "qwen3, biases"),
-        *("smollm3", "smollm3, every fourth", "gemma"),
-    ],
-)
-def test_ragged_kin_of_llama_open_in_transformers(name: str, tmp_path: Path) -> None:
-    (case,) = (case for case in CASES if case.name == name)
-    slim = ragged(case, tmp_path / "model")
-    export(slim, tmp_path / "out", to="huggingface")
-    peer = open_in_transformers(tmp_path / "out", trust_remote_code=True)
-    rng = np.random.default_rng(2)
-    tokens = [int(token) for token in rng.integers(0, slim.config.vocab_size, LENGTH)]
-    expected = prefill_and_decode(slim, tokens)
-    scale = float(np.abs(expected).max())
-    found = transformers_logits(peer, tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
-    ours = Engine(slim, weights="f32").generate_ids(tokens[:45], max_tokens=10)
-    start = torch_tokens(tokens[:45])
-    ids = peer.generate(start, max_new_tokens=10, do_sample=False, eos_token_id=None)
-    assert ids[0, 45:].tolist() == ours
-
-
-def torch_tokens(tokens: list[int]) -> Any:
-    import torch
-
-    return torch.tensor([tokens])
-
-
-@pytest.mark.parametrize("name", ["gemma2", "phi3, partial rotation", "olmo2", "gpt2", "opt"])
-def test_other_ragged_families_are_refused(name: str, tmp_path: Path) -> None:
-    (case,) = (case for case in CASES if case.name == name)
-    slim = ragged(case, tmp_path / "model")
-    with pytest.raises(UnsupportedModelError, match="known to no class in transformers"):
-        export(slim, tmp_path / "out", to="huggingface")

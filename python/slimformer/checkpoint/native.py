@@ -12,6 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from slimformer.checkpoint.families import Family, by_name
+from slimformer.checkpoint.families.family import named, translated
+from slimformer.checkpoint.families.llama import NAMES as LLAMA_NAMES
+from slimformer.checkpoint.families.llama import QK_NORM_NAMES
 from slimformer.checkpoint.fields import Fields
 from slimformer.config import (
     MAX_LAYERS,
@@ -34,7 +37,21 @@ from slimformer.errors import FormatError, UnsupportedModelError
 SCHEMA = 1
 KEY = "slimformer"
 MODEL_TYPE = "slimformer"
-CLASS_NAME = "SlimformerForCausalLM"
+CLASS_NAMES = {True: "SlimformerForCausalLM", False: "SlimformerModel"}
+"""The class in ``transformers`` of a model that is causal, and of an encoder."""
+
+PREFIX = "model."
+"""What all names begin with but that of the head; folders of encoders may leave it out."""
+
+NAMES = named(
+    ("positions", "model.embed_positions", None),
+    ("token_types", "model.embed_token_types", None),
+    ("embedding_norm", "model.embed_norm", None),
+    ("layers.{i}.attention.post_norm", "model.layers.{i}.attention_post_norm", None),
+    ("layers.{i}.ffn.post_norm", "model.layers.{i}.mlp_post_norm", None),
+    base=(*LLAMA_NAMES, *QK_NORM_NAMES),
+)
+"""Tensor names of ragged models, of whatever family: Llama's, and what Llama does not have."""
 
 _SCALINGS: dict[str, type[RopeScaling]] = {
     "linear": LinearRopeScaling,
@@ -58,7 +75,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
             KEY: {"schema": SCHEMA},
         }
     return {
-        "architectures": [CLASS_NAME],
+        "architectures": [CLASS_NAMES[config.causal]],
         "model_type": MODEL_TYPE,
         "vocab_size": config.vocab_size,
         "hidden_size": config.n_channels,
@@ -119,6 +136,11 @@ def _describe_rope(rope: RopeConfig | None) -> dict[str, Any] | None:
         (kind,) = (name for name, type_ in _SCALINGS.items() if isinstance(scaling, type_))
         described = {"type": kind, **dataclasses.asdict(scaling)}
     return {"rotary_dim": rope.rotary_dim, "theta": rope.theta, "scaling": described}
+
+
+def tensor_name(canonical: str) -> str:
+    """A tensor's name in the folder of a ragged model."""
+    return translated(NAMES, canonical, "huggingface") or canonical
 
 
 def parse(settings: Fields) -> tuple[Family, ModelConfig]:

@@ -25,11 +25,19 @@ T Get(const py::handle& object, const char* name) {
   }
 }
 
+std::vector<float> InverseFrequencies(const py::handle& rope, int length) {
+  const py::array frequencies = rope.attr("inverse_frequencies")(length);
+  const Array<float> checked = Checked<float>(frequencies, 1, "rope inverse_frequencies");
+  return {checked.data(), checked.data() + checked.size()};
+}
+
 std::optional<model::RotarySpec> Rotary(const py::handle& rope) {
   if (rope.is_none()) return std::nullopt;
-  const py::array frequencies = rope.attr("inverse_frequencies")();
-  const Array<float> checked = Checked<float>(frequencies, 1, "rope inverse_frequencies");
-  return model::RotarySpec{{checked.data(), checked.data() + checked.size()}};
+  const auto usual = Get<std::optional<int>>(rope, "usual_length");
+  std::vector<float> of_long;
+  if (usual) of_long = InverseFrequencies(rope, *usual + 1);
+  return model::RotarySpec{InverseFrequencies(rope, 1), Get<float>(rope, "amplitude"), usual,
+                           std::move(of_long)};
 }
 
 // One of the values of a Literal.

@@ -22,19 +22,23 @@ LayerPass::LayerPass(const ops::Context& context, const Plan& plan, std::span<co
       taps_(taps),
       first_row_(first_row),
       n_channels_(static_cast<std::size_t>(spec_.n_channels)) {
-  std::vector<std::int32_t> positions;  // [rows]
-  for (const Piece& piece : pieces) {
-    for (std::size_t r = 0; r < piece.rows; ++r) {
-      positions.push_back(static_cast<std::int32_t>(piece.position + r));
-    }
-  }
-  rows_ = positions.size();
+  for (const Piece& piece : pieces) rows_ += piece.rows;
   if (std::ranges::any_of(spec_.layers, &LayerSpec::parallel)) {
     entry_ = context.workspace.Take<float>(rows_ * n_channels_);
   }
-  for (const RotarySpec& rotary : plan.rotaries()) {
-    rotations_.push_back(ops::ComputeRotation(context_, rotary.inverse_frequencies, positions));
+  for (const RotarySpec& rotary : plan.rotaries()) rotations_.push_back(RotationOf(rotary));
+}
+
+ops::Rotation LayerPass::RotationOf(const RotarySpec& rotary) const {
+  std::vector<ops::RowPosition> positions;  // [rows]
+  for (const Piece& piece : pieces_) {
+    const float* frequencies = rotary.FrequenciesFor(piece.length).data();
+    for (std::size_t r = 0; r < piece.rows; ++r) {
+      positions.push_back({static_cast<std::int32_t>(piece.position + r), frequencies});
+    }
   }
+  return ops::ComputeRotation(context_, rotary.inverse_frequencies.size(), rotary.amplitude,
+                              positions);
 }
 
 void LayerPass::Run(std::size_t first, std::size_t last, float* hidden, const Poll& poll) const {

@@ -23,6 +23,7 @@ struct Piece {
   KvCache* cache;
   std::size_t rows;
   std::size_t position;  // of the first row
+  std::size_t length;    // positions that the sequence may come to
 };
 
 // Runs layers over all rows of some pieces, one after another, at once. Lives no longer than the
@@ -43,6 +44,8 @@ class LayerPass {
   void StoreKeysAndValues(const AttentionStep& step, const float* hidden) const;
 
  private:
+  ops::Rotation RotationOf(const RotarySpec& rotary) const;
+
   // Each reads `input` [rows, n_channels], which may be hidden, and adds to hidden.
   void Run(const Step& step, float* hidden) const;
   void Run(const AttentionStep& step, const float* input, float* hidden) const;

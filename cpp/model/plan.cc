@@ -181,8 +181,7 @@ void Plan::AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask
 }
 
 std::size_t Plan::RotaryIndex(const RotarySpec& rotary) {
-  const auto found =
-      std::ranges::find(rotaries_, rotary.inverse_frequencies, &RotarySpec::inverse_frequencies);
+  const auto found = std::ranges::find(rotaries_, rotary);
   const auto index = static_cast<std::size_t>(found - rotaries_.begin());
   if (found == rotaries_.end()) rotaries_.push_back(rotary);
   return index;

@@ -46,11 +46,17 @@ void CheckAttention(const std::string& where, const AttentionSpec& attention) {
     CheckDimension(where + "k_norm_divisor", attention.qk_norm->k_divisor);
   }
   if (!attention.rotary) return;
-  const std::vector<float>& frequencies = attention.rotary->inverse_frequencies;
-  Check(frequencies.size() <= static_cast<std::size_t>(attention.head_dim) / 2,
+  const RotarySpec& rotary = *attention.rotary;
+  Check(rotary.inverse_frequencies.size() <= static_cast<std::size_t>(attention.head_dim) / 2,
         where + "rope: more pairs than half of head_dim");
-  Check(std::ranges::all_of(frequencies, [](float f) { return std::isfinite(f); }),
-        where + "rope: expected finite frequencies");
+  CheckPositive(where + "rope amplitude", rotary.amplitude);
+  Check(rotary.long_inverse_frequencies.size() ==
+            (rotary.usual_length ? rotary.inverse_frequencies.size() : 0),
+        where + "rope: expected one more frequency a pair where long sequences have their own");
+  for (const auto* frequencies : {&rotary.inverse_frequencies, &rotary.long_inverse_frequencies}) {
+    Check(std::ranges::all_of(*frequencies, [](float f) { return std::isfinite(f); }),
+          where + "rope: expected finite frequencies");
+  }
 }
 
 void CheckLink(const std::string& where, const LinkSpec& link) {

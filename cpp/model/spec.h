@@ -2,6 +2,7 @@
 // Every dimension belongs to a layer; absence is nullopt, never 0.
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <vector>
 
@@ -10,10 +11,20 @@
 
 namespace slimformer::model {
 
-// Rotary position embedding: one inverse frequency (radians per position) a rotary pair.
-// Pairs are (j, j + pairs) within a head.
+// Rotary position embedding. Pairs are (j, j + pairs) within a head.
 struct RotarySpec {
-  std::vector<float> inverse_frequencies;  // [rotary_dim / 2]
+  std::vector<float> inverse_frequencies;       // [pairs], radians per position
+  float amplitude;                              // of cosines and sines
+  std::optional<int> usual_length;              // longer sequences turn at other frequencies,
+  std::vector<float> long_inverse_frequencies;  // [pairs], which are these
+
+  // Those of a sequence that may come to so many positions, [pairs].
+  const std::vector<float>& FrequenciesFor(std::size_t length) const {
+    const bool is_long = usual_length && length > static_cast<std::size_t>(*usual_length);
+    return is_long ? long_inverse_frequencies : inverse_frequencies;
+  }
+
+  bool operator==(const RotarySpec&) const = default;
 };
 
 // What a sub-block normalises: what it reads, what it adds to the stream, both, or the stream after

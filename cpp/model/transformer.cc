@@ -155,9 +155,10 @@ void Transformer::FeedChunk(const ops::Context& context, std::span<const Sequenc
     next += part.rows * n_channels_;
     KvCache* cache = &sequence.session->cache();
     const auto position = static_cast<std::size_t>(sequence.session->position()) + part.offset;
-    pieces.push_back({cache, part.rows, position});
+    const auto capacity = static_cast<std::size_t>(sequence.session->capacity());
+    pieces.push_back({cache, part.rows, position, capacity});
     if (wanted == LogitsRows::last && part.offset + part.rows == sequence.tokens.size()) {
-      last_pieces.push_back({cache, 1, position + part.rows - 1});
+      last_pieces.push_back({cache, 1, position + part.rows - 1, capacity});
       last_rows.push_back(next - n_channels_);
     }
   }
@@ -268,7 +269,7 @@ void Transformer::RunLayers(const Plan& plan, std::span<const std::size_t> lengt
     std::vector<Piece> pieces;
     for (const ChunkPart& part : chunk.parts) {
       KvCache& cache = caches.try_emplace(part.sequence, plan, ops::KvType::f32).first->second;
-      pieces.push_back({&cache, part.rows, part.offset});
+      pieces.push_back({&cache, part.rows, part.offset, lengths[part.sequence]});
     }
     LayerPass(context, plan, pieces, taps, chunk.first_row)
         .Run(first, last, hidden + chunk.first_row * n_channels_, poll);

@@ -12,18 +12,17 @@ constexpr std::size_t kSineCost = 64;
 
 }  // namespace
 
-Rotation ComputeRotation(const Context& context, std::span<const float> inverse_frequencies,
-                         std::span<const std::int32_t> positions) {
-  const std::size_t rows = positions.size();
-  const std::size_t pairs = inverse_frequencies.size();
-  auto* cosine = context.workspace.Take<float>(rows * pairs);
-  auto* sine = context.workspace.Take<float>(rows * pairs);
-  ForRows(context.pool, rows, pairs * kSineCost, [&](std::size_t begin, std::size_t end) {
+Rotation ComputeRotation(const Context& context, std::size_t pairs, float amplitude,
+                         std::span<const RowPosition> rows) {
+  auto* cosine = context.workspace.Take<float>(rows.size() * pairs);
+  auto* sine = context.workspace.Take<float>(rows.size() * pairs);
+  ForRows(context.pool, rows.size(), pairs * kSineCost, [&](std::size_t begin, std::size_t end) {
     for (std::size_t r = begin; r < end; ++r) {
       for (std::size_t j = 0; j < pairs; ++j) {
-        const float angle = static_cast<float>(positions[r]) * inverse_frequencies[j];
-        cosine[r * pairs + j] = static_cast<float>(std::cos(static_cast<double>(angle)));
-        sine[r * pairs + j] = static_cast<float>(std::sin(static_cast<double>(angle)));
+        const float angle = static_cast<float>(rows[r].position) * rows[r].inverse_frequencies[j];
+        const auto wide = static_cast<double>(angle);
+        cosine[r * pairs + j] = amplitude * static_cast<float>(std::cos(wide));
+        sine[r * pairs + j] = amplitude * static_cast<float>(std::sin(wide));
       }
     }
   });

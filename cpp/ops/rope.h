@@ -16,10 +16,17 @@ struct Rotation {
   const float* sine;    // [rows, pairs]
 };
 
-// The rotation of rows at `positions` [rows], in memory of the context's workspace. An angle is
-// the float32 product of position and inverse frequency, as the models were trained with.
-Rotation ComputeRotation(const Context& context, std::span<const float> inverse_frequencies,
-                         std::span<const std::int32_t> positions);
+// A row's place in its sequence, and how its pairs turn on the way there.
+struct RowPosition {
+  std::int32_t position;
+  const float* inverse_frequencies;  // [pairs], radians per position
+};
+
+// The rotation of rows, in memory of the context's workspace; cosines and sines are multiplied by
+// the amplitude. An angle is the float32 product of position and inverse frequency, as the models
+// were trained with.
+Rotation ComputeRotation(const Context& context, std::size_t pairs, float amplitude,
+                         std::span<const RowPosition> rows);
 
 // Rotates x [rows, heads, head_dim] in place, in each head the pairs (j, j + pairs).
 void Rotate(const Context& context, const Rotation& rotation, std::size_t rows, std::size_t heads,

@@ -47,24 +47,36 @@ from slimformer.checks import (
     check_flag,
     check_positive,
 )
-from slimformer.rope import LinearRopeScaling, Llama3RopeScaling, RopeConfig
+from slimformer.rope import (
+    DynamicRopeScaling,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    LongRopeScaling,
+    RopeConfig,
+    RopeScaling,
+    YarnRopeScaling,
+)
 
 __all__ = [
     "MAX_DIMENSION",
     "MAX_LAYERS",
     "Activation",
     "AttentionConfig",
+    "DynamicRopeScaling",
     "FfnConfig",
     "LayerConfig",
     "LinearRopeScaling",
     "LinkConfig",
     "LinkKind",
     "Llama3RopeScaling",
+    "LongRopeScaling",
     "ModelConfig",
     "NormKind",
     "NormPlace",
     "QkNorm",
     "RopeConfig",
+    "RopeScaling",
+    "YarnRopeScaling",
 ]
 
 MAX_LAYERS = 4096
@@ -306,6 +318,17 @@ class ModelConfig:
             or not any(getattr(layer.attention, "window", None) for layer in self.layers),
             "window: expected none in an encoder",
         )
+
+    @property
+    def usual_length(self) -> int:
+        """Positions up to which all sequences turn at the same frequencies, whatever their length.
+
+        Rotations with LongRoPE turn those of longer sequences at others.
+        """
+        attentions = [layer.attention for layer in self.layers]
+        ropes = [a.rope for a in attentions if isinstance(a, AttentionConfig) and a.rope]
+        limits = [rope.usual_length for rope in ropes]
+        return min([self.max_positions, *(limit for limit in limits if limit is not None)])
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the model consists of, in file order."""

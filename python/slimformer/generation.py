@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
@@ -92,12 +92,16 @@ class Completion:
 
 def generate_ids(
     session: Session,
+    longer: Callable[[int], Session],
     sampler: Sampler,
     prompt: Sequence[int],
     max_tokens: int,
     stop_ids: frozenset[int],
 ) -> Iterator[int]:
     """New token ids one by one, until a stop token, ``max_tokens`` or the context's end.
+
+    A text that outgrows its session goes on in what ``longer`` opens for that many tokens, from
+    the beginning.
 
     Raises
     ------
@@ -109,7 +113,8 @@ def generate_ids(
     if len(prompt) == 0:
         raise DataError("prompt: expected at least one token, found none")
     # What is longer than the context comes to nothing, however many tokens were asked for.
-    history = np.empty(len(prompt) + min(max_tokens, session.capacity), dtype=np.int32)
+    longest = session.engine.config.max_positions
+    history = np.empty(len(prompt) + min(max_tokens, longest), dtype=np.int32)
     history[: len(prompt)] = prompt
     length = len(prompt)
     logits = session.extend(prompt)
@@ -120,10 +125,13 @@ def generate_ids(
         yield token
         history[length] = token
         length += 1
+        unseen = history[length - 1 : length]
         if session.position == session.capacity:
+            session, unseen = longer(length), history[:length]
+        if length > session.capacity:
             return
         if length < len(history):
-            logits = session.extend([token])
+            logits = session.extend(unseen)
 
 
 def generate_text(

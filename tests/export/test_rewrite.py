@@ -27,7 +27,7 @@ from slimformer.config import (
 from slimformer.engine import Engine
 from slimformer.errors import UnsupportedModelError
 from slimformer.export.attention import Groups, even_groups
-from slimformer.export.blocks import Change, pack_layers, take_apart
+from slimformer.export.blocks import Change, blocks_of, layers_of, pack_layers
 from slimformer.export.rewrite import ragged_layers, uniform_layers
 
 Rewriting = Callable[[Checkpoint], tuple[Checkpoint, list[Change]]]
@@ -134,7 +134,7 @@ def test_sub_blocks_are_packed_into_the_fewest_layers() -> None:
     )
     places = [
         (first and first.where, second and second.where)
-        for first, second in pack_layers(take_apart(checkpoint))
+        for first, second in pack_layers(blocks_of(layers_of(checkpoint)))
     ]
     assert places == [
         ("layer 0 attention", "layer 1 ffn"),

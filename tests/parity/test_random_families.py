@@ -41,9 +41,42 @@ SIZES = {
 }
 HEAD = {"head_dim": 10}
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+PHI3 = {**SIZES, "hidden_size": 32, "original_max_position_embeddings": 100}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.2, 2.5, 4.0],
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+}
 WINDOWED = {"use_sliding_window": True, "sliding_window": 29, "max_window_layers": 1}
 
+
+def scaled(kind: str, **settings: Any) -> dict[str, Any]:
+    """A Llama with heads of eight pairs and a scaling of its rotation."""
+    rope = {"rope_type": kind, "rope_theta": 1e3, **settings}
+    return {**SIZES, "head_dim": 16, "rope_parameters": rope}
+
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+
 CASES = (
+    Case("llama, linear", "Llama", scaled("linear", factor=2.5)),
+    Case("llama, dynamic", "Llama", scaled("dynamic", factor=2.0)),
+    Case("llama, yarn", "Llama", scaled("yarn", **YARN)),
+    Case(
+        "llama, yarn with all settings",
+        "Llama",
+        scaled("yarn", **YARN, beta_fast=8, beta_slow=2, mscale=1.3, mscale_all_dim=0.7)
+        | {"attention_bias": True},
+    ),
+    Case("qwen3, yarn", "Qwen3", scaled("yarn", **YARN, attention_factor=1.4, truncate=False)),
+    Case("phi3, longrope", "Phi3", {**PHI3, "rope_parameters": LONG}),
+    Case(
+        "phi3, longrope, short",
+        "Phi3",
+        {**PHI3, "original_max_position_embeddings": 160, "rope_parameters": LONG},
+    ),
     Case("mistral", "Mistral", {**SIZES, **HEAD, "sliding_window": 41}),
     Case("mistral, all seen", "Mistral", {**SIZES, "sliding_window": None}),
     Case("qwen2", "Qwen2", {**SIZES, "tie_word_embeddings": True}),
@@ -157,7 +190,7 @@ def random_tokens(checkpoint: Checkpoint) -> list[int]:
 def prefill_and_decode(checkpoint: Checkpoint, tokens: list[int]) -> Array:
     """Logits of every position, [n_tokens, vocab]: most of a text at once, the rest one by one."""
     engine = Engine(checkpoint, weights="f32", threads=1)
-    session = engine.session()
+    session = engine.session_for(len(tokens))
     begun = engine.forward([session], [tokens[:-20]], logits="all")
     return np.concatenate([begun, [session.extend([token]) for token in tokens[-20:]]])
 
@@ -222,9 +255,23 @@ def test_masked_equals_packed_after_pruning_every_structure(case: Case, tmp_path
     engine = Engine(dense, weights="f32", threads=1)
     for number, recipe in enumerate(recipes):
         slim = surgery.apply(dense, recipe)
-        masked = engine.session(to_mask(recipe, dense.config))
+        masked = engine.session_for(len(tokens), to_mask(recipe, dense.config))
         expected = engine.forward([masked], [tokens], logits="all")
         assert_same(prefill_and_decode(slim, tokens), expected)
         save(slim, tmp_path / str(number))
         read = load(tmp_path / str(number))
         assert read.fingerprint == slim.fingerprint
+
+
+def test_a_text_that_outgrows_the_short_factors_goes_on_by_the_long_ones(tmp_path: Path) -> None:
+    """As transformers has it: all keys are made again, and all that follows turns otherwise."""
+    import torch
+
+    (case,) = (case for case in CASES if case.name == "phi3, longrope")
+    peer = write_random(case, tmp_path)
+    checkpoint = load(tmp_path)
+    usual, prompt = checkpoint.config.usual_length, random_tokens(checkpoint)[:90]
+    generated = peer.generate(torch.tensor([prompt]), max_new_tokens=25, do_sample=False)
+    ours = Engine(checkpoint, weights="f32").generate_ids(prompt, max_tokens=25)
+    assert len(prompt) + len(ours) > usual
+    assert ours == generated[0, len(prompt) :].tolist()

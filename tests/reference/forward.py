@@ -204,9 +204,9 @@ def rotate(rope: RopeConfig, x: Array) -> Array:
     rotation and not the rounding of large angles.
     """
     positions = np.arange(len(x), dtype=np.float32)
-    angles = positions[:, None] * rope.inverse_frequencies()[None, :]
-    cosine = np.cos(angles.astype(np.float64)).astype(x.dtype)[:, None, :]
-    sine = np.sin(angles.astype(np.float64)).astype(x.dtype)[:, None, :]
+    angles = positions[:, None] * rope.inverse_frequencies(len(x))[None, :]
+    cosine = rope.amplitude * np.cos(angles.astype(np.float64)).astype(x.dtype)[:, None, :]
+    sine = rope.amplitude * np.sin(angles.astype(np.float64)).astype(x.dtype)[:, None, :]
     half = rope.rotary_dim // 2
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return np.concatenate(

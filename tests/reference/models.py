@@ -25,6 +25,8 @@ from slimformer.config import (
     NormPlace,
     QkNorm,
     RopeConfig,
+    RopeScaling,
+    YarnRopeScaling,
 )
 
 WORDS = ("the", "of", "and", "to", "in", "light", "river", "stone", "engine", "layer")
@@ -176,13 +178,15 @@ def _random_attention(rng: np.random.Generator, *, ragged: bool) -> AttentionCon
 
 def random_rope(rng: np.random.Generator, rotary_dim: int) -> RopeConfig:
     """A rotary embedding with one of the scalings that Llama has."""
-    scaling = (
+    scalings: tuple[RopeScaling | None, ...] = (
         None,
         LinearRopeScaling(factor=2.0),
         Llama3RopeScaling(
             factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64
         ),
-    )[int(rng.integers(3))]
+        YarnRopeScaling(factor=4.0, original_max_positions=64, attention_factor=1.25),
+    )
+    scaling = scalings[int(rng.integers(len(scalings)))]
     return RopeConfig(rotary_dim=rotary_dim, theta=10000.0, scaling=scaling)
 
 

@@ -122,7 +122,7 @@ def test_unknown_features_are_refused_by_name(family: Family, setting: str, valu
         ("qwen2", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("llama", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
         ("llama", {"layer_types": ["sliding_attention"] * 6}, "layer_types"),
-        ("phi3", {"rope_scaling": {"type": "longrope"}}, "rope type 'longrope'"),
+        ("phi3", {"rope_scaling": {"type": "mrope"}}, "rope type 'mrope'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt_neox", {"attention_bias": False}, "attention_bias: False"),
         ("gpt_neox", {"hidden_act": "gelu_10"}, "hidden_act: 'gelu_10'"),

@@ -161,8 +161,10 @@ def test_settings_that_may_be_left_out(write: Write) -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
         ({"rope_interleaved": True}, "rope_interleaved"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
+        (
+            {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}},
+            "rope type 'proportional'",
+        ),
     ],
 )
 def test_what_does_not_run_is_refused_by_name(
@@ -193,6 +195,12 @@ def test_what_does_not_run_is_refused_by_name(
         {"rope_scaling": [1]},
         {"rope_scaling": {"type": "linear"}},
         {"rope_scaling": {"type": "linear", "factor": 0}},
+        {"rope_scaling": {"type": "yarn", "factor": -1}},
+        {"rope_scaling": {"type": "yarn", "beta_slow": 0}},
+        {"rope_scaling": {"type": "yarn"}, "rope_theta": 1},
+        {"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1]}},
+        {"rope_scaling": {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}},
+        {"rope_scaling": {"type": "longrope", "short_factor": "1", "long_factor": [1, 1, 1]}},
         {"attention_bias": True},
         {"attention_bias": "yes"},
         {"mlp_bias": True},
@@ -417,18 +425,21 @@ def test_bos_is_added_as_the_post_processor_does(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "message"),
     [
-        {"tokenizer.json": "{"},
-        {"tokenizer.json": "{}", "tokenizer_config.json": {"bos_token": 3}},
-        {"tokenizer.json": "{}", "tokenizer_config.json": {"bos_token": {"content": 3}}},
-        {"tokenizer.json": "{}", "tokenizer_config.json": {"chat_template": 3}},
-        {"tokenizer.json": "{}", "generation_config.json": {"eos_token_id": "x"}},
-        {"tokenizer.json": "{}", "generation_config.json": {"eos_token_id": [-1]}},
+        ({"tokenizer.json": "{"}, "tokenizer.json: not valid JSON"),
+        ({"tokenizer_config.json": {"bos_token": 3}}, "bos_token"),
+        ({"tokenizer_config.json": {"bos_token": {"content": 3}}}, "content"),
+        ({"tokenizer_config.json": {"chat_template": 3}}, "chat_template"),
+        ({"generation_config.json": {"eos_token_id": "x"}}, "eos_token_id"),
+        ({"generation_config.json": {"eos_token_id": [-1]}}, "eos_token_id"),
     ],
 )
-def test_broken_tokenizer_files_are_format_errors(write: Write, files: dict[str, Any]) -> None:
-    with pytest.raises(FormatError):
+def test_broken_tokenizer_files_are_format_errors(
+    write: Write, files: dict[str, Any], message: str
+) -> None:
+    files = {"tokenizer.json": tiny_tokenizer().tokenizer_json, **files}
+    with pytest.raises(FormatError, match=message):
         load(write(files=files))
 
 
@@ -437,3 +448,31 @@ def test_tensors_are_views_of_the_mapped_file(write: Write) -> None:
     tensor: Tensor = load(write()).tensors["embedding.weight"]
     assert not tensor.read().flags.owndata
     assert not tensor.read().flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("model",), None, "model: expected an object, found None"),
+        (("model", "type"), "Oracle", "type: expected one of BPE, .*, found 'Oracle'"),
+        (("model", "vocab"), {"a": "0"}, "expected token ids by token"),
+        (("model", "vocab"), {"a": -1}, "expected token ids by token"),
+        (("model", "vocab"), [["a", 0.5], ["b"]], "pairs of a token and a score"),
+        (("model", "merges"), 3, "merges: expected a list"),
+        (("model", "merges"), ["a b c"], "expected two tokens, found 'a b c'"),
+        (("model", "merges"), [["a", 3]], "expected two tokens"),
+        (("model", "merges"), [["a", "zz"]], "not of tokens in the vocabulary"),
+        (("pre_tokenizer",), {"type": "Psychic"}, "not a valid tokenizer"),
+        (("added_tokens",), [{"id": 0}], "not a valid tokenizer"),
+    ],
+)
+def test_tokenizers_that_cannot_be_made_are_refused_when_loaded(
+    write: Write, path: tuple[str, ...], value: Any, message: str
+) -> None:
+    description = json.loads(tiny_tokenizer().tokenizer_json)
+    place = description
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(FormatError, match=f"tokenizer.json: .*{message}"):
+        load(write(files={"tokenizer.json": description}))

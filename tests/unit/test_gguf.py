@@ -21,8 +21,11 @@ from slimformer.config import (
     LayerConfig,
     LinearRopeScaling,
     Llama3RopeScaling,
+    LongRopeScaling,
     ModelConfig,
     RopeConfig,
+    RopeScaling,
+    YarnRopeScaling,
 )
 from slimformer.errors import FormatError, UnsupportedModelError
 
@@ -32,7 +35,7 @@ PLAIN = ("F32", "F16", "BF16")
 def uniform(
     *,
     head_dim: int = 8,
-    scaling: LinearRopeScaling | Llama3RopeScaling | None = None,
+    scaling: RopeScaling | None = None,
     tied: bool = False,
     bias: bool = False,
     channels: int = 256,
@@ -217,12 +220,62 @@ def test_llama3_scaling_is_read_from_a_file(tmp_path: Path) -> None:
         load(path)
 
 
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling"),
+    [
+        ({}, YarnRopeScaling(4.0, 64, float(np.float32(0.1 * np.log(4) + 1)))),
+        (
+            {"rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0},
+            YarnRopeScaling(4.0, 64, float(np.float32(0.1 * np.log(4) + 1)), 8.0, 2.0),
+        ),
+    ],
+)
+def test_yarn_is_read(
+    tmp_path: Path, settings: dict[str, object], scaling: YarnRopeScaling
+) -> None:
+    source = uniform(scaling=scaling)
+    write_llama(tmp_path / "model.gguf", source, settings={**YARN, **settings})
+    assert load(tmp_path / "model.gguf").config == source.config
+
+
+def test_longrope_is_read_from_a_file(tmp_path: Path) -> None:
+    short, long = np.linspace(1, 2, 16, dtype="f4"), np.linspace(2, 9, 16, dtype="f4")
+    scaling = LongRopeScaling(tuple(short.tolist()), tuple(long.tolist()), 40, 1.25)
+    source = uniform(head_dim=32, scaling=scaling)
+    settings = {
+        "rope.scaling.original_context_length": 40,
+        "rope.scaling.attn_factor": 1.25,
+    }
+    factors = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    path = tmp_path / "model.gguf"
+    write_llama(path, source, settings=settings, tensors=factors)
+    assert load(path).config == source.config
+    write_llama(path, source, settings=settings, tensors={"rope_factors_long.weight": long})
+    with pytest.raises(FormatError, match="rope_factors_short"):
+        load(path)
+    write_llama(path, source, settings=settings)
+    with pytest.raises(FormatError, match=r"attn_factor: expected 1, found 1\.25"):
+        load(path)
+    factors["rope_factors_long.weight"] = -long
+    write_llama(path, source, settings=settings, tensors=factors)
+    with pytest.raises(FormatError, match="long_factors: expected a finite number above 0"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"expert_count": 8}, "expert_count: 8 does not run here"),
         ({"attention.sliding_window": 128}, "sliding_window"),
-        ({"rope.scaling.type": "yarn"}, "yarn"),
+        ({"rope.scaling.type": "mrope"}, "mrope"),
+        ({"rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
         ({"something.new": 1}, "something.new"),
         ({"logit_scale": 2.0}, "logit_scale"),
     ],

@@ -70,6 +70,17 @@ class Fields:
         fits = lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v)  # noqa: E731
         return self._get(key, None, "a list of strings", fits)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers, required."""
+        fits = lambda v: type(v) in (int, float) and math.isfinite(v)  # noqa: E731
+        values: list[float] = self._get(
+            key,
+            None,
+            "a list of finite numbers",
+            lambda v: isinstance(v, list) and all(map(fits, v)),
+        )
+        return tuple(map(float, values))
+
     def array(self, key: str) -> npt.NDArray[Any]:
         """An array of numbers (GGUF), required."""
         return self._get(key, None, "an array of numbers", lambda v: isinstance(v, np.ndarray))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from slimformer.checkpoint import native, packed, sparse_file
@@ -86,9 +86,11 @@ def _weights(
         parts = open_file(path, masks=(sparse_file.MASK,))
         return _take(path, layout, sparse_file.with_zeros(path, layout, parts), config)
     stored = open_folder(folder, without=family.buffers)
-    if plain and not any(name.startswith(family.prefix) for name in stored):
-        stored = {family.prefix + name: tensor for name, tensor in stored.items()}
-    _drop_repeated_head(folder, family, config, stored)
+    prefix = family.prefix if plain else native.PREFIX
+    if not any(name.startswith(prefix) for name in stored):
+        stored = {prefix + name: tensor for name, tensor in stored.items()}
+    name_of = family.huggingface_name if plain else native.tensor_name
+    _drop_repeated_head(folder, name_of, config, stored)
     return _take(folder, folder_layout(family, config, plain=plain), stored, config)
 
 
@@ -104,11 +106,11 @@ def _take(
 
 
 def _drop_repeated_head(
-    folder: Path, family: Family, config: ModelConfig, stored: dict[str, Tensor]
+    folder: Path, name_of: Callable[[str], str], config: ModelConfig, stored: dict[str, Tensor]
 ) -> None:
     """A tied head may be stored once more, but only with the embedding's own values."""
-    head_name = family.huggingface_name("head.weight")
-    embedding = stored.get(family.huggingface_name("embedding.weight"))
+    head_name = name_of("head.weight")
+    embedding = stored.get(name_of("embedding.weight"))
     if not config.tied_head or head_name not in stored or embedding is None:
         return
     head = stored.pop(head_name)

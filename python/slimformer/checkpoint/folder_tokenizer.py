@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slimformer.checkpoint.check_tokenizer import check_tokenizer
 from slimformer.checkpoint.checkpoint import TokenizerAssets
 from slimformer.checkpoint.fields import Fields, parse_json_object, read_json, read_text
 
@@ -30,6 +31,7 @@ def read_tokenizer(folder: Path, config: Fields) -> TokenizerAssets | None:
         return None
     text = read_text(path, MAX_TOKENIZER_BYTES)
     description = parse_json_object(text, str(path))
+    check_tokenizer(description, str(path))
     settings = _optional(folder / SETTINGS)
     bos, eos = _token_text(settings, "bos_token"), _token_text(settings, "eos_token")
     if "add_bos_token" in settings:

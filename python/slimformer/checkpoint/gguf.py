@@ -12,7 +12,7 @@ from slimformer.checkpoint.check_names import check_names
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.checkpoint.dequantise import QUANTISED, dequantise
 from slimformer.checkpoint.families import by_gguf_architecture
-from slimformer.checkpoint.families.metadata import ROPE_FACTORS
+from slimformer.checkpoint.families.metadata import ALL_ROPE_FACTORS
 from slimformer.checkpoint.gguf_header import MAGIC, GgufFile, GgufTensor, open_gguf
 from slimformer.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from slimformer.checkpoint.layout import Layout, gguf_layout
@@ -72,7 +72,9 @@ def read_gguf(path: Path) -> Checkpoint:
 
 def _weights(file: GgufFile, layout: Layout) -> dict[str, GgufTensor]:
     """Stored tensors by name, those of the layout and of types that are read here."""
-    weights = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
+    weights = {
+        name: tensor for name, tensor in file.tensors.items() if name not in ALL_ROPE_FACTORS
+    }
     check_names(file.path, layout, weights)
     for tensor in weights.values():
         if tensor.quantisation not in _PLAIN and tensor.quantisation not in QUANTISED:

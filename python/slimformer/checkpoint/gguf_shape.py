@@ -16,11 +16,14 @@ from slimformer.checkpoint.families.family import GgufLack
 from slimformer.checkpoint.families.metadata import (
     ATTENTION_CAP,
     LOGIT_CAP,
+    LONG_ROPE_FACTORS,
     PARALLEL,
     ROPE_FACTORS,
+    SHORT_ROPE_FACTORS,
     WINDOW,
     WINDOW_BASE,
 )
+from slimformer.checkpoint.families.rope_scaling import rope_scaling_to_gguf
 from slimformer.checkpoint.fields import Fields
 from slimformer.checkpoint.gguf_header import GgufFile, GgufTensor
 from slimformer.checkpoint.layout import gguf_layout
@@ -28,9 +31,9 @@ from slimformer.config import (
     AttentionConfig,
     FfnConfig,
     LayerConfig,
-    LinearRopeScaling,
     LinkConfig,
     Llama3RopeScaling,
+    LongRopeScaling,
     ModelConfig,
     RopeConfig,
 )
@@ -143,8 +146,8 @@ def _rotation(family: Family, attentions: Sequence[AttentionConfig]) -> Settings
     if rope is None:
         return {}
     settings: Settings = {"rope.dimension_count": rope.rotary_dim, "rope.freq_base": rope.theta}
-    if isinstance(rope.scaling, LinearRopeScaling):
-        settings |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.scaling.factor}
+    scaling = rope_scaling_to_gguf(rope.scaling)
+    settings |= {f"rope.{key}": value for key, value in scaling.items()}
     if _has_window_base(family):
         windowed = [a.rope.theta for a in attentions if a.window is not None and a.rope is not None]
         settings[WINDOW_BASE] = next(iter(windowed), None)
@@ -165,9 +168,16 @@ def _has_window_base(family: Family) -> bool:
 def _rope_factors(
     family: Family, attentions: Sequence[AttentionConfig]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """What frequencies are divided by; Llama 3's scaling is kept in that form."""
+    """What frequencies are divided by; Llama 3's scaling and LongRoPE are kept in that form."""
     rope = _main_rope(family, attentions)
-    if rope is None or not isinstance(rope.scaling, Llama3RopeScaling):
+    if rope is None:
+        return {}
+    if isinstance(rope.scaling, LongRopeScaling):
+        return {
+            SHORT_ROPE_FACTORS: np.asarray(rope.scaling.short_factors, np.float32),
+            LONG_ROPE_FACTORS: np.asarray(rope.scaling.long_factors, np.float32),
+        }
+    if not isinstance(rope.scaling, Llama3RopeScaling):
         return {}
     plain = RopeConfig(rope.rotary_dim, rope.theta).inverse_frequencies().astype(np.float64)
     return {ROPE_FACTORS: (plain / rope.inverse_frequencies()).astype(np.float32)}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slimformer.checkpoint import native
 from slimformer.checkpoint.checkpoint import DTYPES, Tensor
 from slimformer.checkpoint.families.family import Family, Packed, RowOrder, split_name
 from slimformer.config import AttentionConfig, ModelConfig
@@ -91,13 +92,14 @@ def folder_layout(family: Family, config: ModelConfig, *, plain: bool) -> Layout
     """How a folder keeps the tensors.
 
     ``plain`` is the form of the family's class in ``transformers``; otherwise every tensor is
-    kept by itself as it is.
+    kept by itself as it is, under a name that is the same in all families.
     """
     packed = _packed(family.packed if plain else (), config)
+    name_of = family.huggingface_name if plain else native.tensor_name
     return [
         *packed,
         *(
-            StoredTensor(family.huggingface_name(name), shape, ((name, None),))
+            StoredTensor(name_of(name), shape, ((name, None),))
             for name, shape in _others(packed, config)
         ),
     ]

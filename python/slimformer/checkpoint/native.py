@@ -7,20 +7,29 @@ version from here, which marks the folder as written by Slimformer.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from slimformer.checkpoint.families import Family, by_name
+from slimformer.checkpoint.families.family import named, translated
+from slimformer.checkpoint.families.llama import NAMES as LLAMA_NAMES
+from slimformer.checkpoint.families.llama import QK_NORM_NAMES
 from slimformer.checkpoint.fields import Fields
 from slimformer.config import (
     MAX_LAYERS,
     AttentionConfig,
+    DynamicRopeScaling,
     FfnConfig,
     LayerConfig,
     LinearRopeScaling,
     LinkConfig,
     Llama3RopeScaling,
+    LongRopeScaling,
     ModelConfig,
     RopeConfig,
+    RopeScaling,
+    YarnRopeScaling,
 )
 from slimformer.config_settings import family_settings, family_settings_from
 from slimformer.errors import FormatError, UnsupportedModelError
@@ -28,7 +37,30 @@ from slimformer.errors import FormatError, UnsupportedModelError
 SCHEMA = 1
 KEY = "slimformer"
 MODEL_TYPE = "slimformer"
-CLASS_NAME = "SlimformerForCausalLM"
+CLASS_NAMES = {True: "SlimformerForCausalLM", False: "SlimformerModel"}
+"""The class in ``transformers`` of a model that is causal, and of an encoder."""
+
+PREFIX = "model."
+"""What all names begin with but that of the head; folders of encoders may leave it out."""
+
+NAMES = named(
+    ("positions", "model.embed_positions", None),
+    ("token_types", "model.embed_token_types", None),
+    ("embedding_norm", "model.embed_norm", None),
+    ("layers.{i}.attention.post_norm", "model.layers.{i}.attention_post_norm", None),
+    ("layers.{i}.ffn.post_norm", "model.layers.{i}.mlp_post_norm", None),
+    base=(*LLAMA_NAMES, *QK_NORM_NAMES),
+)
+"""Tensor names of ragged models, of whatever family: Llama's, and what Llama does not have."""
+
+_SCALINGS: dict[str, type[RopeScaling]] = {
+    "linear": LinearRopeScaling,
+    "dynamic": DynamicRopeScaling,
+    "llama3": Llama3RopeScaling,
+    "yarn": YarnRopeScaling,
+    "longrope": LongRopeScaling,
+}
+"""What scalings are called, here and in other formats."""
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
@@ -43,7 +75,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
             KEY: {"schema": SCHEMA},
         }
     return {
-        "architectures": [CLASS_NAME],
+        "architectures": [CLASS_NAMES[config.causal]],
         "model_type": MODEL_TYPE,
         "vocab_size": config.vocab_size,
         "hidden_size": config.n_channels,
@@ -100,17 +132,15 @@ def _describe_rope(rope: RopeConfig | None) -> dict[str, Any] | None:
         return None
     scaling = rope.scaling
     described: dict[str, Any] | None = None
-    if isinstance(scaling, LinearRopeScaling):
-        described = {"type": "linear", "factor": scaling.factor}
-    elif isinstance(scaling, Llama3RopeScaling):
-        described = {
-            "type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_positions": scaling.original_max_positions,
-        }
+    if scaling is not None:
+        (kind,) = (name for name, type_ in _SCALINGS.items() if isinstance(scaling, type_))
+        described = {"type": kind, **dataclasses.asdict(scaling)}
     return {"rotary_dim": rope.rotary_dim, "theta": rope.theta, "scaling": described}
+
+
+def tensor_name(canonical: str) -> str:
+    """A tensor's name in the folder of a ragged model."""
+    return translated(NAMES, canonical, "huggingface") or canonical
 
 
 def parse(settings: Fields) -> tuple[Family, ModelConfig]:
@@ -205,28 +235,23 @@ def _parse_rope(attention: Fields) -> RopeConfig | None:
         return None
     fields = attention.child("rope")
     _only(fields, "rotary_dim", "theta", "scaling")
-    scaling: LinearRopeScaling | Llama3RopeScaling | None = None
-    if "scaling" in fields:
-        settings = fields.child("scaling")
-        kind = settings.text("type")
-        if kind == "linear":
-            _only(settings, "type", "factor")
-            scaling = LinearRopeScaling(settings.number("factor"))
-        elif kind == "llama3":
-            _only(
-                settings,
-                *("type", "factor", "low_freq_factor", "high_freq_factor"),
-                "original_max_positions",
-            )
-            scaling = Llama3RopeScaling(
-                factor=settings.number("factor"),
-                low_freq_factor=settings.number("low_freq_factor"),
-                high_freq_factor=settings.number("high_freq_factor"),
-                original_max_positions=settings.dimension("original_max_positions"),
-            )
-        else:
-            settings.fail("type", "linear or llama3", kind)
+    scaling = _parse_scaling(fields.child("scaling")) if "scaling" in fields else None
     return RopeConfig(fields.dimension("rotary_dim"), fields.number("theta"), scaling)
+
+
+def _parse_scaling(fields: Fields) -> RopeScaling:
+    kind = fields.text("type")
+    if kind not in _SCALINGS:
+        fields.fail("type", f"one of {', '.join(_SCALINGS)}", kind)
+    parts = dataclasses.fields(_SCALINGS[kind])
+    _only(fields, "type", *(part.name for part in parts))
+    readers: dict[Any, Callable[[str], Any]] = {
+        "float": fields.number,
+        "int": fields.dimension,
+        "bool": fields.boolean,
+        "tuple[float, ...]": fields.numbers,
+    }
+    return _SCALINGS[kind](**{part.name: readers[part.type](part.name) for part in parts})
 
 
 def _only(fields: Fields, *known: str) -> None:

@@ -131,12 +131,24 @@ class Engine:
         kv:
             Element type of its keys and values.
         capacity:
-            Positions it may grow to, at most the model's limit, which is the default.
+            Positions it may grow to, at most the model's limit, which is the default. Models with
+            LongRoPE turn keys by other frequencies in a session that may grow beyond
+            ``config.usual_length``, so for them that is the default.
         """
         kv = self.kv if kv is None else kv
         check_choice("kv", kv, get_args(Kv))
+        capacity = self.config.usual_length if capacity is None else capacity
         core = _core.Session(self._packed, plan=self._plan(mask), kv=kv, capacity=capacity)
         return Session(self, core)
+
+    def session_for(self, length: int, mask: Mask | None = None) -> Session:
+        """An empty sequence with the frequencies of texts of so many tokens.
+
+        It may grow as far as they hold.
+        """
+        usual = self.config.usual_length
+        capacity = usual if length <= usual else self.config.max_positions
+        return self.session(mask, capacity=capacity)
 
     def forward(
         self,
@@ -178,7 +190,7 @@ class Engine:
         """
         scores: list[Floats] = []
         for batch in batches([as_tokens(ids) for ids in sequences]):
-            sessions = [self.session(mask)._core for _ in batch]
+            sessions = [self.session_for(len(ids), mask)._core for ids in batch]
             scores += self._packed.score(sessions, batch)
         return scores
 
@@ -345,8 +357,9 @@ class Engine:
             repetition_penalty=settings.repetition_penalty,
             seed=settings.seed,
         )
-        session = self.session(settings.mask)
-        return generate_ids(session, sampler, prompt, settings.max_tokens, stop_ids)
+        session = self.session_for(len(prompt), settings.mask)
+        longer = functools.partial(self.session_for, mask=settings.mask)
+        return generate_ids(session, longer, sampler, prompt, settings.max_tokens, stop_ids)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

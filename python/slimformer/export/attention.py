@@ -74,6 +74,26 @@ def even_groups(attentions: Sequence[AttentionConfig], *, divides: int = 0) -> G
     return best
 
 
+def trained_groups(attentions: Sequence[AttentionConfig]) -> Groups | None:
+    """The groups that a model had before it was pruned, where a norm over all heads tells.
+
+    In them every attention can be written: a norm of as many entries as it was trained with, the
+    rest of them zeros, is what it was. In others it cannot, nor can a KV head be copied.
+    """
+    if not attentions or attentions[0].qk_norm != "width":
+        return None
+    first = attentions[0]
+    assert first.q_norm_divisor is not None
+    assert first.k_norm_divisor is not None
+    kv_heads = first.k_norm_divisor // first.head_dim
+    groups = Groups(kv_heads, first.q_norm_divisor // first.head_dim // kv_heads)
+    for attention in attentions:
+        fits = max(map(len, readers(attention))) <= groups.queries
+        if not fits or attention.n_kv_heads > groups.kv_heads:
+            return None
+    return groups
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadWidth:
     """The width that all heads of a model are brought to, and how its pairs are rotated.
@@ -104,9 +124,10 @@ class HeadWidth:
                 f"{where}: {0 if rope is None else rope.rotary_dim} of {attention.head_dim} "
                 "entries of a head are rotated; this format rotates all of them"
             )
-        ours, theirs = rope.inverse_frequencies(), self.rope.inverse_frequencies()
-        pairs = np.abs(theirs[None, :] / ours[:, None] - 1).argmin(axis=1)
-        if not np.allclose(theirs[pairs], ours, rtol=FREQUENCY_TOLERANCE, atol=0):
+        ours, theirs = _frequencies(rope), _frequencies(self.rope)
+        pairs = np.abs(theirs[0] / ours[0][:, None] - 1).argmin(axis=1)
+        alike = (rope.amplitude, rope.usual_length) == (self.rope.amplitude, self.rope.usual_length)
+        if not alike or not np.allclose(theirs[:, pairs], ours, rtol=FREQUENCY_TOLERANCE, atol=0):
             raise UnsupportedModelError(
                 f"{where}: heads of {attention.head_dim} turn at frequencies that heads of "
                 f"{self.width}, the widest of this model, do not have; this format has one width"
@@ -132,6 +153,12 @@ class HeadWidth:
         entries = np.full(self.width, -1, np.intp)
         entries[: attention.value_dim] = np.arange(attention.value_dim)
         return entries
+
+
+def _frequencies(rope: RopeConfig) -> npt.NDArray[np.float32]:
+    """Those of short sequences, and of long ones if they are others: [1 or 2, pairs]."""
+    lengths = [1] if rope.usual_length is None else [1, rope.usual_length + 1]
+    return np.stack([rope.inverse_frequencies(length) for length in lengths])
 
 
 def widest(
@@ -165,10 +192,10 @@ def evened(
     """
     attention = block.shape
     assert isinstance(attention, AttentionConfig)
-    if attention.qk_norm == "width" and not is_plain(attention, width):
+    if attention.qk_norm == "width" and trained_groups([attention]) != groups:
         raise UnsupportedModelError(
             f"{block.where}: heads that are normalised as one vector have no equivalent in other "
-            "numbers; export it ragged, to huggingface"
+            "numbers than those that the model was trained with; export it ragged, to huggingface"
         )
     heads, kv_heads = _places(attention, groups)
     keys = width.key_entries(attention, block.where)
@@ -177,13 +204,18 @@ def evened(
     if abs(factor - 1) < SCALE_TOLERANCE:
         factor = 1.0
     made = {}
+    q_entries = _entries(heads, keys, attention.head_dim)
+    k_entries = _entries(kv_heads, keys, attention.head_dim)
+    if attention.qk_norm == "width":
+        made["q_norm.weight"] = gathered(block.tensors["q_norm.weight"], q_entries, 0)
+        made["k_norm.weight"] = gathered(block.tensors["k_norm.weight"], k_entries, 0)
     if attention.qk_norm is not None and factor != 1.0:
-        weight = block.tensors["q_norm.weight"]
+        weight = made.get("q_norm.weight", block.tensors["q_norm.weight"])
         made["q_norm.weight"] = _scaled_norm(weight, factor, config.norm_offset)
         factor = 1.0
     cuts = {
-        "q": (_entries(heads, keys, attention.head_dim), factor),
-        "k": (_entries(kv_heads, keys, attention.head_dim), 1.0),
+        "q": (q_entries, factor),
+        "k": (k_entries, 1.0),
         "v": (_entries(kv_heads, values, attention.value_dim), 1.0),
     }
     made |= {

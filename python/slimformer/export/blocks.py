@@ -54,24 +54,32 @@ Layer = tuple[Block | None, Block | None]
 """What stands in the place of the attention and of the FFN."""
 
 
-def take_apart(checkpoint: Checkpoint) -> list[Block]:
-    """The sub-blocks of a model in the order in which they run."""
-    blocks = []
-    for index, layer in enumerate(checkpoint.config.layers):
-        for kind, shape in (("attention", layer.attention), ("ffn", layer.ffn)):
-            if shape is None:
-                continue
-            prefix = f"layers.{index}.{kind}."
-            tensors = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in checkpoint.tensors.items()
-                if name.startswith(prefix)
-            }
-            blocks.append(Block(shape, tensors, f"layer {index} {kind}"))
-    return blocks
+def layers_of(checkpoint: Checkpoint) -> list[Layer]:
+    """The layers of a model as they are."""
+
+    def block(index: int, kind: str, shape: Shape | None) -> Block | None:
+        prefix = f"layers.{index}.{kind}."
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith(prefix)
+        }
+        return None if shape is None else Block(shape, tensors, f"layer {index} {kind}")
+
+    return [
+        (block(index, "attention", layer.attention), block(index, "ffn", layer.ffn))
+        for index, layer in enumerate(checkpoint.config.layers)
+    ]
 
 
-def put_together(checkpoint: Checkpoint, layers: Iterable[Layer]) -> Checkpoint:
+def blocks_of(layers: Iterable[Layer]) -> list[Block]:
+    """The sub-blocks of layers in the order in which they run."""
+    return [block for layer in layers for block in layer if block is not None]
+
+
+def put_together(
+    checkpoint: Checkpoint, layers: Iterable[Layer], *, parallel: bool = False
+) -> Checkpoint:
     """The model of these layers; all that is not a layer stays as it is."""
     shapes = []
     tensors = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("layers.")}
@@ -83,7 +91,7 @@ def put_together(checkpoint: Checkpoint, layers: Iterable[Layer]) -> Checkpoint:
         second = ffn.shape if ffn is not None else None
         assert not isinstance(first, FfnConfig)
         assert not isinstance(second, AttentionConfig)
-        shapes.append(LayerConfig(first, second))
+        shapes.append(LayerConfig(first, second, parallel))
     config = dataclasses.replace(checkpoint.config, layers=tuple(shapes))
     return dataclasses.replace(checkpoint, config=config, tensors=tensors)
 

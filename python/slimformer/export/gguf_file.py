@@ -118,8 +118,8 @@ def _expressible(checkpoint: Checkpoint) -> tuple[Family, GgufShape, Checkpoint,
     if said is None:
         raise UnsupportedModelError(
             f"{checkpoint.name}: GGUF has no word for this shape of family "
-            f"{checkpoint.config.family}; fill its layers up with --pad, or export it to "
-            "huggingface"
+            f"{checkpoint.config.family}, or the scaling of its rotation; fill its layers "
+            "up with --pad, or export it to huggingface"
         )
     return *said, rewritten, changes
 

@@ -8,30 +8,32 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from slimformer.checkpoint import Checkpoint, save
+from slimformer.checkpoint import Checkpoint, native, save
 from slimformer.checkpoint.checkpoint import DtypeChoice
-from slimformer.checkpoint.families import by_name
 from slimformer.checkpoint.native import KEY, MODEL_TYPE, describe
 from slimformer.checkpoint.saving import MODEL_CODE, ModelCode
 from slimformer.errors import UnsupportedModelError
 
-_CLASSES = {"AutoConfig": "SlimformerConfig", "AutoModelForCausalLM": "SlimformerForCausalLM"}
-
-_NAMES_OF = "qwen3"
-"""The family whose tensor names the modelling file has: Llama's, and norms of queries and keys."""
+_CLASSES = {"AutoConfig": "SlimformerConfig", "AutoModel": "SlimformerModel"}
+_CAUSAL_CLASSES = {**_CLASSES, "AutoModelForCausalLM": "SlimformerForCausalLM"}
 
 _MODELLED: dict[str, frozenset[str]] = {
     "model": frozenset(
-        ("schema", "family", "norm_divisor", "norm_offset", "embedding_scale", "layers")
+        (
+            *("schema", "family", "layers", "norm", "norm_divisor", "norm_offset"),
+            *("embedding_scale", "embedding_norm", "final_norm", "logit_soft_cap"),
+            *("learned_positions", "position_offset", "token_types", "causal"),
+        )
     ),
-    "layer": frozenset(("attention", "ffn")),
+    "layer": frozenset(("attention", "ffn", "parallel")),
     "attention": frozenset(
         (
             *("n_heads", "n_kv_heads", "head_dim", "value_dim", "q_to_kv", "scale", "rope"),
-            *("qkv_bias", "output_bias", "window", "qk_norm", "link", "rank"),
+            *("qkv_bias", "output_bias", "window", "soft_cap", "norm_place", "link", "rank"),
+            *("qk_norm", "q_norm_divisor", "k_norm_divisor"),
         )
     ),
-    "ffn": frozenset(("n_neurons", "bias", "activation", "link", "rank")),
+    "ffn": frozenset(("n_neurons", "bias", "activation", "gated", "norm_place", "link", "rank")),
 }
 """What the modelling file knows; it would pass over anything else."""
 
@@ -52,8 +54,9 @@ def write_huggingface(
         The folder cannot be written, or holds something else.
     """
     _check_modelled(checkpoint)
+    classes = _CAUSAL_CLASSES if checkpoint.config.causal else _CLASSES
     dense = dataclasses.replace(checkpoint, sparse=False)
-    save(dense, path, dtype=dtype, code=ModelCode(_modelling_file(), _CLASSES))
+    save(dense, path, dtype=dtype, code=ModelCode(_modelling_file(), classes))
 
 
 def _modelling_file() -> str:
@@ -64,10 +67,8 @@ def _check_modelled(checkpoint: Checkpoint) -> None:
     description = describe(checkpoint.config)
     if description["model_type"] != MODEL_TYPE:
         return
-    family = by_name(checkpoint.config.family, checkpoint.name)
-    named_alike = by_name(_NAMES_OF, checkpoint.name)
     for name in checkpoint.config.tensor_shapes():
-        if family.huggingface_name(name) != named_alike.huggingface_name(name):
+        if native.tensor_name(name) == name:
             _refuse(checkpoint.name, f"the tensor {name}")
     own = description[KEY]
     _check_known("model", checkpoint.name, own)
@@ -80,8 +81,6 @@ def _check_modelled(checkpoint: Checkpoint) -> None:
 
 def _check_known(kind: str, where: str, settings: Mapping[str, Any]) -> None:
     unknown = sorted(settings.keys() - _MODELLED[kind])
-    if settings.get("qk_norm") not in (None, "head"):
-        unknown.append("qk_norm")
     if unknown:
         _refuse(where, unknown[0])
 

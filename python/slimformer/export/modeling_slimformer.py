@@ -1,9 +1,9 @@
-"""A pruned Llama, or kin of it, for transformers: every layer has a shape of its own.
+"""A pruned Transformer for transformers: every layer has a shape of its own.
 
 This file goes with a model that Slimformer exported and needs nothing but torch and transformers.
-``config.json`` says under ``slimformer`` what each layer is: its heads and which KV head each of
-them reads, its neurons, or a linear map (a link) in place of either; ``null`` is a sub-block that
-was removed.
+``config.json`` says under ``slimformer`` what the model is, and what each layer: its heads and
+which KV head each of them reads, its neurons, or a linear map (a link) in place of either;
+``null`` is a sub-block that was removed. What is not said there has the default that it has here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What this version of transformers calls the keys and values that it keeps."""
+
+PARTS = {
+    "attention": ("input_layernorm", "self_attn", "attention_link", "attention_post_norm"),
+    "ffn": ("post_attention_layernorm", "mlp", "mlp_link", "mlp_post_norm"),
+}
+"""Of each sub-block: the norm before it, itself, the link in its place, and the norm after it."""
 
 
 class SlimformerConfig(PretrainedConfig):
@@ -48,44 +54,59 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Norm(nn.Module):
-    """RMSNorm of the stream, which divides by the width that the model was trained with."""
+    """RMSNorm, which divides by the width that the model was trained with, or LayerNorm."""
 
-    def __init__(self, config: SlimformerConfig, head_dim: int | None = None) -> None:
+    def __init__(
+        self, config: SlimformerConfig, width: int | None = None, divisor: int | None = None
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(head_dim or config.hidden_size))
-        self.divisor = head_dim or config.slimformer["norm_divisor"]
+        width = width or config.hidden_size
+        self.weight = nn.Parameter(torch.ones(width))
+        centred = config.slimformer.get("norm") == "layer"
+        self.bias = nn.Parameter(torch.zeros(width)) if centred else None
+        self.divisor = divisor or config.slimformer["norm_divisor"]
         self.offset = config.slimformer.get("norm_offset", 0.0)
         self.eps = config.rms_norm_eps
 
     def forward(self, values: Tensor) -> Tensor:
         x = values.float()
+        if self.bias is not None:
+            x = x - x.mean(-1, keepdim=True)
         mean_square = x.square().sum(-1, keepdim=True) / self.divisor
-        return (x * torch.rsqrt(mean_square + self.eps)).to(values.dtype) * (
-            self.weight + self.offset
-        )
+        x = (x * torch.rsqrt(mean_square + self.eps)).to(values.dtype)
+        x = x * (self.weight + self.offset)
+        return x if self.bias is None else x + self.bias
 
 
 class Attention(nn.Module):
-    """Causal attention of any number of query heads on any KV heads."""
+    """Attention of any number of query heads on any KV heads."""
 
     def __init__(self, config: SlimformerConfig, shape: dict[str, Any], cache_index: int) -> None:
         super().__init__()
         d, bias = config.hidden_size, shape["qkv_bias"]
         self.shape, self.cache_index = shape, cache_index
-        self.q_proj = nn.Linear(d, shape["n_heads"] * shape["head_dim"], bias=bias)
-        self.k_proj = nn.Linear(d, shape["n_kv_heads"] * shape["head_dim"], bias=bias)
+        width, k_width = (shape[n] * shape["head_dim"] for n in ("n_heads", "n_kv_heads"))
+        self.q_proj = nn.Linear(d, width, bias=bias)
+        self.k_proj = nn.Linear(d, k_width, bias=bias)
         self.v_proj = nn.Linear(d, shape["n_kv_heads"] * shape["value_dim"], bias=bias)
         self.o_proj = nn.Linear(shape["n_heads"] * shape["value_dim"], d, bias=shape["output_bias"])
-        if "qk_norm" in shape:
-            self.q_norm = Norm(config, shape["head_dim"])
-            self.k_norm = Norm(config, shape["head_dim"])
+        self.qk_norm = shape.get("qk_norm")  # of each head, or of all as one vector
+        if self.qk_norm == "head":
+            self.q_norm = Norm(config, shape["head_dim"], shape["head_dim"])
+            self.k_norm = Norm(config, shape["head_dim"], shape["head_dim"])
+        elif self.qk_norm == "width":
+            self.q_norm = Norm(config, width, shape["q_norm_divisor"])
+            self.k_norm = Norm(config, k_width, shape["k_norm_divisor"])
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         shape = self.shape
-        q = self.q_proj(x).unflatten(-1, (shape["n_heads"], -1)).transpose(1, 2)
-        k = self.k_proj(x).unflatten(-1, (shape["n_kv_heads"], -1)).transpose(1, 2)
-        v = self.v_proj(x).unflatten(-1, (shape["n_kv_heads"], -1)).transpose(1, 2)
-        if "qk_norm" in shape:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.unflatten(-1, (shape["n_heads"], -1)).transpose(1, 2)
+        k = k.unflatten(-1, (shape["n_kv_heads"], -1)).transpose(1, 2)
+        v = v.unflatten(-1, (shape["n_kv_heads"], -1)).transpose(1, 2)
+        if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if shape["rope"] is not None:
             q, k = step.rotate(shape["rope"], q), step.rotate(shape["rope"], k)
@@ -94,25 +115,33 @@ class Attention(nn.Module):
         if shape["q_to_kv"] != list(range(shape["n_kv_heads"])):
             reads = torch.tensor(shape["q_to_kv"], device=x.device)
             k, v = k[:, reads], v[:, reads]
-        mask, is_causal = step.mask(shape.get("window"))
-        heads = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal, scale=shape["scale"]
-        )
+        heads = self.attend(q, k, v, step.mask(shape.get("window")))
         return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        scale, cap = self.shape["scale"], self.shape.get("soft_cap")
+        if cap is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        scores = cap * torch.tanh(q @ k.transpose(-1, -2) * (scale / cap))
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 class Ffn(nn.Module):
-    """``down(activation(gate(x)) * up(x))``."""
+    """``down(activation(gate(x)) * up(x))``, or ``down(activation(up(x)))`` without gate."""
 
     def __init__(self, config: SlimformerConfig, shape: dict[str, Any]) -> None:
         super().__init__()
         d, neurons, bias = config.hidden_size, shape["n_neurons"], shape["bias"]
         self.activation = ACTIVATIONS[shape.get("activation", "silu")]
-        self.gate_proj = nn.Linear(d, neurons, bias=bias)
+        self.gate_proj = nn.Linear(d, neurons, bias=bias) if shape.get("gated", True) else None
         self.up_proj = nn.Linear(d, neurons, bias=bias)
         self.down_proj = nn.Linear(neurons, d, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x)))
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -128,7 +157,7 @@ class Link(nn.Module):
         else:
             self.weight = nn.Parameter(torch.zeros((d, d) if self.kind == "full" else (d,)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Step) -> Tensor:
         if self.kind == "low_rank":
             return F.linear(F.linear(x, self.down), self.up)
         return F.linear(x, self.weight) if self.kind == "full" else x * self.weight
@@ -139,29 +168,37 @@ class Layer(nn.Module):
 
     def __init__(self, config: SlimformerConfig, shape: dict[str, Any], cache_index: int) -> None:
         super().__init__()
-        attention, ffn = shape["attention"], shape["ffn"]
-        if attention is not None:
-            self.input_layernorm = Norm(config)
-            if "link" in attention:
-                self.attention_link = Link(config, attention)
+        self.parallel = shape.get("parallel", False)  # both read what enters the layer
+        self.places: dict[str, str] = {}  # of norms: before, after, both, or of the whole stream
+        for kind, (norm, body, link, post_norm) in PARTS.items():
+            part = shape[kind]
+            if part is None:
+                continue
+            self.places[kind] = part.get("norm_place", "before")
+            if self.places[kind] in ("before", "both"):
+                setattr(self, norm, Norm(config))
+            if self.places[kind] != "before":
+                setattr(self, post_norm, Norm(config))
+            if "link" in part:
+                setattr(self, link, Link(config, part))
+            elif kind == "attention":
+                setattr(self, body, Attention(config, part, cache_index))
             else:
-                self.self_attn = Attention(config, attention, cache_index)
-        if ffn is not None:
-            self.post_attention_layernorm = Norm(config)
-            if "link" in ffn:
-                self.mlp_link = Link(config, ffn)
-            else:
-                self.mlp = Ffn(config, ffn)
+                setattr(self, body, Ffn(config, part))
 
     def forward(self, stream: Tensor, step: Step) -> Tensor:
-        if hasattr(self, "self_attn"):
-            stream = stream + self.self_attn(self.input_layernorm(stream), step)
-        elif hasattr(self, "attention_link"):
-            stream = stream + self.attention_link(self.input_layernorm(stream))
-        if hasattr(self, "mlp"):
-            stream = stream + self.mlp(self.post_attention_layernorm(stream))
-        elif hasattr(self, "mlp_link"):
-            stream = stream + self.mlp_link(self.post_attention_layernorm(stream))
+        entry = stream
+        for kind, place in self.places.items():
+            norm, body, link, post_norm = PARTS[kind]
+            x = entry if self.parallel else stream
+            if hasattr(self, norm):
+                x = getattr(self, norm)(x)
+            x = getattr(self, body if hasattr(self, body) else link)(x, step)
+            if place in ("after", "both"):
+                x = getattr(self, post_norm)(x)
+            stream = stream + x
+            if place == "stream":
+                stream = getattr(self, post_norm)(stream)
         return stream
 
 
@@ -171,14 +208,17 @@ class Step:
     ``positions`` are [sequences, tokens].
     """
 
-    def __init__(self, positions: Tensor, cache: Any, n_past: int, padding: Tensor | None) -> None:
-        self.positions, self.cache, self.n_past = positions, cache, n_past
+    def __init__(
+        self, positions: Tensor, cache: Any, n_past: int, padding: Tensor | None, *, causal: bool
+    ) -> None:
+        self.positions, self.cache, self.n_past, self.causal = positions, cache, n_past, causal
         self.padding = None if padding is None or bool(padding.all()) else padding
+        self.n_all = n_past + positions.shape[-1]
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[int | None, tuple[Tensor | None, bool]] = {}
+        self._masks: dict[int | None, Tensor | None] = {}
 
-    def mask(self, window: int | None) -> tuple[Tensor | None, bool]:
-        """What attention may see, [sequences or 1, 1, tokens, all so far], and if that is causal.
+    def mask(self, window: int | None) -> Tensor | None:
+        """What attention may see, [sequences or 1, 1, tokens, all so far]; ``None``: everything.
 
         With a window a token sees itself and the ``window - 1`` before it.
         """
@@ -186,28 +226,28 @@ class Step:
             self._masks[window] = self._make_mask(window)
         return self._masks[window]
 
-    def _make_mask(self, window: int | None) -> tuple[Tensor | None, bool]:
-        n_past, n_new = self.n_past, self.positions.shape[-1]
-        all_seen = self.padding is None and (window is None or window >= n_past + n_new)
-        if all_seen and (n_past == 0 or n_new == 1):
-            return None, n_past == 0
-        keys = torch.arange(n_past + n_new, device=self.positions.device)
-        own = keys[n_past:, None]
-        seen = keys <= own
+    def _make_mask(self, window: int | None) -> Tensor | None:
+        all_before = not self.causal or self.n_past == self.n_all - 1
+        if all_before and self.padding is None and (window is None or window >= self.n_all):
+            return None
+        keys = torch.arange(self.n_all, device=self.positions.device)
+        own = keys[self.n_past :, None]
+        seen = keys <= own if self.causal else torch.ones_like(keys <= own)
         if window is not None:
             seen = seen & (keys > own - window)
         seen = seen[None, None]
         if self.padding is not None:
             # A token of padding sees itself: a softmax over nothing would be NaN.
             seen = seen & (self.padding[:, None, None, : len(keys)].bool() | (keys == own))
-        return seen, False
+        return seen
 
     def rotate(self, rope: dict[str, Any], x: Tensor) -> Tensor:
         """Turn pairs (j, j + rotary_dim / 2) of [sequences, heads, tokens, head_dim]."""
         if str(rope) not in self._tables:
-            frequencies = inverse_frequencies(rope).to(x.device)
+            frequencies = inverse_frequencies(rope, self.n_all).to(x.device)
             angles = self.positions[:, None, :, None].float() * frequencies
-            self._tables[str(rope)] = angles.cos(), angles.sin()
+            amplitude = (rope["scaling"] or {}).get("attention_factor", 1.0)
+            self._tables[str(rope)] = angles.cos() * amplitude, angles.sin() * amplitude
         cosine, sine = self._tables[str(rope)]
         half = rope["rotary_dim"] // 2
         first, second, rest = x.float().split((half, half, x.shape[-1] - 2 * half), dim=-1)
@@ -215,47 +255,115 @@ class Step:
         return torch.cat(turned, dim=-1).to(x.dtype)
 
 
-def inverse_frequencies(rope: dict[str, Any]) -> Tensor:
-    """Radians per position of each rotary pair, [rotary_dim / 2]."""
-    exponents = torch.arange(0, rope["rotary_dim"], 2, dtype=torch.float32) / rope["rotary_dim"]
-    plain, scaling = 1.0 / rope["theta"] ** exponents, rope["scaling"]
-    if scaling is None:
-        return plain
-    if scaling["type"] == "linear":
-        return plain / scaling["factor"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_positions"] * plain / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return (1 - smooth) * plain / scaling["factor"] + smooth * plain
+def inverse_frequencies(rope: dict[str, Any], length: int) -> Tensor:
+    """Radians per position of each rotary pair in a text of that length, [rotary_dim / 2]."""
+    dim, theta, scaling = rope["rotary_dim"], rope["theta"], rope["scaling"] or {"type": None}
+    plain = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    kind, factor = scaling["type"], scaling.get("factor")
+    if kind == "linear":
+        return plain / factor
+    if kind == "longrope":
+        long = length > scaling["original_max_positions"]
+        return plain / torch.tensor(scaling["long_factors" if long else "short_factors"])
+    if kind == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = scaling["original_max_positions"] * plain / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+        return (1 - kept) * plain / factor + kept * plain
+    if kind == "yarn":
+        turns_of = scaling["original_max_positions"] / (2 * math.pi)
+        low, high = (
+            dim * math.log(turns_of / scaling[beta]) / (2 * math.log(theta))
+            for beta in ("beta_fast", "beta_slow")
+        )
+        if scaling["truncated"]:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        ramp = (torch.arange(dim // 2) - low) / ((high - low) or 0.001)
+        kept = 1 - ramp.clamp(0.0, 1.0)
+        return (1 - kept) * plain / factor + kept * plain
+    return plain  # dynamic scaling changes nothing up to the model's limit
 
 
-class Layers(nn.Module):
-    """Embedding, layers and the last norm."""
-
-    def __init__(self, config: SlimformerConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList()
-        cached = 0  # layers without attention keep no keys and values
-        for shape in config.slimformer["layers"]:
-            self.layers.append(Layer(config, shape, cached))
-            cached += "n_heads" in (shape["attention"] or {})
-        self.norm = Norm(config)
-
-
-class SlimformerForCausalLM(PreTrainedModel, GenerationMixin):
-    """A language model of layers that all differ."""
+class SlimformerPreTrainedModel(PreTrainedModel):
+    """What the classes below share."""
 
     config_class = SlimformerConfig
     base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _supports_sdpa = True
+
+
+class SlimformerModel(SlimformerPreTrainedModel):
+    """Embedding, layers and the last norm: the encoder, or the body of the language model."""
 
     def __init__(self, config: SlimformerConfig) -> None:
         super().__init__(config)
-        if config.slimformer["schema"] != 1:
+        own = config.slimformer
+        if own["schema"] != 1:
             raise ValueError("this model was written by another version of Slimformer")
-        self.model = Layers(config)
+        d, self.offset = config.hidden_size, own.get("position_offset", 0)
+        self.embed_tokens = nn.Embedding(config.vocab_size, d)
+        if own.get("learned_positions"):
+            self.embed_positions = nn.Embedding(config.max_position_embeddings + self.offset, d)
+        if own.get("token_types"):
+            self.embed_token_types = nn.Embedding(own["token_types"], d)
+        if own.get("embedding_norm"):
+            self.embed_norm = Norm(config)
+        self.layers = nn.ModuleList()
+        cached = 0  # layers without attention keep no keys and values
+        for shape in own["layers"]:
+            self.layers.append(Layer(config, shape, cached))
+            cached += "n_heads" in (shape["attention"] or {})
+        self.norm = Norm(config) if own.get("final_norm", True) else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        cache: Any = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        **others: Any,
+    ) -> BaseModelOutputWithPast:
+        own = self.config.slimformer
+        causal = own.get("causal", True)
+        stream = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = past_key_values if cache is None else cache
+        if cache is None and use_cache and causal:
+            cache = DynamicCache()
+        n_past = 0 if cache is None else cache.get_seq_length()
+        if position_ids is None:
+            end = n_past + stream.shape[1]
+            position_ids = torch.arange(n_past, end, device=stream.device)[None]
+        stream = stream * own.get("embedding_scale", 1.0)
+        if hasattr(self, "embed_positions"):
+            stream = stream + self.embed_positions(position_ids + self.offset)
+        if hasattr(self, "embed_token_types"):
+            types = torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids
+            stream = stream + self.embed_token_types(types)
+        if hasattr(self, "embed_norm"):
+            stream = self.embed_norm(stream)
+        step = Step(position_ids, cache, n_past, attention_mask, causal=causal)
+        for layer in self.layers:
+            stream = layer(stream, step)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(stream), **{CACHE: cache})
+
+
+class SlimformerForCausalLM(SlimformerPreTrainedModel, GenerationMixin):
+    """A language model of layers that all differ."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: SlimformerConfig) -> None:
+        super().__init__(config)
+        self.model = SlimformerModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -278,22 +386,34 @@ class SlimformerForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        stream = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = past_key_values if cache is None else cache
-        if cache is None and use_cache:
-            cache = DynamicCache()
-        n_past = 0 if cache is None else cache.get_seq_length()
-        if position_ids is None:
-            end = n_past + stream.shape[1]
-            position_ids = torch.arange(n_past, end, device=stream.device)[None]
-        stream = stream * self.config.slimformer.get("embedding_scale", 1.0)
-        step = Step(position_ids, cache, n_past, attention_mask)
-        for layer in self.model.layers:
-            stream = layer(stream, step)
-        logits = self.lm_head(self.model.norm(stream[:, -logits_to_keep:]))
+        body = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache=past_key_values if cache is None else cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )
+        logits = self.lm_head(body.last_hidden_state[:, -logits_to_keep:])
+        if (cap := self.config.slimformer.get("logit_soft_cap")) is not None:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **others
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: getattr(body, CACHE)})
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        """With LongRoPE, all keys of a text that has become a long one are made again."""
+        past = kwargs.get(CACHE)
+        if past is not None and past.get_seq_length() <= self._usual_length() < input_ids.shape[1]:
+            kwargs |= {CACHE: None, "next_sequence_length": None}
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _usual_length(self) -> float:
+        layers = self.config.slimformer["layers"]
+        ropes = [(layer["attention"] or {}).get("rope") or {} for layer in layers]
+        scalings = [rope.get("scaling") or {} for rope in ropes]
+        lengths = [s["original_max_positions"] for s in scalings if s.get("type") == "longrope"]
+        return min(lengths, default=math.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from slimformer.export.attention import (
     even_groups,
     evened,
     is_plain,
+    trained_groups,
     widest,
     zero_attention,
 )
@@ -33,11 +35,12 @@ from slimformer.export.blocks import (
     Block,
     Change,
     Layer,
+    blocks_of,
     gathered,
+    layers_of,
     pack_layers,
     put_together,
     reshaped,
-    take_apart,
     zero_block,
 )
 from slimformer.export.links import open_neurons, smallest_equivalent
@@ -69,7 +72,7 @@ def ragged_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
     _check_usual(checkpoint.config, checkpoint.name)
     checkpoint = _with_usual_norms(checkpoint)
     config = checkpoint.config
-    blocks = take_apart(checkpoint)
+    blocks = blocks_of(layers_of(checkpoint))
     for block in blocks:
         if not isinstance(block.shape, LinkConfig):
             _check_usual(block.shape, f"{checkpoint.name}: {block.where}")
@@ -121,27 +124,40 @@ def uniform_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
     UnsupportedModelError
         A sub-block has no such equivalent.
     """
-    _check_sequential(checkpoint)
     checkpoint = _with_usual_norms(checkpoint)
     config = checkpoint.config
+    parallel = any(layer.parallel for layer in config.layers)
     changes: list[Change] = []
-    blocks = []
-    for block in take_apart(checkpoint):
-        if isinstance(block.shape, LinkConfig):
-            block, change = open_neurons(config, block)
-            changes += change
-        blocks.append(block)
+    if parallel:
+        _check_parallel(checkpoint)
+        opened = [layer for layer in layers_of(checkpoint) if any(layer)]
+    else:
+        opened, changes = _without_links(config, blocks_of(layers_of(checkpoint)))
     family = by_name(config.family, checkpoint.name)
-    own, both = _biases(blocks)
+    own, both = _biases(blocks_of(opened))
     for biases in (own, both):
-        layers, change = _filled_up(config, blocks, biases)
-        uniform = put_together(checkpoint, layers)
+        layers, change = _filled_up(config, opened, biases)
+        uniform = put_together(checkpoint, layers, parallel=parallel)
         if family.to_huggingface(uniform.config) is not None:
             return uniform, changes + change
     raise UnsupportedModelError(
         f"{checkpoint.name}: filled up, its layers are none of a plain {family.huggingface_class}"
         f"{_still_differing(layers)}; export it without padding"
     )
+
+
+def _without_links(
+    config: ModelConfig, blocks: Sequence[Block]
+) -> tuple[list[Layer], list[Change]]:
+    """The fewest layers that run these sub-blocks, links as neurons."""
+    changes: list[Change] = []
+    opened = []
+    for block in blocks:
+        if isinstance(block.shape, LinkConfig):
+            block, change = open_neurons(config, block)
+            changes += change
+        opened.append(block)
+    return pack_layers(opened), changes
 
 
 def _still_differing(layers: list[Layer]) -> str:
@@ -164,14 +180,16 @@ def _biases(blocks: list[Block]) -> tuple[_Biases, _Biases]:
 
 
 def _filled_up(
-    config: ModelConfig, blocks: list[Block], biases: _Biases
+    config: ModelConfig, given: list[Layer], biases: _Biases
 ) -> tuple[list[Layer], list[Change]]:
+    blocks = blocks_of(given)
     attentions = _attentions(blocks)
     ffns = [block.shape for block in blocks if isinstance(block.shape, FfnConfig)]
     width = widest(attentions, own_rotation=True) or _ANY_WIDTH
-    groups = even_groups(attentions, divides=config.n_channels) if attentions else _ONE_HEAD
+    groups = _ONE_HEAD
+    if attentions:
+        groups = trained_groups(attentions) or even_groups(attentions, divides=config.n_channels)
     qkv_bias, output_bias = biases
-    empty = zero_attention(config, groups, width, attentions)
     ffn_shape = dataclasses.replace(
         next(iter(ffns), FfnConfig(1)),
         n_neurons=max((ffn.n_neurons for ffn in ffns), default=1),
@@ -179,10 +197,15 @@ def _filled_up(
     )
     layers: list[Layer] = []
     changes: list[Change] = []
-    for index, (attention, ffn) in enumerate(pack_layers(blocks) or [(None, None)]):
+    for index, (attention, ffn) in enumerate(given or [(None, None)]):
         place = f"written layer {index}"
         attention, change = evened(
-            config, attention or empty, groups, width, qkv_bias=qkv_bias, output_bias=output_bias
+            config,
+            attention or zero_attention(config, groups, width, attentions),
+            groups,
+            width,
+            qkv_bias=qkv_bias,
+            output_bias=output_bias,
         )
         if attention.where:
             changes += change
@@ -202,6 +225,18 @@ def _check_sequential(checkpoint: Checkpoint) -> None:
     """Refuse layers that are more than one sub-block after the other."""
     for index, layer in enumerate(checkpoint.config.layers):
         _check_usual(layer, f"{checkpoint.name}: layer {index}")
+
+
+def _check_parallel(checkpoint: Checkpoint) -> None:
+    """Refuse what cannot be filled up where the sub-blocks of a layer belong together."""
+    layers = checkpoint.config.layers
+    for index, layer in enumerate(layers):
+        linked = any(isinstance(part, LinkConfig) for part in (layer.attention, layer.ffn))
+        if linked or not layer.parallel:
+            raise UnsupportedModelError(
+                f"{checkpoint.name}: layer {index}: {'a link' if linked else 'an order'} has no "
+                "equivalent beside parallel sub-blocks; export it ragged, to huggingface"
+            )
 
 
 def _check_usual(shape: Any, where: str) -> None:

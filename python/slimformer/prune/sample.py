@@ -55,7 +55,7 @@ def _sample(
     engine = Engine(checkpoint, weights="int8", threads=threads)
     rng = np.random.default_rng(seed)
     steps = min(max(2, -(-tokens // SEQUENCES)), checkpoint.config.max_positions - 1)
-    sessions = [engine.session() for _ in range(SEQUENCES)]
+    sessions = [engine.session_for(steps) for _ in range(SEQUENCES)]
     start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
     first = _first_tokens(tokenizer, rng)
     sequences = [[*start, token] for token in first]

@@ -244,9 +244,9 @@ class _Rotations:
     def turn(self, rope: RopeConfig, x: Tensor) -> Tensor:
         """Rotate pairs (j, j + rotary_dim / 2) of [sequences, heads, tokens, head_dim]."""
         if rope not in self._tables:
-            frequencies = torch.from_numpy(rope.inverse_frequencies()).to(x.device)
-            angles = self._positions[:, None] * frequencies
-            self._tables[rope] = angles.cos(), angles.sin()
+            of_length = rope.inverse_frequencies(len(self._positions))
+            angles = self._positions[:, None] * torch.from_numpy(of_length).to(x.device)
+            self._tables[rope] = angles.cos() * rope.amplitude, angles.sin() * rope.amplitude
         cosine, sine = self._tables[rope]
         half = rope.rotary_dim // 2
         first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)

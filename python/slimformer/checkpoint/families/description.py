@@ -41,6 +41,7 @@ class Ropes:
     share_key: str | None = None
     window_key: str | None = None  # the base of layers with a window, where it is another
     skips: bool = False  # ``no_rope_layers``: 0 for a layer without rotation
+    scaling_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of rope types
 
 
 @dataclasses.dataclass(frozen=True)

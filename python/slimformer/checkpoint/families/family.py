@@ -146,22 +146,26 @@ class Family:
 
     def huggingface_name(self, canonical: str) -> str:
         """The tensor's name in a folder that keeps it by itself."""
-        return self._translate(canonical, "huggingface") or canonical
+        return translated(self.names, canonical, "huggingface") or canonical
 
     def gguf_name(self, canonical: str) -> str:
         """The tensor's name in a GGUF file that keeps it by itself."""
-        name = self._translate(canonical, "gguf")
+        name = translated(self.names, canonical, "gguf")
         if name is None:
             raise KeyError(f"family {self.name} has no GGUF tensor {canonical}")
         return name
 
-    def _translate(self, canonical: str, target: str) -> str | None:
-        stem, layer, last = split_name(canonical)
-        for entry in self.names:
-            name: str | None = getattr(entry, target)
-            if entry.canonical == stem and name is not None:
-                return f"{name.replace('{i}', layer)}.{last}"
-        return None
+
+def translated(
+    names: tuple[TensorNames, ...], canonical: str, target: Literal["huggingface", "gguf"]
+) -> str | None:
+    """A tensor's name in a format, by a table; ``None`` where that has none."""
+    stem, layer, last = split_name(canonical)
+    for entry in names:
+        name: str | None = getattr(entry, target)
+        if entry.canonical == stem and name is not None:
+            return f"{name.replace('{i}', layer)}.{last}"
+    return None
 
 
 def split_name(canonical: str) -> tuple[str, str, str]:

@@ -8,7 +8,13 @@ from typing import Any, cast
 import numpy as np
 
 from slimformer.checkpoint.families.description import ACTIVATIONS, Blocks, Description
-from slimformer.checkpoint.families.rope_scaling import rope_from_gguf
+from slimformer.checkpoint.families.rope_scaling import (
+    ATTENTION_FACTOR,
+    BETA_FAST,
+    BETA_SLOW,
+    GgufRopeFactors,
+    rope_from_gguf,
+)
 from slimformer.checkpoint.families.settings import MAX_HEADS, grouped
 from slimformer.checkpoint.fields import Fields
 from slimformer.checkpoint.gguf_header import GgufFile
@@ -26,6 +32,8 @@ from slimformer.config import (
 from slimformer.errors import FormatError, UnsupportedModelError
 
 ROPE_FACTORS = "rope_freqs.weight"
+SHORT_ROPE_FACTORS, LONG_ROPE_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+ALL_ROPE_FACTORS = (ROPE_FACTORS, SHORT_ROPE_FACTORS, LONG_ROPE_FACTORS)
 """What each rotary frequency is divided by; part of the shape."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -41,7 +49,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
-    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
 }
 """Settings that change the computation, with the values that leave it alone, for every family
 that does not read them."""
@@ -56,6 +66,7 @@ _READ = frozenset(
         *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type"),
         *("rope.scaling.factor", "rope.scaling.original_context_length"),
         "rope.scaling.finetuned",
+        *(f"rope.{key}" for key in (ATTENTION_FACTOR, BETA_FAST, BETA_SLOW)),
     )
 )
 """Settings that every family reads, or that say nothing about the shape."""
@@ -292,19 +303,20 @@ def _rope(
     rotary_dim = settings.dimension("rope.dimension_count", head_dim)
     if window is not None and blocks.rope.window_key is not None:
         return RopeConfig(rotary_dim, settings.number(WINDOW_BASE, 10000.0))
-    factors = _rope_factors(file, rotary_dim)
+    found = (_rope_factors(file, name, rotary_dim) for name in ALL_ROPE_FACTORS)
+    factors = GgufRopeFactors(*found)
     return rope_from_gguf(
         settings.metadata, settings.architecture, rotary_dim, factors, blocks.rope.theta
     )
 
 
-def _rope_factors(file: GgufFile, rotary_dim: int) -> np.ndarray[Any, Any] | None:
-    tensor = file.tensors.get(ROPE_FACTORS)
+def _rope_factors(file: GgufFile, name: str, rotary_dim: int) -> np.ndarray[Any, Any] | None:
+    tensor = file.tensors.get(name)
     if tensor is None:
         return None
     if tensor.shape != (rotary_dim // 2,) or tensor.quantisation.name != "F32":
         raise FormatError(
-            f"{file.path}: tensor {ROPE_FACTORS}: expected F32 of shape ({rotary_dim // 2},), "
+            f"{file.path}: tensor {name}: expected F32 of shape ({rotary_dim // 2},), "
             f"found {tensor.quantisation.name} of shape {tensor.shape}"
         )
     return file.tensor_bytes(tensor).view("<f4")

@@ -28,6 +28,13 @@ PHI3 = Family(
     gguf_packed=(Packed("blk.{i}.attn_qkv", _QKV), Packed("blk.{i}.ffn_up", _GATE_UP)),
     description=Description(
         Keys(head_dim=None),
-        Blocks(norm_eps=1e-5, rope=Ropes(share_key="partial_rotary_factor"), windows=Windows()),
+        Blocks(
+            norm_eps=1e-5,
+            rope=Ropes(
+                share_key="partial_rotary_factor",
+                scaling_aliases={"su": "longrope", "yarn": "longrope"},  # what old files call it
+            ),
+            windows=Windows(),
+        ),
     ),
 )

@@ -14,7 +14,11 @@ from slimformer.checkpoint.families.description import (
     Ropes,
     Windows,
 )
-from slimformer.checkpoint.families.rope_scaling import rope_scaling_from, rope_scaling_to
+from slimformer.checkpoint.families.rope_scaling import (
+    ORIGINAL_POSITIONS,
+    rope_scaling_from,
+    rope_scaling_to,
+)
 from slimformer.checkpoint.fields import Fields
 from slimformer.config import (
     MAX_LAYERS,
@@ -22,6 +26,7 @@ from slimformer.config import (
     AttentionConfig,
     FfnConfig,
     LayerConfig,
+    LongRopeScaling,
     ModelConfig,
     RopeConfig,
 )
@@ -43,7 +48,8 @@ def read_settings(name: str, description: Description, config: Fields) -> ModelC
             _refuse(config, key)
     n_layers = config.dimension(keys.layers, limit=MAX_LAYERS)
     windows = _windows(config, blocks.windows, n_layers)
-    ropes = _ropes(config, blocks.rope, _head_dim(config, keys), windows)
+    max_positions = _max_positions(config, description)
+    ropes = _ropes(config, blocks.rope, _head_dim(config, keys), windows, max_positions)
     attentions = {
         (window, rope): _attention(config, keys, blocks, window, rope)
         for window, rope in zip(windows, ropes, strict=True)
@@ -57,7 +63,7 @@ def read_settings(name: str, description: Description, config: Fields) -> ModelC
         norm_divisor=channels,
         norm_eps=_norm_eps(config, description),
         tied_head=config.boolean("tie_word_embeddings", blocks.tied_head),
-        max_positions=_max_positions(config, description),
+        max_positions=max_positions,
         layers=tuple(
             LayerConfig(attentions[window, rope], ffn, parallel)
             for window, rope in zip(windows, ropes, strict=True)
@@ -293,13 +299,18 @@ def _window_settings(
 
 
 def _ropes(
-    config: Fields, ropes: Ropes | None, head_dim: int, windows: list[int | None]
+    config: Fields,
+    ropes: Ropes | None,
+    head_dim: int,
+    windows: list[int | None],
+    max_positions: int,
 ) -> list[RopeConfig | None]:
     """The rotation of each layer."""
     if ropes is None:
         return [None] * len(windows)
-    full = _rope(config, ropes, head_dim, _FULL)
-    windowed = full if ropes.window_key is None else _rope(config, ropes, head_dim, _WINDOW)
+    full = windowed = _rope(config, ropes, head_dim, _FULL, max_positions)
+    if ropes.window_key is not None:
+        windowed = _rope(config, ropes, head_dim, _WINDOW, max_positions)
     rotated = [1] * len(windows)
     if ropes.skips and config.raw("no_rope_layers"):
         rotated = config.raw("no_rope_layers")
@@ -316,7 +327,9 @@ def _ropes(
     ]
 
 
-def _rope(config: Fields, ropes: Ropes, head_dim: int, layer_type: str) -> RopeConfig:
+def _rope(
+    config: Fields, ropes: Ropes, head_dim: int, layer_type: str, max_positions: int
+) -> RopeConfig:
     """Rotary settings in the style of transformers 5 (``rope_parameters``) or 4."""
     of_windows = layer_type == _WINDOW
     theta = config.number(ropes.theta_key, ropes.theta)
@@ -340,7 +353,8 @@ def _rope(config: Fields, ropes: Ropes, head_dim: int, layer_type: str) -> RopeC
         raise UnsupportedModelError(
             f"{settings.where}: partial_rotary_factor: {share!r} does not run here"
         )
-    return RopeConfig(int(head_dim * share), theta, rope_scaling_from(settings))
+    scaling = rope_scaling_from(settings, config, max_positions, ropes.scaling_aliases)
+    return RopeConfig(int(head_dim * share), theta, scaling)
 
 
 def _rope_settings(ropes: Ropes | None, attentions: list[AttentionConfig]) -> dict[str | None, Any]:
@@ -352,7 +366,10 @@ def _rope_settings(ropes: Ropes | None, attentions: list[AttentionConfig]) -> di
             continue
         if attention.window is None or ropes.window_key is None:
             settings[ropes.theta_key] = attention.rope.theta
-            settings["rope_scaling"] = rope_scaling_to(attention.rope.scaling)
+            scaling = attention.rope.scaling
+            settings["rope_scaling"] = rope_scaling_to(scaling)
+            if isinstance(scaling, LongRopeScaling):  # Phi-3 looks for it here
+                settings[ORIGINAL_POSITIONS] = scaling.original_max_positions
             settings[ropes.share_key] = attention.rope.rotary_dim / attention.head_dim
         else:
             settings[ropes.window_key] = attention.rope.theta

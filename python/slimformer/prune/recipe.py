@@ -77,10 +77,10 @@ class Recipe:
         ``Checkpoint.fingerprint`` of the source model.
     layers
         The layers that stay, in ascending order of ``source``.
-    zeros
-        Zeros of the model that is left, if it is to have any.
     vocabulary
         Rows of embedding and head that stay, ascending; ``None``: all of them.
+    zeros
+        Zeros of the model that is left, if it is to have any.
 
     Raises
     ------
@@ -91,8 +91,8 @@ class Recipe:
     source_name: str
     source_fingerprint: str
     layers: tuple[KeptLayer, ...]
-    zeros: Zeros | None = None
     vocabulary: tuple[int, ...] | None = None
+    zeros: Zeros | None = None
 
     def __post_init__(self) -> None:
         if self.vocabulary is not None:
@@ -227,10 +227,8 @@ class Recipe:
             _string(source["name"], "recipe: source.name"),
             _string(source["fingerprint"], "recipe: source.fingerprint"),
             tuple(parsed),
-            None
-            if fields.get("zeros") is None
-            else Zeros.from_dict(fields["zeros"], "recipe: zeros"),
             vocabulary,
+            Zeros.from_dict(fields["zeros"], "recipe: zeros") if "zeros" in fields else None,
         )
 
     @staticmethod

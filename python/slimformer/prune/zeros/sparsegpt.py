@@ -56,7 +56,7 @@ def sparsegpt(
     for start in range(0, inputs, width):
         end = min(start + width, inputs)
         within = factor[start:end, start:end]
-        scores: Floats = left[:, start:end] / np.diagonal(within)
+        scores = left[:, start:end] / within.diagonal()
         kept[:, start:end] = select(scores * scores)
         errors = np.empty((len(weight), end - start), np.float32)
         for column in range(start, end):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from slimformer.engine import Engine
 from slimformer.errors import ConfigError
 from slimformer.prune import Recipe, apply, prune
 from slimformer.prune.divergence import Predictions
-from slimformer.prune.zeros.choice import METHODS, Method, Zeros, layer_sizes
+from slimformer.prune.zeros.choice import METHODS, Method, Zeros, layer_of, layer_sizes
 from slimformer.prune.zeros.pattern import Pattern
-from slimformer.prune.zeros.prices import groups, measure_costs
+from slimformer.prune.zeros.prices import KINDS, kind_of, measure_costs
 from slimformer.prune.zeros.walk import fill
 
 TEXTS = ["the cat sat on the mat and the dog ran to the house " * 40]
@@ -115,7 +116,6 @@ def test_costs_are_those_of_putting_matrices_back() -> None:
     draft = fill(dense, zeros_of(dense), windows_of(dense), refit=True)
     windows = windows_of(dense, 2, 40)
     costs = measure_costs(dense, draft, windows)
-    assert list(costs) == [group for index in range(4) for group in groups(dense, index)]
 
     def apart(model: Checkpoint) -> float:
         dense_logits, logits = (
@@ -124,9 +124,14 @@ def test_costs_are_those_of_putting_matrices_back() -> None:
         )
         return Predictions(dense_logits).divergence(logits)
 
-    for group, cost in costs.items():
-        back = draft.with_tensors({name: dense.read(name) for name in group})
-        assert cost == pytest.approx(apart(draft) - apart(back), rel=0.02, abs=1e-5)
+    def cost(wanted: Callable[[str], bool]) -> float:
+        names = [name for name in layer_sizes(dense.config) if wanted(name)]
+        return apart(draft) - apart(draft.with_tensors({name: dense.read(name) for name in names}))
+
+    expected = [cost(lambda name, kind=kind: kind_of(name) == kind) for kind in range(len(KINDS))]  # type: ignore[misc]
+    assert costs.kinds == pytest.approx(expected, rel=0.02, abs=1e-5)
+    expected = [cost(lambda name, layer=layer: layer_of(name) == layer) for layer in range(4)]  # type: ignore[misc]
+    assert costs.layers == pytest.approx(expected, rel=0.02, abs=1e-5)
 
 
 def test_structure_first_then_zeros(tmp_path: Path) -> None:

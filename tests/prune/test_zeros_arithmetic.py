@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from slimformer.errors import ConfigError, RecipeError
-from slimformer.prune.zeros.choice import METHODS, Method, Zeros
+from slimformer.prune.zeros.choice import METHODS, Method, Zeros, layer_of
 from slimformer.prune.zeros.pattern import Pattern
+from slimformer.prune.zeros.prices import Costs
 from slimformer.prune.zeros.problem import Inputs, Solver
 from slimformer.prune.zeros.shares import FARTHEST, shares_by_cost
 from slimformer.prune.zeros.sparsegpt import inverse_factor, sparsegpt
@@ -122,19 +123,30 @@ def test_inputs_that_nothing_came_by() -> None:
     assert (weight == 0).mean() == pytest.approx(0.4)
 
 
+SIZES = {
+    f"layers.{layer}.{part}.weight": 100
+    for layer in range(3)
+    for part in ("attention.q", "attention.k", "attention.o", "ffn.up", "ffn.down")
+}
+
+
 def test_what_costs_less_has_more_zeros() -> None:
-    costs = {("a",): 1.0, ("b",): 4.0, ("c", "d"): 2.0, ("e",): -0.1}
-    sizes = {"a": 100, "b": 100, "c": 100, "d": 100, "e": 50}
-    shares = shares_by_cost(costs, sizes, 0.5)
-    total = sum(sizes.values())
-    assert sum(shares[name] * size for name, size in sizes.items()) == pytest.approx(0.5 * total)
-    assert shares["b"] < shares["a"] == shares["c"] == shares["d"] < shares["e"]
-    assert all(abs(share - 0.5) <= FARTHEST for share in shares.values())
+    shares = shares_by_cost(Costs((0.22, 0.0, 0.12, 0.18, 0.1), (0.2, 0.25, 0.22)), SIZES, 0.5)
+    assert sum(shares.values()) == pytest.approx(0.5 * len(shares))
+    assert all(abs(share - 0.5) <= FARTHEST + 1e-9 for share in shares.values())
+    for layer in range(3):
+        q, k, o, up, down = (shares[name] for name in SIZES if layer_of(name) == layer)
+        assert up < o < q == k
+        assert o < down
+    for part in ("attention.q", "ffn.up"):
+        first, second, third = (shares[f"layers.{layer}.{part}.weight"] for layer in range(3))
+        assert first > third > second
 
 
 @pytest.mark.parametrize("sparsity", [0.01, 0.3, 0.99])
-def test_shares_are_shares(sparsity: float) -> None:
-    shares = shares_by_cost({("a",): 1e-9, ("b",): 1e3}, {"a": 7, "b": 7}, sparsity)
+@pytest.mark.parametrize("layers", [(1e-9, 1e3, -5.0), (0.0, 0.0, 0.0), (-1.0, -1.0, -1.0)])
+def test_shares_are_shares(sparsity: float, layers: tuple[float, ...]) -> None:
+    shares = shares_by_cost(Costs((0.1, 0.0, 1e6, -3.0, 0.0), layers), SIZES, sparsity)
     assert all(0 <= share < 1 for share in shares.values())
 
 

@@ -1,14 +1,15 @@
-"""What zeros in each matrix cost in nats, measured on the model as it is with its zeros.
+"""What zeros cost in nats, measured on the model as it is with its zeros.
 
-A draft has the same share of zeros everywhere. In it some matrices at a time, those that work
-together, become what they were; by how much that lowers the divergence from the predictions of
-the model without zeros is what their zeros cost. Everything streams: the draft and all its
-variants go through the layers side by side, one layer is held at a time.
+A draft has the same share of zeros everywhere. In it all matrices of one kind become what they
+were, or all of one layer; by how much that lowers the divergence from the predictions of the model
+without zeros is what their zeros cost. What a single matrix costs would be lost in chance. All
+streams: the draft and its variants go through the layers side by side, one layer is held at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -18,20 +19,25 @@ from slimformer.prune.divergence import Predictions
 from slimformer.prune.stream import Hidden, Windows, chunks, embed, head_engine, layer_engine
 from slimformer.prune.zeros.choice import layer_of, layer_sizes
 
-Group = tuple[str, ...]
-
-TOGETHER = (("q", "k"), ("v",), ("o",), ("gate", "up"), ("down",))
-"""Matrices whose zeros are priced together: they meet in one product, or stand alone."""
+KINDS = (("q", "k"), ("v",), ("o",), ("gate", "up"), ("down",))
+"""Kinds of matrices; what meets in one product is of one."""
 
 PREDICTION_STRIDE = 2
 """The head costs a quarter of a pass; it runs on one token in so many."""
 
 
-def groups(checkpoint: Checkpoint, index: int) -> list[Group]:
-    """The matrices of a layer that are priced together."""
-    names = [name for name in layer_sizes(checkpoint.config) if layer_of(name) == index]
-    found = [tuple(name for name in names if name.split(".")[-2] in parts) for parts in TOGETHER]
-    return [group for group in found if group]
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Nats a token that zeros cost, by index in ``KINDS`` and by layer."""
+
+    kinds: tuple[float, ...]
+    layers: tuple[float, ...]
+
+
+def kind_of(name: str) -> int:
+    """Index of a matrix's kind, by its name."""
+    part = name.split(".")[-2]
+    return next(index for index, parts in enumerate(KINDS) if part in parts)
 
 
 def measure_costs(
@@ -41,8 +47,8 @@ def measure_costs(
     *,
     threads: int = 0,
     progress: Progress = silent,
-) -> dict[Group, float]:
-    """Nats a token that the zeros of the draft cost, by the matrices that have them.
+) -> Costs:
+    """What the zeros of a draft cost.
 
     Parameters
     ----------
@@ -51,21 +57,26 @@ def measure_costs(
     windows
         Tokens that the draft was not fitted on, [windows, tokens].
     """
+    names = list(layer_sizes(checkpoint.config))
+    by_kind = [
+        _restored(draft, checkpoint, (name for name in names if kind_of(name) == kind))
+        for kind in range(len(KINDS))
+    ]
     whole = embed(checkpoint, windows)
-    streams = whole[None].copy()  # [variants, windows, tokens, channels], the draft's first
-    variants: list[Group] = []
+    kinds = [whole] * len(KINDS)
+    drafts = whole[None]  # [1 + layers so far, windows, tokens, channels], the draft's first
     n_layers = len(checkpoint.config.layers)
     for index in range(n_layers):
         progress("price zeros", index, n_layers)
-        fresh = []
-        for group in groups(checkpoint, index):
-            restored = {**draft.tensors, **{name: checkpoint.tensors[name] for name in group}}
-            variant = dataclasses.replace(draft, tensors=restored)
-            fresh.append(_pass(variant, index, streams[0], threads))
-            variants.append(group)
+        own = (name for name in names if layer_of(name) == index)
+        fresh = _pass(_restored(draft, checkpoint, own), index, drafts[0], threads)
         whole = _pass(checkpoint, index, whole, threads)
-        moved = _pass(draft, index, streams.reshape(-1, *streams.shape[2:]), threads)
-        streams = np.concatenate([moved.reshape(streams.shape), *(one[None] for one in fresh)])
+        kinds = [
+            _pass(variant, index, stream, threads)
+            for variant, stream in zip(by_kind, kinds, strict=True)
+        ]
+        moved = _pass(draft, index, drafts.reshape(-1, *whole.shape[1:]), threads)
+        drafts = np.concatenate([moved.reshape(drafts.shape), fresh[None]])
     engine = head_engine(checkpoint, threads=threads)
 
     def logits(stream: Hidden) -> Hidden:
@@ -73,9 +84,19 @@ def measure_costs(
         return engine.logits(np.ascontiguousarray(rows))
 
     predictions = Predictions(logits(whole))
-    drafted, *others = (predictions.divergence(logits(stream)) for stream in streams)
+    of_draft, *of_layers = (predictions.divergence(logits(stream)) for stream in drafts)
+    of_kinds = [predictions.divergence(logits(stream)) for stream in kinds]
     progress("price zeros", n_layers, n_layers)
-    return {group: drafted - other for group, other in zip(variants, others, strict=True)}
+    return Costs(
+        tuple(of_draft - other for other in of_kinds),
+        tuple(of_draft - other for other in of_layers),
+    )
+
+
+def _restored(draft: Checkpoint, checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """The draft with some matrices as they were."""
+    back = {name: checkpoint.tensors[name] for name in names}
+    return dataclasses.replace(draft, tensors={**draft.tensors, **back})
 
 
 def _pass(checkpoint: Checkpoint, index: int, stream: Hidden, threads: int) -> Hidden:

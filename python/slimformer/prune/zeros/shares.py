@@ -9,53 +9,71 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from slimformer.prune.zeros.choice import layer_of
+from slimformer.prune.zeros.prices import KINDS, Costs, kind_of
 
 TRUST = 0.5
-"""Weight of a measured cost against the usual one, on a scale of ratios, as in ``pricing``: costs
-from a thousand tokens are wrong by as much as they differ."""
+"""Weight of a layer's measured cost against the usual one, on a scale of ratios, as in
+``pricing``."""
 
-LOWEST = 0.1
+LOWEST = 0.2
 """Costs below this share of the usual one are chance."""
 
-FARTHEST = 0.25
+FARTHEST = 0.15
 """How far a share may be from the mean one: beyond that the costs of a draft say little."""
 
 _NORMAL = statistics.NormalDist()
 
 
-def shares_by_cost(
-    costs: Mapping[tuple[str, ...], float], sizes: Mapping[str, int], sparsity: float
-) -> dict[str, float]:
+def shares_by_cost(costs: Costs, sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
     """The share of zeros of each matrix.
+
+    A weight is taken to cost what its kind does times what its layer does.
 
     Parameters
     ----------
     costs
-        Of the zeros of matrices at the share ``sparsity``, by those that were priced together.
+        At the share ``sparsity`` everywhere.
     sizes
-        Weights of each of them.
+        Weights of each matrix, by name.
     sparsity
         The share of all weights that becomes zero.
     """
-    weights = {group: sum(sizes[name] for name in group) for group in costs}
-    rates = {group: cost / weights[group] for group, cost in costs.items()}
-    usual = statistics.median([rate for rate in rates.values() if rate > 0] or [1.0])
-    tempered = {
-        group: max(rate / usual, LOWEST) ** TRUST if usual > 0 else 1.0
-        for group, rate in rates.items()
-    }
+    kinds = {name: kind_of(name) for name in sizes}
+    layers = {name: layer_of(name) or 0 for name in sizes}
+    of_kind = _ratios(costs.kinds, [_total(sizes, kinds, one) for one in range(len(KINDS))])
+    of_layer = _ratios(
+        costs.layers, [_total(sizes, layers, one) for one in range(len(costs.layers))]
+    )
+    rates = {name: of_kind[kinds[name]] * of_layer[layers[name]] ** TRUST for name in sizes}
     least, most = max(0.0, sparsity - FARTHEST), min(1 - 1e-6, sparsity + FARTHEST)
 
-    def share(group: tuple[str, ...], level: float) -> float:
-        """Of a normal value's weights those below a threshold, where the last costs ``level``."""
-        threshold = level / math.sqrt(tempered[group])
-        return min(most, max(least, 2 * _NORMAL.cdf(threshold) - 1))
+    def share(name: str, level: float) -> float:
+        """Of normal values those below a threshold, at which the next one costs ``level``."""
+        return min(most, max(least, 2 * _NORMAL.cdf(level / math.sqrt(rates[name])) - 1))
 
-    total = sum(weights.values())
-    low, high = 0.0, 10.0 / math.sqrt(min(tempered.values(), default=1.0))
+    total = sum(sizes.values())
+    low, high = 0.0, 10.0 * math.sqrt(max(rates.values(), default=1.0))
     for _ in range(60):
         level = (low + high) / 2
-        found = sum(weights[group] * share(group, level) for group in costs)
+        found = sum(size * share(name, level) for name, size in sizes.items())
         low, high = (level, high) if found < sparsity * total else (low, level)
-    return {name: share(group, high) for group in costs for name in group}
+    return {name: share(name, high) for name in sizes}
+
+
+def _total(sizes: Mapping[str, int], classes: Mapping[str, int], one: int) -> int:
+    """Weights of all matrices of a class."""
+    return sum(size for name, size in sizes.items() if classes[name] == one)
+
+
+def _ratios(costs: Sequence[float], weights: Sequence[int]) -> list[float]:
+    """What a weight costs in each class, over what one costs on average."""
+    usual = sum(costs) / max(1, sum(weights))
+    if usual <= 0:
+        return [1.0] * len(costs)
+    return [
+        max(cost / weight / usual, LOWEST) if weight else 1.0
+        for cost, weight in zip(costs, weights, strict=True)
+    ]

@@ -21,6 +21,9 @@ Array = npt.NDArray[np.float64]
 BLOCK_COLUMNS = 128
 """Columns whose zeros are chosen together, by what the weights are when the walk comes to them."""
 
+TRIANGLE = 64
+"""Rows below which a triangular matrix is inverted like any other."""
+
 
 def inverse_factor(system: Array) -> Floats:
     """U, upper triangular, with ``U' U`` the inverse of the matrix ``system``, [inputs, inputs].
@@ -29,9 +32,22 @@ def inverse_factor(system: Array) -> Floats:
     when those before it are fixed.
     """
     # Of the reversed system's factor L, L L' = J A J, the inverse is that of A's in reverse order.
-    lower = np.linalg.cholesky(system[::-1, ::-1])
-    inverse = np.linalg.solve(lower, np.eye(len(system)))
-    return np.triu(inverse[::-1, ::-1]).astype(np.float32)
+    inverse = _inverse(np.linalg.cholesky(system[::-1, ::-1]))
+    return np.ascontiguousarray(inverse[::-1, ::-1], dtype=np.float32)
+
+
+def _inverse(lower: Array) -> Array:
+    """Of a lower triangular matrix, by halves: a third of what solving for it would take."""
+    size = len(lower)
+    if size <= TRIANGLE:
+        return np.tril(np.linalg.inv(lower))
+    half = size // 2
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half] = _inverse(lower[:half, :half])
+    inverse[half:, half:] = _inverse(lower[half:, half:])
+    below = inverse[half:, half:] @ lower[half:, :half]
+    inverse[half:, :half] = -below @ inverse[:half, :half]
+    return inverse
 
 
 def sparsegpt(

@@ -23,7 +23,7 @@ from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
 from slimformer.prune.journal import Journal
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock, normalised
-from slimformer.prune.refit import Evidence, choose
+from slimformer.prune.refit import DAMPINGS, Evidence, choose
 from slimformer.prune.stream import (
     TAPS,
     Hidden,
@@ -40,7 +40,8 @@ from slimformer.prune.zeros.problem import Inputs, Solver
 Array = npt.NDArray[np.float64]
 
 FIRST_DAMPING = 0.3
-"""Where the search for the damping of the drift begins, see ``refit.choose``."""
+"""Where the search for the damping of the drift begins, see ``refit.choose``; later searches begin
+where the one of the same place in the layer before has ended."""
 
 HELD_OUT = 0.25
 """Share of the text that it is chosen on."""
@@ -108,6 +109,8 @@ class _Walk:
         self._parts = (slice(0, fitted), slice(fitted, len(windows)))
         self._target = embed(checkpoint, windows)  # the stream of the model as it came
         self._stream = self._target.copy()  # the sparse model's
+        # The dampings found last, at the entry and at the exit of attention and of FFN.
+        self._dampings = np.full(4, FIRST_DAMPING, np.float32)
         self.weights: dict[str, Tensor] = {}
         self._found: dict[str, npt.NDArray[Any]] = {}  # in the layer at hand
 
@@ -120,11 +123,16 @@ class _Walk:
         self.weights.update(weights)
         self._target = standing["target"].read().copy()
         self._stream = standing["stream"].read().copy()
+        self._dampings = standing["dampings"].read().copy()
         return last + 1
 
     def record(self, journal: Journal, index: int) -> None:
         """Write down what was found in a layer; from then on it is read from there."""
-        standing = {"target": self._target, "stream": self._stream}
+        standing = {
+            "target": self._target,
+            "stream": self._stream,
+            "dampings": self._dampings,
+        }
         self.weights.update(journal.record(index, self._found, standing))
         self._found = {}
 
@@ -185,7 +193,7 @@ class _Walk:
                 sums.add(inputs, self._normed(index, sub_block, entering[rows]) - inputs)
             parts.append(sums.evidence(matrices[0]))
         # What gives the drift from the input serves whatever matrix reads them.
-        change = self._change(parts)
+        change = self._change(parts, 2 * SUB_BLOCKS.index(sub_block))
         inputs_of_all = Inputs(parts[0].gram + parts[1].gram)
         for name in matrices:
             weight = self._checkpoint.read_f32(name)
@@ -211,7 +219,7 @@ class _Walk:
             parts.append(sums.evidence(name))
         weight = output.weight
         if self._zeros.shares.get(name):
-            change = output.change(self._change(parts))
+            change = output.change(self._change(parts, 2 * SUB_BLOCKS.index(sub_block) + 1))
             weight = self._solve(name, weight + change, Inputs(parts[0].gram + parts[1].gram))
         for first in range(0, len(inputs), ROWS):
             rows = slice(first, first + ROWS)
@@ -220,10 +228,19 @@ class _Walk:
     def _sums(self, width: int, target_width: int) -> _Sums:
         return _Sums(width, target_width, self._products, self._threads)
 
-    def _change(self, parts: Sequence[Evidence]) -> Array:
-        """What makes up for the drift as far as held-out text confirms it, [outputs, inputs]."""
+    def _change(self, parts: Sequence[Evidence], place: int) -> Array:
+        """What makes up for the drift as far as held-out text confirms it, [outputs, inputs].
+
+        ``place`` is the index in ``_dampings``.
+        """
         start = np.zeros(parts[0].cross.shape[::-1])
-        return choose(parts, start, first=FIRST_DAMPING).weight if self._refit else start
+        if not self._refit:
+            return start
+        nearest = min(DAMPINGS, key=lambda one: abs(one - self._dampings[place]))
+        found = choose(parts, start, first=nearest)
+        if found.damping is not None:
+            self._dampings[place] = found.damping
+        return found.weight
 
     def _solve(self, name: str, wanted: npt.NDArray[Any], inputs: Inputs) -> Hidden:
         """Find a matrix and keep it as the checkpoint will store it."""

@@ -45,7 +45,7 @@ def main() -> int:
         of_llama_cpp(checkpoint, path, windows, options.threads),
     ):
         exact = None
-        for name, found in results:
+        for name, found, _ in results:
             exact = exact or found
             print(f"| {name} | {found:.3f} | {found / exact - 1:+.2%} |", flush=True)
     return 0
@@ -62,23 +62,27 @@ def cut(checkpoint: Checkpoint, text: str, limit: int) -> list[list[int]]:
 
 def our_own(
     checkpoint: Checkpoint, windows: Sequence[list[int]], threads: int
-) -> Iterator[tuple[str, float]]:
-    """Perplexity with every weight type."""
+) -> Iterator[tuple[str, float, int]]:
+    """Perplexity with every weight type, and the bytes of the weights."""
     for weights in get_args(Weights):
         engine = Engine(checkpoint, weights=weights, threads=threads)
-        yield f"slimformer {weights}", perplexity(engine.score(windows))
+        yield f"slimformer {weights}", perplexity(engine.score(windows)), engine.weight_bytes
 
 
 def of_llama_cpp(
-    checkpoint: Checkpoint, tokenizer: Path, windows: Sequence[list[int]], threads: int
-) -> Iterator[tuple[str, float]]:
-    """Perplexity of what llama.cpp makes of the float32 weights."""
+    checkpoint: Checkpoint,
+    tokenizer: Path,
+    windows: Sequence[list[int]],
+    threads: int,
+    types: Sequence[str] = LLAMA_TYPES,
+) -> Iterator[tuple[str, float, int]]:
+    """Perplexity of what llama.cpp makes of the float32 weights, and the bytes of the file."""
     import llama_cpp
 
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder, "F32.gguf")
         write_gguf(checkpoint, tokenizer, exact, "f32")
-        for kind in ("F32", *LLAMA_TYPES):
+        for kind in ("F32", *types):
             path = Path(folder, f"{kind}.gguf")
             if kind != "F32":
                 settings = llama_cpp.llama_model_quantize_default_params()
@@ -90,7 +94,7 @@ def of_llama_cpp(
                     raise RuntimeError(f"llama.cpp could not make {kind}: {failed}")
             model = open_in_llama_cpp(path, context=WINDOW, threads=threads)
             scored = [target_log_probs(llama_cpp_logits(model, w), w) for w in windows]
-            yield f"llama.cpp {kind}", perplexity(scored)
+            yield f"llama.cpp {kind}", perplexity(scored), path.stat().st_size
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,60 +23,15 @@ from slimformer.cli.options import (
     parse_protected,
     parse_size,
 )
+from slimformer.cli.prune_choices import Dtype, Effort, Mix, Phase, Repair, Sharing, Zeros
 
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
     from slimformer.prune import Recipe
+    from slimformer.prune.mixes import Mix as Mixture
 
 
 BUDGETS = ("keep", "max_bytes", "speedup", "decode_tokens_per_second")
-
-
-class Repair(str, enum.Enum):
-    """What is done to the weights that stay."""
-
-    REFIT = "refit"
-    MEAN = "mean"
-    NONE = "none"
-
-
-class Effort(str, enum.Enum):
-    """How much work goes into choosing and repairing."""
-
-    FAST = "fast"
-    BALANCED = "balanced"
-    THOROUGH = "thorough"
-
-
-class Dtype(str, enum.Enum):
-    """Element types of a saved model."""
-
-    AUTO = "auto"
-    F32 = "f32"
-    BF16 = "bf16"
-    F16 = "f16"
-
-
-class Phase(str, enum.Enum):
-    """What a speed-up is for."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-
-class Zeros(str, enum.Enum):
-    """How weights are chosen that become zero."""
-
-    SPARSEGPT = "sparsegpt"
-    WANDA = "wanda"
-    MAGNITUDE = "magnitude"
-
-
-class Sharing(str, enum.Enum):
-    """How zeros are shared out among matrices."""
-
-    LOSS = "loss"
-    EVEN = "even"
 
 
 BUDGET = "Budget"
@@ -124,6 +78,14 @@ def prune(
         Weights,
         typer.Option(help="Type of the packed weights that speed is for.", rich_help_panel=BUDGET),
     ] = Weights.BF16,
+    mix: Annotated[
+        Mix | None,
+        typer.Option(
+            help="With --max-bytes (of packed weights) or --speedup (over bf16, of decoding): let "
+            "a measured table choose structure, zeros and weight type together.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -307,6 +269,14 @@ def prune(
 
     check_output(output)
     source = load_checkpoint(model)
+    chosen_mix = None
+    if mix is not None:
+        if filling or (size is None and speedup is None):
+            raise typer.BadParameter("--mix goes with --max-bytes or --speedup, and nothing else")
+        chosen_mix = _choose_mix(source, size, speedup)
+        keep = chosen_mix.keep if chosen_mix.keep < 1 else None
+        sparsity = chosen_mix.sparsity or None
+        options |= {"keep": keep, "max_bytes": None, "speedup": None}
     # No element type has less than two bytes.
     left = (keep or 0.0) * (1 - (sparsity or 0.0))
     smallest = 2 * left * source.config.non_embedding_parameters()
@@ -354,9 +324,31 @@ def prune(
         sources.append(f"{_names(vocabulary_from)} (for the vocabulary)")
     _save_outline(model, source, output, made, "; ".join(sources))
     gained = None
-    if speedup is not None or decode_tokens_per_second is not None:
+    if chosen_mix is not None:
+        gained = _gain_of_mix(source, slim, chosen_mix, threads)
+    elif speedup is not None or decode_tokens_per_second is not None:
         gained = Setting(phase.value, weights.value, threads).speedup(source, slim)
-    _tell(slim, output, made, gained, json=json)
+    _tell(slim, output, made, gained, chosen_mix, json=json)
+
+
+def _choose_mix(source: Checkpoint, max_bytes: int | None, speedup: float | None) -> Mixture:
+    from slimformer.prune.mixes import choose_mix, measured_points
+
+    points = measured_points()
+    return choose_mix(source.config, points, max_bytes=max_bytes, speedup=speedup).mix
+
+
+def _gain_of_mix(source: Checkpoint, slim: Checkpoint, mix: Mixture, threads: int) -> float:
+    """How many times as fast as the source in bf16 it decodes."""
+    from slimformer.engine import Engine
+    from slimformer.evaluate import SHORT_PROMPT, Contender, measure_speed
+
+    pair = (
+        Contender("source", Engine(source, weights="bf16", threads=threads)),
+        Contender("mix", Engine(slim, weights=mix.weights, threads=threads)),
+    )
+    tokens = min(64, source.config.max_positions - SHORT_PROMPT)
+    return measure_speed(pair, prompt=SHORT_PROMPT, generate=tokens)[1].decode_ratio
 
 
 def _recipe(
@@ -373,7 +365,7 @@ def _recipe(
             raise StorageError(f"{file}: {error.strerror}") from error
     if any(lists.values()):
         return explicit(dense, **lists)
-    if not any(options[budget] is not None for budget in BUDGETS):
+    if all(options[budget] is None for budget in BUDGETS):
         return Recipe.identity(dense)
     return plan(dense, **{name: value for name, value in options.items() if value is not None})
 
@@ -403,7 +395,13 @@ def _save_outline(
 
 
 def _tell(
-    slim: Checkpoint, output: Path, recipe: Recipe, gained: float | None, *, json: bool
+    slim: Checkpoint,
+    output: Path,
+    recipe: Recipe,
+    gained: float | None,
+    mix: Mixture | None,
+    *,
+    json: bool,
 ) -> None:
     from slimformer.report.summary import describe_layers, file_bytes
     from slimformer.report.tables import layers_table, megabytes, millions
@@ -421,6 +419,7 @@ def _tell(
                 "bytes": stored,
                 "zeros": share,
                 "speedup": gained,
+                "mix": None if mix is None else dataclasses.asdict(mix),
                 "recipe": recipe.to_dict(),
             }
         )
@@ -436,5 +435,7 @@ def _tell(
             f"zeros: {share:.1%} of the layers' matrices, by {recipe.zeros.method}, "
             f"pattern {recipe.zeros.pattern}"
         )
+    if mix is not None:
+        typer.echo(f"mix: {mix}; run it with --weights {mix.weights}")
     if gained is not None:
         typer.echo(f"measured: {gained:.2f} times as fast as the dense model")

@@ -98,7 +98,7 @@ class Sweep:
 
     def spent(self) -> bool:
         """Whether time is up."""
-        return time.monotonic() - self._start > self._options.seconds
+        return bool(time.monotonic() - self._start > self._options.seconds)
 
     def steps(self) -> Iterator[str]:
         """Do what is left, naming each step when it is done."""

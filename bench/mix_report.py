@@ -127,8 +127,8 @@ def plot(rows: list[Row]) -> str:
 def _panel(axes: Axes, rows: list[Row], place: Callable[[Row], float]) -> None:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        group = "llama.cpp, whole" if row.foreign else f"{row.weights}, {row.sparsity:.0%} zero"
-        groups.setdefault(group, []).append(row)
+        key = "llama.cpp, whole" if row.foreign else f"{row.weights}, {row.sparsity:.0%} zero"
+        groups.setdefault(key, []).append(row)
     for name, group in groups.items():
         alone = name == "int8, 0% zero"
         ordered = sorted(group, key=place)

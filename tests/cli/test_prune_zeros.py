@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ def test_structure_and_zeros_in_one_command(
     assert slim.config.non_embedding_parameters() < load(dense).config.non_embedding_parameters()
     zeros = sum(int((slim.read(name) == 0).sum()) for name in layer_sizes(slim.config))
     assert zeros / sum(layer_sizes(slim.config).values()) == pytest.approx(0.5, abs=0.02)
+    assert run_json("inspect", tmp_path / "slim")["zeros"] == pytest.approx(0.5, abs=0.01)
+    assert "of the layers' matrices are zero" in run("inspect", tmp_path / "slim").stdout
+    title = json.loads((tmp_path / "slim" / "results.json").read_text())["title"]
+    assert title.endswith("50 % of its layers zero")
     people = run("prune", dense, tmp_path / "other", *options, "--zeros", "wanda")
     assert people.exit_code == 0
     assert "zeros: 50.0% of the layers' matrices, by wanda, pattern any" in people.stdout

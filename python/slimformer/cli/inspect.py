@@ -31,4 +31,6 @@ def inspect(model: ModelArgument, json: JsonOption = False) -> None:
         f"{'tied' if summary['tied_head'] else 'untied'} head, "
         f"at most {summary['max_positions']:,} tokens"
     )
+    if summary["zeros"] is not None:
+        typer.echo(f"{summary['zeros']:.1%} of the layers' matrices are zero")
     print_tables(layers_table(summary["layers"]))

@@ -25,7 +25,7 @@ from slimformer.evaluate import (
 from slimformer.progress import Progress, silent
 from slimformer.prune import Recipe
 from slimformer.report.results import ModelResults, Quality, Results, Timing
-from slimformer.report.summary import describe_layers
+from slimformer.report.summary import describe_layers, zeros_share
 from slimformer.stopwatch import SHORT_PROMPT
 
 TEXTS = ("prose", "drama")
@@ -75,8 +75,10 @@ def outline(dense: Candidate, pruned: Candidate, *, calibrated_on: str) -> Resul
         pruned.checkpoint.config.non_embedding_parameters()
         / dense.checkpoint.config.non_embedding_parameters()
     )
+    zeros = zeros_share(pruned.checkpoint)
+    filled = "" if zeros is None else f", {100 * zeros:.0f} % of its layers zero"
     return Results(
-        title=f"{dense.checkpoint.name}, pruned to {100 * kept:.0f} %",
+        title=f"{dense.checkpoint.name}, pruned to {100 * kept:.0f} %{filled}",
         version=slimformer.__version__,
         measured_with=None,
         calibrated_on=calibrated_on,

@@ -10,6 +10,8 @@ from typing import Any
 from slimformer.checkpoint import packed
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig, ModelConfig
+from slimformer.errors import RecipeError
+from slimformer.prune import Recipe
 
 Layer = dict[str, Any]
 
@@ -17,8 +19,9 @@ Layer = dict[str, Any]
 def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
     """Family, parameters, bytes and the shape of every layer.
 
-    ``bytes`` is what the tensors take in the element types of the checkpoint. What is absent
-    from a layer is ``None``.
+    ``bytes`` is what the tensors take in the element types of the checkpoint, their zeros among
+    them; ``zeros`` is the share of the layers' matrices that its recipe made zero. What is absent
+    is ``None``.
     """
     config = checkpoint.config
     return {
@@ -27,12 +30,22 @@ def summarise(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": config.parameters(),
         "non_embedding_parameters": config.non_embedding_parameters(),
         "bytes": checkpoint.nbytes,
+        "zeros": zeros_share(checkpoint),
         "vocab_size": config.vocab_size,
         "channels": config.n_channels,
         "max_positions": config.max_positions,
         "tied_head": config.tied_head,
         "layers": describe_layers(config),
     }
+
+
+def zeros_share(checkpoint: Checkpoint) -> float | None:
+    """Share of the layers' matrices that is zero; ``None`` where the recipe does not say."""
+    try:
+        zeros = Recipe.from_dict(checkpoint.recipe or {}).zeros
+    except RecipeError:
+        return None
+    return None if zeros is None else zeros.share(checkpoint.config)
 
 
 def describe_layers(config: ModelConfig) -> list[Layer]:

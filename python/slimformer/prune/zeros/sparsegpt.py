@@ -32,7 +32,7 @@ def inverse_factor(system: Array) -> Floats:
     when those before it are fixed.
     """
     # Of the reversed system's factor L, L L' = J A J, the inverse is that of A's in reverse order.
-    inverse = _inverse(np.linalg.cholesky(system[::-1, ::-1]))
+    inverse = _inverse(np.asarray(np.linalg.cholesky(system[::-1, ::-1]), np.float64))
     return np.ascontiguousarray(inverse[::-1, ::-1], dtype=np.float32)
 
 

@@ -101,6 +101,38 @@ def test_no_zeros_change_nothing() -> None:
         np.testing.assert_array_equal(same.read(name), dense.read(name))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_embedding_and_head_have_theirs(tied: bool) -> None:
+    dense = small()
+    if tied:
+        config = dataclasses.replace(dense.config, tied_head=True)
+        tensors = {name: tensor for name, tensor in dense.tensors.items() if name != "head.weight"}
+        dense = dataclasses.replace(dense, config=config, tensors=tensors)
+    names = {"embedding.weight", "head.weight"} & dense.tensors.keys()
+
+    def of(method: Method, *, refit: bool) -> Checkpoint:
+        zeros = Zeros(method, Pattern(), dict.fromkeys(names, 0.4))
+        return fill(dense, zeros, windows_of(dense, 40), refit=refit)
+
+    filled = of("sparsegpt", refit=True)
+    for name in dense.tensors:
+        share = 0.4 if name in names else 0.0
+        assert (filled.read(name) == 0).mean() == pytest.approx(share, abs=0.01)
+    if not tied:  # what an embedding of independent values loses, nothing makes up for
+        assert divergence(dense, filled) < divergence(dense, of("magnitude", refit=False))
+
+
+def test_the_vocabulary_is_told_of() -> None:
+    dense = small()
+    wish = {"calibration": TEXTS, "tokens": 512, "sparsity": 0.3, "vocabulary_sparsity": 0.25}
+    sparse = prune(dense, Recipe.identity(dense), **wish)  # type: ignore[arg-type]
+    told = Recipe.from_dict(sparse.recipe or {}).zeros
+    assert told is not None
+    for name in ("embedding.weight", "head.weight"):
+        assert told.shares[name] == 0.25
+        assert (sparse.read(name) == 0).mean() == pytest.approx(0.25, abs=0.02)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_any_model_gets_zeros(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -225,6 +257,7 @@ def test_magnitudes_need_no_text() -> None:
         ({"pattern": "2:4", "sparsity": 0.6}, "which the pattern 2:4 comes to"),
         ({"pattern": "4:2"}, "pattern: expected"),
         ({"sparsity": 0.5, "zeros": "random"}, "zeros: expected one of"),
+        ({"sparsity": 0.5, "vocabulary_sparsity": 1.0}, "vocabulary_sparsity: expected"),
         ({"sparsity": 0.5, "sharing": "odd"}, "sharing: expected one of"),
     ],
 )

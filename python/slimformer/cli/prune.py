@@ -166,6 +166,15 @@ def prune(
             rich_help_panel=ZEROS,
         ),
     ] = Sharing.LOSS,
+    vocabulary_sparsity: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="With zeros in the layers: share of embedding and head that becomes zero, too.",
+            rich_help_panel=ZEROS,
+        ),
+    ] = 0.0,
     dense: Annotated[
         bool,
         typer.Option(
@@ -241,8 +250,10 @@ def prune(
     size = parse_size(max_bytes)
     budgets = (keep, size, speedup, decode_tokens_per_second)
     choices = [*(budget is not None for budget in budgets), recipe is not None, any(lists.values())]
-    alone = sparsity is not None or pattern != "any" or bool(vocabulary_from)
-    if sum(choices) > 1 or not (alone or any(choices)):
+    filling = sparsity is not None or pattern != "any"
+    if vocabulary_sparsity and not filling:
+        raise typer.BadParameter("--vocabulary-sparsity goes with --sparsity or --pattern")
+    if sum(choices) > 1 or not (filling or vocabulary_from or any(choices)):
         raise typer.BadParameter(
             "expected one of --keep, --max-bytes, --speedup, --decode-tokens-per-second and "
             "--recipe, or lists such as --drop-layers; or --sparsity or --vocabulary-from, alone "
@@ -313,6 +324,7 @@ def prune(
             pattern=pattern,
             zeros=zeros.value,
             sharing=sharing.value,
+            vocabulary_sparsity=vocabulary_sparsity,
             **common,
         )
         dataclasses.replace(slim, sparse=slim.sparse and not dense).save(output)

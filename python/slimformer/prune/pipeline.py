@@ -56,6 +56,7 @@ def prune(
     pattern: str = ANYWHERE,
     zeros: Method = "sparsegpt",
     sharing: Sharing = "loss",
+    vocabulary_sparsity: float = 0.0,
     state: Path | None = None,
     seed: int = 0,
     threads: int = 0,
@@ -91,6 +92,8 @@ def prune(
         How they are chosen: ``sparsegpt``, ``wanda`` or ``magnitude``.
     sharing
         ``loss``: more of them where they cost less. ``even``: the same share everywhere.
+    vocabulary_sparsity
+        Share of embedding and head that becomes zero besides.
     state
         Folder that keeps unfinished work: after an interruption the same call goes on with the
         layer after the last one that is written there, to the same result. The weights of the
@@ -114,7 +117,7 @@ def prune(
     work(effort)
     wish = None
     if sparsity is not None or pattern != ANYWHERE:
-        wish = Wish(sparsity, pattern, zeros, sharing)
+        wish = Wish(sparsity, pattern, zeros, sharing, vocabulary_sparsity)
     checkpoint, recipe = _vocabulary_first(checkpoint, recipe)
     stored = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
     slim = dataclasses.replace(cast(apply(checkpoint, recipe), stored), quantised=False)

@@ -19,10 +19,12 @@ from slimformer.prune.zeros.choice import METHODS, SHARINGS, Method, Sharing, Ze
 from slimformer.prune.zeros.pattern import Pattern
 from slimformer.prune.zeros.prices import measure_costs
 from slimformer.prune.zeros.shares import shares_by_cost
+from slimformer.prune.zeros.vocabulary import VOCABULARY
 from slimformer.prune.zeros.walk import fill
 
-DRAFT_TOKENS = 8192
-"""Tokens that a draft is fitted on, on which zeros are priced."""
+DRAFT_TOKENS = 4096
+"""Tokens that a draft is made on, whose zeros are priced: prices are ratios, and survivors that are
+not refitted leave them much the same."""
 
 TRIAL_TOKENS = 1024
 """Tokens of other text that they are priced on."""
@@ -40,6 +42,8 @@ class Wish:
         See ``Pattern.parse``.
     method
         See ``Zeros``.
+    vocabulary
+        Share of embedding and head that becomes zero.
     sharing
         ``loss``: matrices whose zeros cost less have more of them. ``even``: all the same share.
         Patterns that say how many stay are even.
@@ -54,6 +58,7 @@ class Wish:
     pattern: str
     method: Method
     sharing: Sharing
+    vocabulary: float = 0.0
 
     def __post_init__(self) -> None:
         share = Pattern.parse(self.pattern).share
@@ -62,6 +67,10 @@ class Wish:
         if self.sharing not in SHARINGS:
             raise ConfigError(
                 f"sharing: expected one of {', '.join(SHARINGS)}, found {self.sharing!r}"
+            )
+        if not 0 <= self.vocabulary < 1:
+            raise ConfigError(
+                f"vocabulary_sparsity: expected a share from 0 to below 1, found {self.vocabulary}"
             )
         if self.sparsity is None:
             if share is None:
@@ -104,7 +113,10 @@ def choose_zeros(
     """
     pattern = Pattern.parse(wish.pattern)
     sizes = layer_sizes(checkpoint.config)
+    rest = {name: wish.vocabulary for name in VOCABULARY if name in checkpoint.tensors}
     zeros = Zeros(wish.method, pattern, dict.fromkeys(sizes, wish.share))
+    if wish.vocabulary > 0:
+        zeros = dataclasses.replace(zeros, shares={**rest, **zeros.shares})
     if wish.sharing == "even" or windows is None or pattern.share is not None or not sizes:
         return zeros
     finished = None if journal is None else journal.finished()
@@ -115,14 +127,15 @@ def choose_zeros(
         checkpoint,
         zeros,
         fit,
-        refit=True,
+        refit=False,
         journal=journal,
         threads=threads,
         progress=lambda _, done, total: progress("draft zeros", done, total),
     )
     costs = measure_costs(checkpoint, draft, trial, threads=threads, progress=progress)
     shares = shares_by_cost(costs, sizes, wish.share)
-    zeros = dataclasses.replace(zeros, shares={name: round(shares[name], 4) for name in sizes})
+    found = {name: round(shares[name], 4) for name in sizes}
+    zeros = dataclasses.replace(zeros, shares={**zeros.shares, **found})
     if journal is not None:
         journal.finish(json.dumps(zeros.to_dict()))
     return zeros

@@ -36,6 +36,7 @@ from slimformer.prune.stream import (
 )
 from slimformer.prune.zeros.choice import Zeros
 from slimformer.prune.zeros.problem import Inputs, Solver
+from slimformer.prune.zeros.vocabulary import EMBEDDING, fill_vocabulary
 
 Array = npt.NDArray[np.float64]
 
@@ -65,7 +66,8 @@ def fill(
     Parameters
     ----------
     zeros
-        Which; of the matrices of attention and FFN. Others stay as they are.
+        Which; of embedding and head, and of the matrices of attention and FFN. Others stay as they
+        are.
     windows
         Calibration tokens, [windows, tokens].
     refit
@@ -81,7 +83,10 @@ def fill(
     """
     walk = _Walk(checkpoint, zeros, windows, refit, threads)
     n_layers = len(checkpoint.config.layers)
-    for index in range(walk.resume(journal), n_layers):
+    first = walk.resume(journal)
+    if first == 0:
+        walk.begin()
+    for index in range(first, n_layers):
         progress("zeros in layers", index, n_layers)
         walk.layer(index)
         if journal is not None:
@@ -107,12 +112,34 @@ class _Walk:
             windows = windows[:, : 2 * half].reshape(2, half)
         fitted = len(windows) - max(1, round(HELD_OUT * len(windows)))
         self._parts = (slice(0, fitted), slice(fitted, len(windows)))
+        self._windows = windows
         self._target = embed(checkpoint, windows)  # the stream of the model as it came
         self._stream = self._target.copy()  # the sparse model's
         # The dampings found last, at the entry and at the exit of attention and of FFN.
         self._dampings = np.full(4, FIRST_DAMPING, np.float32)
         self.weights: dict[str, Tensor] = {}
         self._found: dict[str, npt.NDArray[Any]] = {}  # in the layer at hand
+
+    def begin(self) -> None:
+        """Give embedding and head their zeros, before the layers: those make up for them, too."""
+        found = fill_vocabulary(
+            self._checkpoint,
+            self._zeros,
+            self._windows,
+            refit=self._refit,
+            threads=self._threads,
+        )
+        for name, weight in found.items():
+            self._found[name] = weight.astype(DTYPES[self._checkpoint.tensors[name].dtype])
+            self.weights[name] = Tensor.of(self._found[name])
+        if EMBEDDING in found:
+            self._stream = embed(self._sparse, self._windows)
+
+    @property
+    def _sparse(self) -> Checkpoint:
+        """The model with the weights found so far."""
+        tensors = {**self._checkpoint.tensors, **self.weights}
+        return dataclasses.replace(self._checkpoint, tensors=tensors)
 
     def resume(self, journal: Journal | None) -> int:
         """Go on where a journal ends; the first layer that is left to do."""
@@ -264,9 +291,8 @@ class _Walk:
 
     def _engine(self, index: int, sub_block: SubBlock) -> Engine:
         """The sub-block with the weights found so far."""
-        tensors = {**self._checkpoint.tensors, **self.weights}
         return layer_engine(
-            dataclasses.replace(self._checkpoint, tensors=tensors),
+            self._sparse,
             index,
             attention=sub_block == "attention",
             ffn=sub_block == "ffn",

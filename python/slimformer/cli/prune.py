@@ -165,7 +165,7 @@ def prune(
             help="Whether matrices have more of them where they cost less, or all the same share.",
             rich_help_panel=ZEROS,
         ),
-    ] = Sharing.LOSS,
+    ] = Sharing.EVEN,
     vocabulary_sparsity: Annotated[
         float,
         typer.Option(

@@ -55,7 +55,7 @@ def prune(
     sparsity: float | None = None,
     pattern: str = ANYWHERE,
     zeros: Method = "sparsegpt",
-    sharing: Sharing = "loss",
+    sharing: Sharing = "even",
     vocabulary_sparsity: float = 0.0,
     state: Path | None = None,
     seed: int = 0,
@@ -91,7 +91,7 @@ def prune(
     zeros
         How they are chosen: ``sparsegpt``, ``wanda`` or ``magnitude``.
     sharing
-        ``loss``: more of them where they cost less. ``even``: the same share everywhere.
+        ``even``: the same share everywhere. ``loss``: more of them where they cost less.
     vocabulary_sparsity
         Share of embedding and head that becomes zero besides.
     state

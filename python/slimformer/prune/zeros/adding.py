@@ -26,6 +26,9 @@ DRAFT_TOKENS = 4096
 """Tokens that a draft is made on, whose zeros are priced: prices are ratios, and survivors that are
 not refitted leave them much the same."""
 
+MORE = 0.1
+"""By how much higher the share is in the sparser draft, whose zeros are priced."""
+
 TRIAL_TOKENS = 1024
 """Tokens of other text that they are priced on."""
 
@@ -45,8 +48,8 @@ class Wish:
     vocabulary
         Share of embedding and head that becomes zero.
     sharing
-        ``loss``: matrices whose zeros cost less have more of them. ``even``: all the same share.
-        Patterns that say how many stay are even.
+        ``even``: all matrices have the same share. ``loss``: those whose zeros cost less have more
+        of them, but for patterns that say how many stay.
 
     Raises
     ------
@@ -109,7 +112,7 @@ def choose_zeros(
         Calibration tokens, of which sharing by loss takes a few for a draft and for its price;
         without any all shares are the same.
     journal
-        Of the draft, and of the shares once they are found.
+        Of the shares once they are found.
     """
     pattern = Pattern.parse(wish.pattern)
     sizes = layer_sizes(checkpoint.config)
@@ -123,16 +126,19 @@ def choose_zeros(
     if finished is not None:
         return Zeros.from_dict(json.loads(finished), "zeros")
     fit, trial = _draft_windows(windows)
-    draft = fill(
-        checkpoint,
-        zeros,
-        fit,
-        refit=False,
-        journal=journal,
-        threads=threads,
-        progress=lambda _, done, total: progress("draft zeros", done, total),
+    more = min(wish.share + MORE, (1 + wish.share) / 2)
+    draft, sparser = (
+        fill(
+            checkpoint,
+            Zeros(wish.method, pattern, dict.fromkeys(sizes, share)),
+            fit,
+            refit=False,
+            threads=threads,
+            progress=lambda _, done, total: progress("draft zeros", done, total),
+        )
+        for share in (wish.share, more)
     )
-    costs = measure_costs(checkpoint, draft, trial, threads=threads, progress=progress)
+    costs = measure_costs(checkpoint, draft, sparser, trial, threads=threads, progress=progress)
     shares = shares_by_cost(costs, sizes, wish.share)
     found = {name: round(shares[name], 4) for name in sizes}
     zeros = dataclasses.replace(zeros, shares={**zeros.shares, **found})

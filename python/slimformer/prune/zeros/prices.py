@@ -1,8 +1,9 @@
-"""What zeros cost in nats, measured on the model as it is with its zeros.
+"""What more zeros cost in nats, measured on the model as it is with its zeros.
 
-A draft has the same share of zeros everywhere. In it all matrices of one kind become what they
-were, or all of one layer; by how much that lowers the divergence from the predictions of the model
-without zeros is what their zeros cost. What a single matrix costs would be lost in chance. All
+A draft has the same share of zeros everywhere. In it all matrices of one kind get more of them, or
+all of one layer; by how much that raises the divergence from the predictions of the model without
+zeros is what they cost. Taking zeros away instead would tell little: what a matrix has lost, the
+others of the draft have partly made up for. What a single matrix costs would be lost in chance. All
 streams: the draft and its variants go through the layers side by side, one layer is held at a time.
 """
 
@@ -28,7 +29,7 @@ PREDICTION_STRIDE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Nats a token that zeros cost, by index in ``KINDS`` and by layer."""
+    """Nats a token that more zeros cost, by index in ``KINDS`` and by layer."""
 
     kinds: tuple[float, ...]
     layers: tuple[float, ...]
@@ -43,23 +44,24 @@ def kind_of(name: str) -> int:
 def measure_costs(
     checkpoint: Checkpoint,
     draft: Checkpoint,
+    sparser: Checkpoint,
     windows: Windows,
     *,
     threads: int = 0,
     progress: Progress = silent,
 ) -> Costs:
-    """What the zeros of a draft cost.
+    """What it costs to go from a draft to a sparser one.
 
     Parameters
     ----------
-    checkpoint, draft
-        The model without and with zeros.
+    checkpoint, draft, sparser
+        The model without zeros, with zeros, and with more of them.
     windows
         Tokens that the draft was not fitted on, [windows, tokens].
     """
     names = list(layer_sizes(checkpoint.config))
     by_kind = [
-        _restored(draft, checkpoint, (name for name in names if kind_of(name) == kind))
+        _with(draft, sparser, (name for name in names if kind_of(name) == kind))
         for kind in range(len(KINDS))
     ]
     whole = embed(checkpoint, windows)
@@ -69,7 +71,7 @@ def measure_costs(
     for index in range(n_layers):
         progress("price zeros", index, n_layers)
         own = (name for name in names if layer_of(name) == index)
-        fresh = _pass(_restored(draft, checkpoint, own), index, drafts[0], threads)
+        fresh = _pass(_with(draft, sparser, own), index, drafts[0], threads)
         whole = _pass(checkpoint, index, whole, threads)
         kinds = [
             _pass(variant, index, stream, threads)
@@ -88,15 +90,15 @@ def measure_costs(
     of_kinds = [predictions.divergence(logits(stream)) for stream in kinds]
     progress("price zeros", n_layers, n_layers)
     return Costs(
-        tuple(of_draft - other for other in of_kinds),
-        tuple(of_draft - other for other in of_layers),
+        tuple(other - of_draft for other in of_kinds),
+        tuple(other - of_draft for other in of_layers),
     )
 
 
-def _restored(draft: Checkpoint, checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
-    """The draft with some matrices as they were."""
-    back = {name: checkpoint.tensors[name] for name in names}
-    return dataclasses.replace(draft, tensors={**draft.tensors, **back})
+def _with(draft: Checkpoint, other: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """The draft with some matrices of another model."""
+    taken = {name: other.tensors[name] for name in names}
+    return dataclasses.replace(draft, tensors={**draft.tensors, **taken})
 
 
 def _pass(checkpoint: Checkpoint, index: int, stream: Hidden, threads: int) -> Hidden:

@@ -35,7 +35,7 @@ def shares_by_cost(costs: Costs, sizes: Mapping[str, int], sparsity: float) -> d
     Parameters
     ----------
     costs
-        At the share ``sparsity`` everywhere.
+        Of some more zeros than ``sparsity`` everywhere.
     sizes
         Weights of each matrix, by name.
     sparsity

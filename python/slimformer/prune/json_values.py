@@ -1,4 +1,4 @@
-"""Values of a recipe's JSON, checked: what is not as expected is a ``RecipeError`` that says where."""
+"""Values of a recipe's JSON: what is not as expected is a ``RecipeError`` that says where."""
 
 from __future__ import annotations
 

@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 
 from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
-from slimformer.prune.recipe import KeptFfn, KeptLayer, Recipe, keep_all, keep_heads
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig
+from slimformer.prune.recipe import (
+    KeptAttention,
+    KeptFfn,
+    KeptLayer,
+    KeptLink,
+    NewLink,
+    Recipe,
+    keep_all,
+    keep_heads,
+)
 from slimformer.prune.vocabulary import Description
 
 seeds = st.integers(0, 1 << 31)
@@ -20,15 +29,19 @@ def random_model(rng: np.random.Generator, *, ragged: bool = True) -> Checkpoint
 
 
 def random_recipe(
-    rng: np.random.Generator, checkpoint: Checkpoint, *, masked: bool = False
+    rng: np.random.Generator,
+    checkpoint: Checkpoint,
+    *,
+    masked: bool = False,
+    links: bool = True,
 ) -> Recipe:
-    """Any valid recipe: units, sub-blocks, layers and tokens go at random.
+    """Any valid recipe: units, sub-blocks, layers and tokens go at random, or links stand in.
 
-    ``masked``: only what a mask can switch off.
+    ``masked``: only what a mask can switch off. ``links``: whether there are any.
     """
     layers = []
     for index, layer in enumerate(checkpoint.config.layers):
-        kept = random_layer(rng, index, layer)
+        kept = random_layer(rng, index, layer, links=links)
         if kept is not None:
             layers.append(kept)
     vocabulary = None if masked or rng.random() < 0.5 else random_rows(rng, checkpoint)
@@ -43,20 +56,32 @@ def random_rows(rng: np.random.Generator, checkpoint: Checkpoint) -> tuple[int, 
     return tuple(sorted(required.union(random_units(rng, count))))
 
 
-def random_layer(rng: np.random.Generator, index: int, layer: LayerConfig) -> KeptLayer | None:
+def random_layer(
+    rng: np.random.Generator, index: int, layer: LayerConfig, *, links: bool = True
+) -> KeptLayer | None:
     whole = keep_all(index, layer)
-    attention, ffn = whole.attention, whole.ffn
+    attention: KeptAttention | KeptLink | NewLink | None = whole.attention
+    ffn: KeptFfn | KeptLink | NewLink | None = whole.ffn
     if isinstance(layer.attention, AttentionConfig):
         attention = keep_heads(layer.attention, random_units(rng, layer.attention.n_heads))
     if isinstance(layer.ffn, FfnConfig):
         ffn = KeptFfn(random_units(rng, layer.ffn.n_neurons))
     if rng.random() < 0.15:
         attention = None
+    elif links and layer.attention is not None and rng.random() < 0.15:
+        attention = NewLink(random_link(rng))
     if rng.random() < 0.15:
         ffn = None
+    elif links and layer.ffn is not None and rng.random() < 0.15:
+        ffn = NewLink(random_link(rng))
     kept = KeptLayer(index, attention, ffn)
     gone = attention is None and ffn is None and kept != whole
     return None if gone else kept
+
+
+def random_link(rng: np.random.Generator) -> LinkConfig:
+    kinds = (LinkConfig("full"), LinkConfig("diagonal"), LinkConfig("low_rank", 2))
+    return kinds[int(rng.integers(3))]
 
 
 def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prune.cases import random_model, random_recipe, seeds
+from slimformer.config import LinkConfig
 from slimformer.errors import RecipeError
 from slimformer.prune.indices import from_runs, to_runs
-from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, Recipe
+from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, NewLink, Recipe
+from slimformer.prune.surgery import apply
 
 
 @given(st.sets(st.integers(0, 3000), min_size=1))
@@ -101,6 +103,22 @@ HOSTILE = {
         change("layers", 0, "attention", to="lonk"),
         r"layers\[0\]\.attention",
     ),
+    "a link of a kind that is none": (
+        change("layers", 1, "ffn", to={"link": ["full"], "rank": None}),
+        r"layers\[1\]\.ffn: link kind",
+    ),
+    "a link without rank": (
+        change("layers", 1, "ffn", to={"link": "low_rank", "rank": None}),
+        r"layers\[1\]\.ffn: link",
+    ),
+    "a link of rank 0": (
+        change("layers", 1, "ffn", to={"link": "low_rank", "rank": 0}),
+        r"layers\[1\]\.ffn: link rank",
+    ),
+    "a link with more to it": (
+        change("layers", 1, "ffn", to={"link": "full", "rank": None, "x": 1}),
+        r"layers\[1\]\.ffn: unknown keys",
+    ),
     "neurons unsorted": (
         change("layers", 0, "ffn", "neurons", to="5,1"),
         r"layers\[0\]\.ffn\.neurons",
@@ -181,11 +199,26 @@ def test_a_recipe_cannot_keep_what_another_removed() -> None:
             first.then(Recipe("m", "g", (second,)))
 
 
+def test_links_take_the_place_of_something_and_are_no_larger() -> None:
+    model = random_model(np.random.default_rng(5), ragged=False)
+    channels = model.config.n_channels
+    link = NewLink(LinkConfig("low_rank", channels))
+    there = Recipe(model.name, model.fingerprint, (KeptLayer(0, link, None),))
+    there.check(model)
+    too_large = NewLink(LinkConfig("low_rank", channels + 1))
+    with pytest.raises(RecipeError, match="rank"):
+        Recipe(model.name, model.fingerprint, (KeptLayer(0, too_large, None),)).check(model)
+    with pytest.raises(RecipeError, match=r"ffn: keeps a new link, but .* nothing"):
+        there.then(Recipe("m", "g", (KeptLayer(0, None, link),)))
+    with pytest.raises(RecipeError, match="a new link where the model has nothing"):
+        Recipe("m", apply(model, there).fingerprint, (KeptLayer(0, None, link),)).check(
+            apply(model, there)
+        )
+
+
 @given(seeds)
 def test_composition_is_associative(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    from slimformer.prune.surgery import apply
-
     model = random_model(rng)
     a = random_recipe(rng, model)
     b = random_recipe(rng, apply(model, a))

@@ -191,6 +191,15 @@ def prune(
             rich_help_panel=METHOD,
         ),
     ] = None,
+    links: Annotated[
+        bool,
+        typer.Option(
+            "--links",
+            help="Linear maps may stand in for layers, attention and ffn, where they are worth "
+            "their weight.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
     criterion: Annotated[
         str | None,
         typer.Option(
@@ -271,6 +280,7 @@ def prune(
         "weights": weights.value,
         "phase": phase.value,
         "structures": parse_names(structures),
+        "links": links,
         "criterion": criterion,
         "allocation": allocation,
         "protect": parse_protected(protect),

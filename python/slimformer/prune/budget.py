@@ -69,7 +69,8 @@ def bytes_budget(checkpoint: Checkpoint, max_bytes: int) -> Budget:
     )
 
     def price(config: ModelConfig, index: int) -> Price:
-        return layer_price(config, index, width.__getitem__)
+        # What a model does not have yet, a link, is stored as its embedding is.
+        return layer_price(config, index, lambda name: width.get(name, width["embedding.weight"]))
 
     return Budget(f"max_bytes {max_bytes}", float(max_bytes), fixed, 1.0, "{:.0f} bytes", price)
 

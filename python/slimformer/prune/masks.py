@@ -5,7 +5,7 @@ from __future__ import annotations
 from slimformer.config import ModelConfig
 from slimformer.engine import Mask
 from slimformer.errors import RecipeError
-from slimformer.prune.recipe import KeptAttention, KeptFfn, Recipe, keep_all
+from slimformer.prune.recipe import KeptAttention, KeptFfn, NewLink, Recipe, keep_all
 
 
 def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
@@ -28,6 +28,9 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
         stays = kept.get(index)
         attention = None if stays is None else stays.attention
         ffn = None if stays is None else stays.ffn
+        # Until a repair fits it, a new link adds nothing.
+        attention = None if isinstance(attention, NewLink) else attention
+        ffn = None if isinstance(ffn, NewLink) else ffn
         if attention is None and layer.attention is not None:
             skip_attention.append(index)
         if ffn is None and layer.ffn is not None:

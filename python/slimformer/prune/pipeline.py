@@ -17,7 +17,15 @@ from slimformer.prune.effort import Effort, work
 from slimformer.prune.importance import magnitude
 from slimformer.prune.importance.statistics import layer_statistics
 from slimformer.prune.journal import Journal, digest
-from slimformer.prune.recipe import KeptFfn, KeptLayer, KeptLink, Recipe, keep_all, keep_heads
+from slimformer.prune.recipe import (
+    KeptFfn,
+    KeptLayer,
+    KeptLink,
+    NewLink,
+    Recipe,
+    keep_all,
+    keep_heads,
+)
 from slimformer.prune.remainder import dearest_neurons
 from slimformer.prune.repair import REPAIRS, Repair
 from slimformer.prune.repair import repair as repair_weights
@@ -72,7 +80,8 @@ def prune(
         Made for exactly this model.
     repair
         ``refit``: least squares towards the dense model's residual stream. ``mean``: only the
-        mean output of what went is made up for. ``none``: surgery alone.
+        mean output of what went is made up for. ``none``: surgery alone, and the recipe's new
+        links do nothing.
     effort
         fast, balanced or thorough: how much text the repair is fitted on.
     calibration, seed
@@ -108,12 +117,17 @@ def prune(
     RecipeError
         The recipe belongs to another model.
     ConfigError
-        Unknown repair, or settings of zeros that are unknown or contradict each other.
+        Unknown repair, new links in the recipe that ``mean`` cannot fit, or settings of zeros that
+        are unknown or contradict each other.
     DataError
         Calibration text that cannot be used.
     """
     if repair not in REPAIRS:
         raise ConfigError(f"repair: expected one of {', '.join(REPAIRS)}, found {repair!r}")
+    if repair == "mean" and any(
+        isinstance(part, NewLink) for kept in recipe.layers for part in (kept.attention, kept.ffn)
+    ):
+        raise ConfigError("repair mean: cannot fit the recipe's links; use repair refit")
     work(effort)
     wish = None
     if sparsity is not None or pattern != ANYWHERE:
@@ -275,7 +289,7 @@ def _units(where: str, units: Sequence[int], count: int) -> tuple[int, ...]:
 
 def _kept_neurons(
     checkpoint: Checkpoint, kept: KeptLayer, neurons: int | Mapping[int, Sequence[int]]
-) -> KeptFfn | KeptLink | None:
+) -> KeptFfn | KeptLink | NewLink | None:
     """What stays of the FFN of one layer."""
     ffn = checkpoint.config.layers[kept.source].ffn
     if isinstance(neurons, Mapping):

@@ -13,13 +13,14 @@ from slimformer.progress import Progress, silent
 from slimformer.prune.allocate import Allocation, allocate
 from slimformer.prune.budget import Budget, bytes_budget, keep_budget
 from slimformer.prune.calibrate import calibration_windows
+from slimformer.prune.depth import DepthSearch
 from slimformer.prune.effort import Effort, work
-from slimformer.prune.importance import Criterion, check_criterion, score_model
+from slimformer.prune.importance import BLOCKS, Criterion, check_criterion, score_model
 from slimformer.prune.importance.scores import Scores
 from slimformer.prune.journal import Journal, digest
 from slimformer.prune.latency import dense_time, hit, time_budget
 from slimformer.prune.pricing import draft_of, in_nats, measure_prices, temper
-from slimformer.prune.recipe import Recipe
+from slimformer.prune.recipe import KeptLayer, Recipe
 from slimformer.prune.search import search
 from slimformer.prune.structures import check_structures
 from slimformer.prune.surgery import apply
@@ -47,7 +48,8 @@ def plan(
     weights: Weights = "bf16",
     phase: Phase = "decode",
     structures: Sequence[str] = ("neurons",),
-    criterion: Criterion = "loss",
+    links: bool = False,
+    criterion: Criterion | None = None,
     allocation: Allocation | None = None,
     effort: Effort = "fast",
     calibration: Sequence[str] | None = None,
@@ -76,9 +78,13 @@ def plan(
         ``prefill``. ``threads`` are those that it runs on.
     structures
         What may go: some of layers, attention, ffn, kv_groups, heads, neurons.
+    links
+        Whether linear maps may stand in for layers and sub-blocks, where held-out text says that
+        they are worth their weight; with the criterion greedy_loss.
     criterion
         What a unit costs: obs, loss, activation, magnitude; for layers, attention and ffn also
-        block_influence and greedy_loss.
+        block_influence and greedy_loss, which tries each on the model as it is cut already. By
+        default loss, and greedy_loss where only layers and sub-blocks may go.
     allocation
         ``global``: wherever in the model it costs least. ``uniform``: the same share of every
         layer that is not protected. By default global for the criterion loss, whose costs may
@@ -92,7 +98,7 @@ def plan(
         About how many tokens of them to price units on; by default what the effort says.
     protect
         Layers that stay whole; negative ones count from the end. By default none for the
-        criterion loss, which prices them all, and the first and the last for others.
+        criteria loss and greedy_loss, which price them all, and the first and the last for others.
     state
         Folder that keeps unfinished work, as for ``prune``: layers that are rated already are
         not rated again, and a finished plan is not made again.
@@ -114,13 +120,21 @@ def plan(
             "plan: give either keep or max_bytes or speedup or decode_tokens_per_second"
         )
     wanted = check_structures(tuple(structures))
+    if criterion is None:
+        criterion = "greedy_loss" if set(wanted) <= set(BLOCKS) else "loss"
+    if links and criterion != "greedy_loss":
+        raise ConfigError(
+            f"links: stand in for layers and sub-blocks that the criterion greedy_loss removes, "
+            f"not for what {criterion} does; leave out links, or allow no structures but "
+            f"{', '.join(BLOCKS)}"
+        )
     check_criterion(criterion, wanted)
     if allocation is None:
         allocation = "global" if criterion == "loss" else "uniform"
     if allocation not in ("global", "uniform"):
         raise ConfigError(f"allocation: expected global or uniform, found {allocation!r}")
     if protect is None:
-        protect = () if criterion == "loss" else PROTECT
+        protect = () if criterion in ("loss", "greedy_loss") else PROTECT
     protected = _layer_indices(checkpoint, protect)
     n_tokens = work(effort).plan_tokens if tokens is None else tokens
     rounds = work(effort).search_rounds
@@ -132,6 +146,7 @@ def plan(
             "budget": budgets,
             "setting": (weights, phase, threads),
             "structures": wanted,
+            "links": links,
             "criterion": criterion,
             "allocation": allocation,
             "protect": sorted(protected),
@@ -156,6 +171,19 @@ def plan(
             windows = calibration_windows(
                 checkpoint, calibration, n_tokens, seed, threads, progress
             )
+        if criterion == "greedy_loss":
+            assert windows is not None
+            depth = DepthSearch(
+                checkpoint,
+                windows,
+                structures=wanted,
+                links=links,
+                protect=protected,
+                journal=journal,
+                threads=threads,
+                progress=progress,
+            )
+            return lambda budget: recipe(depth.choose(budget))
         scores = score_model(
             checkpoint,
             windows,
@@ -205,6 +233,9 @@ def plan(
             allocation=allocation,
             protect=protected,
         )
+        return recipe(kept)
+
+    def recipe(kept: tuple[KeptLayer, ...]) -> Recipe:
         return Recipe(checkpoint.name, checkpoint.fingerprint, kept)
 
     if keep is not None or max_bytes is not None:
@@ -213,15 +244,15 @@ def plan(
             if keep is None
             else keep_budget(checkpoint, keep)
         )
-        recipe = chooser(budget)(budget)
+        chosen = chooser(budget)(budget)
     else:
         setting = Setting("decode" if speedup is None else phase, weights, threads)
-        recipe = _in_time(
+        chosen = _in_time(
             checkpoint, wanted, setting, speedup, decode_tokens_per_second, chooser, progress
         )
     if journal is not None:
-        journal.finish(recipe.to_json())
-    return recipe
+        journal.finish(chosen.to_json())
+    return chosen
 
 
 def _in_time(

@@ -1,8 +1,8 @@
 """The recipe: what a pruned model keeps of its source, as pure data.
 
 A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
-KV heads and neurons that stay, and the rows of the vocabulary if some of them go; and how many of
-the weights left become zero, if any do. It removes
+KV heads and neurons that stay, the links that stand in for what goes, and the rows of the
+vocabulary if some of them go; and how many of the weights left become zero, if any do. It removes
 nothing itself: ``surgery.apply`` does, and a mask made of it does so at run time.
 """
 
@@ -22,8 +22,9 @@ from slimformer.config import (
     LinkConfig,
     ModelConfig,
 )
-from slimformer.errors import RecipeError
+from slimformer.errors import ConfigError, RecipeError
 from slimformer.prune.indices import check_ascending, from_runs, to_runs
+from slimformer.prune.json_values import fields_of, integer, string, unique
 from slimformer.prune.zeros.choice import Zeros
 
 SCHEMA_VERSION = 1
@@ -53,16 +54,27 @@ class KeptLink:
 
 
 @dataclasses.dataclass(frozen=True)
+class NewLink:
+    """A link of this shape stands in for a sub-block that goes.
+
+    Surgery gives it weights of zero, so that it does nothing; the repair fits them.
+    """
+
+    shape: LinkConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class KeptLayer:
     """What stays of the source's layer ``source``; ``None``: the sub-block goes.
 
-    A layer of which nothing stays is left out of the recipe. Only a layer that is empty in
-    the source already is listed with both sub-blocks ``None``.
+    A link may stand in for one that goes, or in one of the two places for the whole layer. A layer
+    of which nothing stays is left out of the recipe. Only a layer that is empty in the source
+    already is listed with both sub-blocks ``None``.
     """
 
     source: int
-    attention: KeptAttention | KeptLink | None
-    ffn: KeptFfn | KeptLink | None
+    attention: KeptAttention | KeptLink | NewLink | None
+    ffn: KeptFfn | KeptLink | NewLink | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +186,12 @@ class Recipe:
             layer = config.layers[kept.source]
             _check_attention(kept.attention, layer.attention, f"{where}.attention")
             _check_ffn(kept.ffn, layer.ffn, f"{where}.ffn")
+            for link in (kept.attention, kept.ffn):
+                if isinstance(link, NewLink) and (link.shape.rank or 0) > config.n_channels:
+                    raise RecipeError(
+                        f"{where}: expected links of rank {config.n_channels}, the number of "
+                        f"channels, at most, found {link.shape.rank}"
+                    )
             nothing_kept = kept.attention is None and kept.ffn is None
             if nothing_kept and (layer.attention, layer.ffn) != (None, None):
                 raise RecipeError(f"{where}: keeps nothing; leave the layer out instead")
@@ -204,18 +222,18 @@ class Recipe:
             message says where.
         """
         optional = ("vocabulary", "zeros")
-        fields = _fields(value, "recipe", ("version", "source", "layers"), optional)
-        version = _integer(fields["version"], "recipe: version")
+        fields = fields_of(value, "recipe", ("version", "source", "layers"), optional)
+        version = integer(fields["version"], "recipe: version")
         if version != SCHEMA_VERSION:
             raise RecipeError(f"recipe: version: expected {SCHEMA_VERSION}, found {version}")
-        source = _fields(fields["source"], "recipe: source", ("name", "fingerprint"))
+        source = fields_of(fields["source"], "recipe: source", ("name", "fingerprint"))
         layers = fields["layers"]
         if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
             raise RecipeError(f"recipe: layers: expected a list of at most {MAX_LAYERS} layers")
         vocabulary = None
         if "vocabulary" in fields:
             at = "recipe: vocabulary"
-            vocabulary = from_runs(_string(fields["vocabulary"], at), at)
+            vocabulary = from_runs(string(fields["vocabulary"], at), at)
         parsed: list[KeptLayer] = []
         total = len(vocabulary or ())
         for i, layer in enumerate(layers):
@@ -224,8 +242,8 @@ class Recipe:
             if total > MAX_INDICES:
                 raise RecipeError(f"recipe: layers[{i}]: more than {MAX_INDICES} indices in all")
         return Recipe(
-            _string(source["name"], "recipe: source.name"),
-            _string(source["fingerprint"], "recipe: source.fingerprint"),
+            string(source["name"], "recipe: source.name"),
+            string(source["fingerprint"], "recipe: source.fingerprint"),
             tuple(parsed),
             vocabulary,
             Zeros.from_dict(fields["zeros"], "recipe: zeros") if "zeros" in fields else None,
@@ -235,7 +253,7 @@ class Recipe:
     def from_json(text: str) -> Recipe:
         """Read JSON text; see ``from_dict``."""
         try:
-            value = json.loads(text, object_pairs_hook=_unique)
+            value = json.loads(text, object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"recipe: not valid JSON: {error}") from error
         return Recipe.from_dict(value)
@@ -269,6 +287,10 @@ def _compose(first: Any, second: Any, where: str) -> Any:
     """What stays of a sub-block after two recipes."""
     if second is None:
         return None
+    if first is not None and isinstance(second, NewLink):
+        return second
+    if isinstance(first, NewLink) and isinstance(second, KeptLink):
+        return first
     if type(first) is not type(second):
         raise RecipeError(
             f"{where}: keeps {_describe(second)}, but the first recipe keeps {_describe(first)}"
@@ -300,6 +322,8 @@ def _pick_all(
 def _describe(kept: object) -> str:
     if kept is None:
         return "nothing"
+    if isinstance(kept, NewLink):
+        return "a new link"
     return "a link" if isinstance(kept, KeptLink) else "units"
 
 
@@ -312,12 +336,14 @@ def _check_kind(kept: object, present: object, where: str) -> None:
     found = "nothing" if present is None else "units"
     if isinstance(present, LinkConfig):
         found = "a link"
+    if isinstance(kept, NewLink) and present is not None:
+        return
     if kept is not None and _describe(kept) != found:
         raise RecipeError(f"{where}: keeps {_describe(kept)} where the model has {found}")
 
 
 def _check_attention(
-    kept: KeptAttention | KeptLink | None,
+    kept: KeptAttention | KeptLink | NewLink | None,
     attention: AttentionConfig | LinkConfig | None,
     where: str,
 ) -> None:
@@ -336,7 +362,7 @@ def _check_attention(
 
 
 def _check_ffn(
-    kept: KeptFfn | KeptLink | None, ffn: FfnConfig | LinkConfig | None, where: str
+    kept: KeptFfn | KeptLink | NewLink | None, ffn: FfnConfig | LinkConfig | None, where: str
 ) -> None:
     _check_kind(kept, ffn, where)
     if isinstance(kept, KeptFfn):
@@ -352,35 +378,53 @@ def _layer_to_dict(layer: KeptLayer) -> dict[str, Any]:
             "kv_heads": to_runs(layer.attention.kv_heads),
         }
     elif layer.attention is not None:
-        attention = "link"
+        attention = _link_to_json(layer.attention)
     ffn: Any = None
     if isinstance(layer.ffn, KeptFfn):
         ffn = {"neurons": to_runs(layer.ffn.neurons)}
     elif layer.ffn is not None:
-        ffn = "link"
+        ffn = _link_to_json(layer.ffn)
     return {"source": layer.source, "attention": attention, "ffn": ffn}
 
 
+def _link_to_json(link: KeptLink | NewLink) -> Any:
+    if isinstance(link, KeptLink):
+        return "link"
+    return {"link": link.shape.kind, "rank": link.shape.rank}
+
+
 def _layer_from_dict(value: Any, where: str) -> KeptLayer:
-    fields = _fields(value, where, ("source", "attention", "ffn"))
-    attention: KeptAttention | KeptLink | None = None
-    if fields["attention"] == "link":
-        attention = KeptLink()
-    elif fields["attention"] is not None:
+    fields = fields_of(value, where, ("source", "attention", "ffn"))
+    attention: KeptAttention | KeptLink | NewLink | None = _link_from_json(
+        fields["attention"], f"{where}.attention"
+    )
+    if attention is None and fields["attention"] is not None:
         at = f"{where}.attention"
-        kept = _fields(fields["attention"], at, ("heads", "kv_heads"))
+        kept = fields_of(fields["attention"], at, ("heads", "kv_heads"))
         attention = KeptAttention(
-            from_runs(_string(kept["heads"], f"{at}.heads"), f"{at}.heads"),
-            from_runs(_string(kept["kv_heads"], f"{at}.kv_heads"), f"{at}.kv_heads"),
+            from_runs(string(kept["heads"], f"{at}.heads"), f"{at}.heads"),
+            from_runs(string(kept["kv_heads"], f"{at}.kv_heads"), f"{at}.kv_heads"),
         )
-    ffn: KeptFfn | KeptLink | None = None
-    if fields["ffn"] == "link":
-        ffn = KeptLink()
-    elif fields["ffn"] is not None:
+    ffn: KeptFfn | KeptLink | NewLink | None = _link_from_json(fields["ffn"], f"{where}.ffn")
+    if ffn is None and fields["ffn"] is not None:
         at = f"{where}.ffn"
-        kept = _fields(fields["ffn"], at, ("neurons",))
-        ffn = KeptFfn(from_runs(_string(kept["neurons"], f"{at}.neurons"), f"{at}.neurons"))
-    return KeptLayer(_integer(fields["source"], f"{where}.source"), attention, ffn)
+        kept = fields_of(fields["ffn"], at, ("neurons",))
+        ffn = KeptFfn(from_runs(string(kept["neurons"], f"{at}.neurons"), f"{at}.neurons"))
+    return KeptLayer(integer(fields["source"], f"{where}.source"), attention, ffn)
+
+
+def _link_from_json(value: Any, where: str) -> KeptLink | NewLink | None:
+    """The link that a sub-block is, ``None`` where it is none."""
+    if value == "link":
+        return KeptLink()
+    if not isinstance(value, Mapping) or "link" not in value:
+        return None
+    fields = fields_of(value, where, ("link", "rank"))
+    rank = fields["rank"]
+    try:
+        return NewLink(LinkConfig(fields["link"], None if rank is None else integer(rank, where)))
+    except ConfigError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _index_count(layer: KeptLayer) -> int:
@@ -390,34 +434,3 @@ def _index_count(layer: KeptLayer) -> int:
     if isinstance(layer.ffn, KeptFfn):
         count += len(layer.ffn.neurons)
     return count
-
-
-def _fields(
-    value: Any, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise RecipeError(f"{where}: expected an object, found {type(value).__name__}")
-    unknown = sorted(str(key) for key in value.keys() - {*names, *optional})
-    missing = sorted(set(names) - value.keys())
-    if unknown or missing:
-        raise RecipeError(f"{where}: unknown keys {unknown[:5]}, missing keys {missing}")
-    return value
-
-
-def _integer(value: Any, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise RecipeError(f"{where}: expected an integer from 0, found {value!r:.40}")
-    return value
-
-
-def _string(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise RecipeError(f"{where}: expected text, found {type(value).__name__}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise RecipeError(f"recipe: repeated keys among {sorted(name for name, _ in pairs)[:5]}")
-    return fields

@@ -24,8 +24,9 @@ from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
 from slimformer.prune.journal import Journal
+from slimformer.prune.links import fit_link, gather, link_inputs
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
-from slimformer.prune.recipe import Recipe, keep_all
+from slimformer.prune.recipe import NewLink, Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, mean_compensation
 from slimformer.prune.stream import (
     TAPS,
@@ -86,11 +87,10 @@ def repair(
         Activations on the text that are not finite.
     """
     run = _Repair(dense, pruned, recipe, _in_parts(windows, _parts(pruned)), threads)
-    position = {kept.source: index for index, kept in enumerate(recipe.layers)}
     n_layers = len(dense.config.layers)
     for source in range(run.resume(journal), n_layers):
         progress("repair layers", source, n_layers)
-        run.layer(source, position.get(source), method)
+        run.layer(source, method)
         if journal is not None:
             run.record(journal, source)
     progress("repair layers", n_layers, n_layers)
@@ -121,6 +121,7 @@ class _Repair:
         self.read = self.stream
         self.weights: dict[str, Tensor] = {}
         self.cut = False  # whether anything has been removed so far
+        self._position = {kept.source: index for index, kept in enumerate(recipe.layers)}
         self._found: dict[str, npt.NDArray[Any]] = {}  # in the layer at hand
 
     def resume(self, journal: Journal | None) -> int:
@@ -145,10 +146,12 @@ class _Repair:
         self.weights.update(journal.record(source, self._found, standing))
         self._found = {}
 
-    def layer(self, source: int, index: int | None, method: Literal["refit", "mean"]) -> None:
-        """Take both streams through the dense layer ``source``, ``index`` in the pruned model."""
+    def layer(self, source: int, method: Literal["refit", "mean"]) -> None:
+        """Take both streams through the dense layer ``source`` and what is left of it."""
+        index = self._position.get(source)
         whole = keep_all(source, self.dense.config.layers[source])
-        self.cut |= index is None or self.recipe.layers[index] != whole
+        changed = index is None or self.recipe.layers[index] != whole
+        self.cut |= changed or self._skipped(source + 1, "attention")
         if not self.cut:
             for rows, after, _ in chunks(self._layer_engine(source), self.target):
                 self.target[rows] = self.stream[rows] = after
@@ -162,17 +165,72 @@ class _Repair:
         if index is None:
             return
         layer = self.pruned.config.layers[index]
+        goal = self._goal(source) if method == "refit" else self.target
         # What sub-blocks read: the stream as it grows, or as it entered a parallel layer.
         self.read = self.stream.copy() if layer.parallel else self.stream
         for sub_block in SUB_BLOCKS:
             part = getattr(layer, sub_block)
-            if isinstance(part, LinkConfig):
+            wanted = between if sub_block == "attention" and layer.ffn is not None else goal
+            if isinstance(getattr(self.recipe.layers[index], sub_block), NewLink):
+                self._fit_link(index, sub_block, wanted)
+            elif isinstance(part, LinkConfig):
                 self._pass_link(index, sub_block)
             elif part is not None and method == "refit":
-                wanted = between if sub_block == "attention" else self.target
                 self._refit(source, index, sub_block, wanted)
             elif part is not None:
                 self._compensate(source, index, sub_block)
+
+    def _goal(self, source: int) -> Hidden:
+        """The dense stream that the pruned model's next sub-block after this layer should read.
+
+        What goes is made up for in the projection before it as well, as far as this knows of it:
+        the idea of Shopkhoev et al. 2025, ReplaceMe, arXiv 2505.02819.
+        """
+        goal = self.target
+        ahead = source + 1
+        while self._skipped(ahead, "attention"):
+            capture = [] if self._skipped(ahead, "ffn") else ["ffn_input"]
+            flow = chunks(self._layer_engine(ahead), goal, capture=capture)
+            goal = np.concatenate(
+                [captured["ffn_input"] if capture else after for _, after, captured in flow]
+            )
+            if capture:
+                break
+            ahead += 1
+        return goal
+
+    def _skipped(self, source: int, sub_block: SubBlock) -> bool:
+        """Whether a dense layer is there, but not this sub-block of it in the pruned model."""
+        if source >= len(self.dense.config.layers):
+            return False
+        index = self._position.get(source)
+        return index is None or getattr(self.pruned.config.layers[index], sub_block) is None
+
+    def _fit_link(self, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
+        """Fit a link, from what its sub-block would read to what is missing of ``wanted``."""
+        prefix = f"layers.{index}.{sub_block}."
+        inputs = link_inputs(self.pruned, index, sub_block, self.read)
+        scale = inverse_lengths(wanted)
+        parts = [
+            gather(
+                inputs[rows],
+                wanted[rows] - self.stream[rows],
+                scale[rows],
+                products=self._products,
+                threads=self.threads,
+            )
+            for rows in self.parts
+        ]
+        for part in parts:
+            _check_finite(f"{prefix}link", part.gram, part.cross, part.energy)
+        shape = getattr(self.pruned.config.layers[index], sub_block)
+        link, without = fit_link(parts, shape)
+        for name, values in link.items():
+            stored = DTYPES[self.pruned.tensors[prefix + name].dtype]
+            self._found[prefix + name] = values.astype(stored)
+            self.weights[prefix + name] = Tensor.of(self._found[prefix + name])
+        for rows, unseen in zip(self.parts, without, strict=True):
+            self.stream[rows] += inputs[rows] @ unseen.T.astype(np.float32)
 
     def _pass_link(self, index: int, sub_block: SubBlock) -> None:
         engine = self._engine(self.pruned, index, sub_block)

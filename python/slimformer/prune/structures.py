@@ -16,7 +16,7 @@ from typing import Literal, Protocol, get_args
 
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig
 from slimformer.errors import ConfigError
-from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer
+from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, NewLink
 
 Structure = Literal["layers", "attention", "ffn", "kv_groups", "heads", "neurons"]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
@@ -86,10 +86,14 @@ def pruned_layer(layer: LayerConfig, kept: KeptLayer) -> LayerConfig:
     if isinstance(kept.attention, KeptAttention):
         assert isinstance(layer.attention, AttentionConfig)
         attention = pruned_attention(layer.attention, kept.attention)
+    elif isinstance(kept.attention, NewLink):
+        attention = kept.attention.shape
     ffn = layer.ffn if kept.ffn is not None else None
     if isinstance(kept.ffn, KeptFfn):
         assert isinstance(layer.ffn, FfnConfig)
         ffn = dataclasses.replace(layer.ffn, n_neurons=len(kept.ffn.neurons))
+    elif isinstance(kept.ffn, NewLink):
+        ffn = kept.ffn.shape
     return dataclasses.replace(layer, attention=attention, ffn=ffn)
 
 

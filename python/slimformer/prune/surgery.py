@@ -1,16 +1,20 @@
-"""Surgery: physically remove what a recipe does not keep, and nothing else."""
+"""Surgery: physically remove what a recipe does not keep, and nothing else.
+
+Links that a recipe puts in the place of something are there afterwards, but do nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.checkpoint.checkpoint import Checkpoint, Tensor, TokenizerAssets
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
+from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor, TokenizerAssets
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig
 from slimformer.errors import RecipeError
-from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, Recipe
+from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, NewLink, Recipe
 from slimformer.prune.structures import (
     VOCABULARY_TENSORS,
     Axis,
@@ -21,6 +25,8 @@ from slimformer.prune.structures import (
 from slimformer.prune.vocabulary.description import Description
 
 Entries = npt.NDArray[np.intp]
+
+_SINGLE = "layers.0.attention."
 
 
 def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
@@ -56,6 +62,9 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     for index, kept in enumerate(recipe.layers):
         for sub_block, cuts in _cuts(checkpoint, kept).items():
             tensors.update(_sub_block(checkpoint, kept.source, index, sub_block, cuts))
+        for sub_block, link in (("attention", kept.attention), ("ffn", kept.ffn)):
+            if isinstance(link, NewLink):
+                tensors.update(new_link(checkpoint, kept.source, index, sub_block, link.shape))
     before = checkpoint.recipe
     structure = dataclasses.replace(recipe, zeros=None)
     composed = structure if before is None else Recipe.from_dict(before).then(structure)
@@ -97,7 +106,7 @@ def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[
     """For each sub-block that stays, the axis and the entries that stay of its cut tensors."""
     layer = checkpoint.config.layers[kept.source]
     cuts: dict[str, dict[str, tuple[Axis, Entries]]] = {}
-    if kept.attention is not None:
+    if kept.attention is not None and not isinstance(kept.attention, NewLink):
         cuts["attention"] = {}
         if isinstance(kept.attention, KeptAttention):
             assert isinstance(layer.attention, AttentionConfig)
@@ -105,7 +114,7 @@ def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[
             for axis in attention_axes(layer.attention):
                 entries = unit_entries(stays[axis.unit], axis.width)
                 cuts["attention"][axis.part] = (axis, entries)
-    if kept.ffn is not None:
+    if kept.ffn is not None and not isinstance(kept.ffn, NewLink):
         cuts["ffn"] = {}
         if isinstance(kept.ffn, KeptFfn):
             assert isinstance(layer.ffn, FfnConfig)
@@ -132,6 +141,33 @@ def _sub_block(
                 tensor = _cut(tensor, axis.axis, entries)
             tensors[f"layers.{index}.{sub_block}.{part}"] = tensor
     return tensors
+
+
+def new_link(
+    checkpoint: Checkpoint, source: int, index: int, sub_block: str, link: LinkConfig
+) -> dict[str, Tensor]:
+    """The tensors of a link that does nothing yet, in place of a sub-block of layer ``source``.
+
+    It reads what the sub-block's norm gives, or where there is none before it, the normalised
+    stream. Names are those of layer ``index``.
+    """
+    config = dataclasses.replace(checkpoint.config, layers=(LayerConfig(link, None),))
+    tensors = {}
+    for name, shape in config.tensor_shapes().items():
+        if name.startswith(_SINGLE):
+            part = name.removeprefix(_SINGLE)
+            tensor = checkpoint.tensors.get(f"layers.{source}.{sub_block}.{part}")
+            if tensor is None or part.startswith("link."):
+                gain = 1.0 - config.norm_offset if part == "norm.weight" else 0.0
+                dtype = DTYPES[checkpoint.tensors["embedding.weight"].dtype]
+                tensor = _filled(shape, gain, dtype)
+            tensors[f"layers.{index}.{sub_block}.{part}"] = tensor
+    return tensors
+
+
+def _filled(shape: tuple[int, ...], value: float, dtype: np.dtype[Any]) -> Tensor:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return Tensor(shape, names[dtype], lambda: np.full(shape, value, dtype))
 
 
 def _cut(tensor: Tensor, axis: int, entries: Entries) -> Tensor:

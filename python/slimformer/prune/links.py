@@ -1,0 +1,139 @@
+"""Linear maps that stand in for what goes from a model, in closed form.
+
+A map from some inputs to the output that is missed is fitted by least squares, and then takes the
+shape that it is wanted in: a matrix, a matrix of low rank or a diagonal. Maps at the cut of a layer
+are those of Chen et al. 2025, LinearPatch, arXiv 2505.24680, and, folded into the projection before
+it, of Shopkhoev et al. 2025, ReplaceMe, arXiv 2505.02819.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import LinkConfig
+from slimformer.engine import Moments
+from slimformer.prune.outputs import Floats, SubBlock, normalised
+from slimformer.prune.refit import Evidence, choose
+
+Array = npt.NDArray[np.float64]
+
+RANK_SHARES = (0.0625, 0.125, 0.25)
+"""Ranks that are tried, as shares of the channels; from half of them on a matrix is smaller."""
+
+FIRST_DAMPING = 0.01
+"""Where the search for the damping begins: inputs of links are few and known well."""
+
+
+def link_shapes(channels: int) -> tuple[LinkConfig, ...]:
+    """The shapes that a link may have in a model of so many channels, the smallest first."""
+    ranks = sorted({max(1, int(share * channels)) for share in RANK_SHARES})
+    low = [LinkConfig("low_rank", rank) for rank in ranks if 2 * rank < channels]
+    return (LinkConfig("diagonal"), *low, LinkConfig("full"))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearMap:
+    """A map by its matrix [outputs, inputs], and the Gram matrix of inputs that it is meant for."""
+
+    matrix: Array
+    gram: Array
+
+    def shaped(self, shape: LinkConfig) -> dict[str, Array]:
+        """A link's tensors, by their names below the sub-block's, that do most nearly the same.
+
+        "Nearly" is meant on inputs with this Gram matrix: of a low rank that is the map onto the
+        largest principal components of the outputs.
+        """
+        if shape.kind == "full":
+            return {"link.weight": self.matrix}
+        if shape.kind == "diagonal":
+            energy = np.diag(self.gram)
+            wanted = np.einsum("oi,io->o", self.matrix, self.gram)
+            factors = np.zeros_like(wanted)
+            np.divide(wanted, energy, out=factors, where=energy > 0)
+            return {"link.weight": factors}
+        up = np.ascontiguousarray(self._components[:, : shape.rank])
+        return {"link.down": up.T @ self.matrix, "link.up": up}
+
+    @functools.cached_property
+    def _components(self) -> Array:
+        """Principal directions of the outputs, the largest first, [outputs, outputs]."""
+        _, vectors = np.linalg.eigh(self.matrix @ self.gram @ self.matrix.T)
+        components: Array = vectors[:, ::-1]
+        return components
+
+
+def link_matrix(tensors: Mapping[str, Array]) -> Array:
+    """What a link with these tensors multiplies its input by, [outputs, inputs]."""
+    if "link.down" in tensors:
+        product: Array = tensors["link.up"] @ tensors["link.down"]
+        return product
+    weight = tensors["link.weight"]
+    return np.diag(weight) if weight.ndim == 1 else weight
+
+
+def fit_link(parts: Sequence[Evidence], shape: LinkConfig) -> tuple[dict[str, Array], list[Array]]:
+    """A link of this shape, as far as text that it is not fitted on confirms it.
+
+    Parameters
+    ----------
+    parts
+        Evidence from the parts of the text, two at least.
+
+    Returns
+    -------
+    Its tensors, and for each part the matrix of a link that has not seen it.
+    """
+    channels = len(parts[0].gram)
+    found = choose(parts, np.zeros((channels, channels)), first=FIRST_DAMPING)
+    gram = functools.reduce(operator.add, parts).gram
+    without = [link_matrix(LinearMap(unseen, gram).shaped(shape)) for unseen in found.without]
+    return LinearMap(found.weight, gram).shaped(shape), without
+
+
+def link_inputs(checkpoint: Checkpoint, index: int, sub_block: SubBlock, stream: Floats) -> Floats:
+    """What a link in place of this sub-block, whose norm it takes over, reads; as the stream."""
+    config = checkpoint.config
+    name = f"layers.{index}.{sub_block}.norm"
+    normed = normalised(config, stream)
+    if f"{name}.weight" in checkpoint.tensors:
+        normed *= checkpoint.read_f32(f"{name}.weight") + np.float32(config.norm_offset)
+    if f"{name}.bias" in checkpoint.tensors:
+        normed += checkpoint.read_f32(f"{name}.bias")
+    return normed
+
+
+def gather(
+    inputs: Floats,
+    wanted: Floats,
+    scale: Floats,
+    *,
+    products: Literal["f32", "bf16"],
+    threads: int,
+) -> Evidence:
+    """Moments of inputs and wanted outputs [..., tokens, width], both times a scale for each token.
+
+    Parameters
+    ----------
+    scale
+        [..., tokens, 1].
+    products
+        Precision of the factors of each product; sums are exact enough in any case.
+    """
+    scaled, outputs = (
+        (values * scale).reshape(-1, values.shape[-1]) for values in (inputs, wanted)
+    )
+    moments = Moments(
+        scaled.shape[-1], target_width=outputs.shape[-1], products=products, threads=threads
+    )
+    moments.update(scaled, outputs)
+    energy = float(np.einsum("tc,tc->", outputs, outputs, dtype=np.float64))
+    return Evidence(moments.gram, moments.cross, energy, moments.count)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from slimformer.config import LinkConfig
+from slimformer.prune.links import LinearMap, fit_link, link_matrix, link_shapes
+from slimformer.prune.refit import Evidence
+
+
+def evidence(matrix: np.ndarray, seed: int, tokens: int = 400, noise: float = 0.0) -> Evidence:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(tokens, matrix.shape[1])) * np.linspace(0.5, 2, matrix.shape[1])
+    y = x @ matrix.T + noise * rng.normal(size=(tokens, len(matrix)))
+    return Evidence(x.T @ x, x.T @ y, float(np.sum(y * y)), tokens)
+
+
+def parts(matrix: np.ndarray, noise: float = 0.0) -> list[Evidence]:
+    return [evidence(matrix, seed, noise=noise) for seed in range(3)]
+
+
+MATRICES = {
+    "full": np.random.default_rng(1).normal(size=(12, 12)),
+    "low_rank": np.outer(np.arange(12.0), np.ones(12)),
+    "diagonal": np.diag(np.arange(12.0)),
+}
+SHAPES = {"full": LinkConfig("full"), "low_rank": LinkConfig("low_rank", 1)}
+SHAPES["diagonal"] = LinkConfig("diagonal")
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_a_link_of_the_right_shape_is_found(kind: str) -> None:
+    link, without = fit_link(parts(MATRICES[kind]), SHAPES[kind])
+    for found in (link_matrix(link), *without):
+        assert np.abs(found - MATRICES[kind]).max() < 0.1 * np.abs(MATRICES[kind]).max()
+
+
+def test_a_link_that_explains_nothing_stays_zero() -> None:
+    link, without = fit_link(parts(np.zeros((12, 12)), noise=1.0), LinkConfig("full"))
+    assert not any(values.any() for values in (*link.values(), *without))
+
+
+def test_more_weights_leave_less_error() -> None:
+    whole = evidence(MATRICES["full"], 5)
+    matrix = np.linalg.solve(whole.gram, whole.cross).T.astype(np.float64)
+    found = LinearMap(matrix, whole.gram)
+    low = [LinkConfig("low_rank", rank) for rank in (1, 2, 5)]
+    errors = [whole.error(link_matrix(found.shaped(s))) for s in (*low, LinkConfig("full"))]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-9 * errors[0]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 48, 576])
+def test_no_rank_is_larger_than_a_matrix(channels: int) -> None:
+    shapes = link_shapes(channels)
+    assert shapes[0].kind == "diagonal"
+    assert shapes[-1].kind == "full"
+    assert all(2 * (shape.rank or 0) < channels for shape in shapes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimformer.cli.console import print_json, print_tables, progress_display
+from slimformer.cli.console import progress_display
 from slimformer.cli.models import load_checkpoint
 from slimformer.cli.options import (
     JsonOption,
@@ -24,6 +24,7 @@ from slimformer.cli.options import (
     parse_size,
 )
 from slimformer.cli.prune_choices import Dtype, Effort, Mix, Phase, Repair, Sharing, Zeros
+from slimformer.cli.prune_outcome import save_outline, tell
 
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
@@ -344,13 +345,13 @@ def prune(
     sources = [] if counted_only else [_calibrated_on(calibration, seed)]
     if vocabulary_from:
         sources.append(f"{_names(vocabulary_from)} (for the vocabulary)")
-    _save_outline(model, source, output, made, "; ".join(sources))
+    save_outline(model, source, output, made, "; ".join(sources))
     gained = None
     if chosen_mix is not None:
         gained = _gain_of_mix(source, slim, chosen_mix, threads)
     elif speedup is not None or decode_tokens_per_second is not None:
         gained = Setting(phase.value, weights.value, threads).speedup(source, slim)
-    _tell(slim, output, made, gained, chosen_mix, json=json)
+    tell(slim, output, made, gained, chosen_mix, json=json)
 
 
 def _choose_mix(source: Checkpoint, max_bytes: int | None, speedup: float | None) -> Mixture:
@@ -400,64 +401,3 @@ def _calibrated_on(paths: list[Path] | None, seed: int) -> str:
 
 def _names(paths: list[Path]) -> str:
     return ", ".join(str(path) for path in paths)
-
-
-def _save_outline(
-    model: str, dense: Checkpoint, output: Path, recipe: Recipe, calibrated_on: str
-) -> None:
-    """Leave beside the model what ``slimformer report`` shows of it."""
-    from slimformer.checkpoint import load
-    from slimformer.report.comparison import Candidate, outline
-
-    candidates = (
-        Candidate.dense(model, dense),
-        Candidate.pruned(output, load(output), recipe),
-    )
-    outline(*candidates, calibrated_on=calibrated_on).save(output)
-
-
-def _tell(
-    slim: Checkpoint,
-    output: Path,
-    recipe: Recipe,
-    gained: float | None,
-    mix: Mixture | None,
-    *,
-    json: bool,
-) -> None:
-    from slimformer.report.summary import describe_layers, file_bytes
-    from slimformer.report.tables import layers_table, megabytes, millions
-
-    config = slim.config
-    stored = file_bytes(output)
-    share = None if recipe.zeros is None else recipe.zeros.share(config)
-    if json:
-        print_json(
-            {
-                "output": str(output),
-                "parameters": config.parameters(),
-                "non_embedding_parameters": config.non_embedding_parameters(),
-                "vocab_size": config.vocab_size,
-                "bytes": stored,
-                "zeros": share,
-                "speedup": gained,
-                "mix": None if mix is None else dataclasses.asdict(mix),
-                "recipe": recipe.to_dict(),
-            }
-        )
-        return
-    print_tables(layers_table(describe_layers(config)))
-    typer.echo(
-        f"{output}: {millions(config.parameters())} parameters, "
-        f"{millions(config.non_embedding_parameters())} outside the embedding, "
-        f"{config.vocab_size:,} tokens, {megabytes(stored)}"
-    )
-    if recipe.zeros is not None:
-        typer.echo(
-            f"zeros: {share:.1%} of the layers' matrices, by {recipe.zeros.method}, "
-            f"pattern {recipe.zeros.pattern}"
-        )
-    if mix is not None:
-        typer.echo(f"mix: {mix}; run it with --weights {mix.weights}")
-    if gained is not None:
-        typer.echo(f"measured: {gained:.2f} times as fast as the dense model")

@@ -55,7 +55,10 @@ PYTHON_LEVELS = {
 CORE_IMPORTER = "engine"
 """The only package that may import the compiled core."""
 
-WITHOUT_ENGINE = ("recipe", "structures", "surgery", "refit", "sparsify")
+WITHOUT_ENGINE = (
+    *("recipe", "structures", "surgery", "refit", "sparsify"),
+    *("vocabulary.description", "channels.rotation"),
+)
 """Modules of prune/ that are arithmetic on tensors: the engine must not be reachable."""
 
 FOLDERS = (".ci", "bench", "cpp", "python", "tests")

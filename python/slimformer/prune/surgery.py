@@ -15,6 +15,7 @@ from slimformer.prune.structures import (
     VOCABULARY_TENSORS,
     Axis,
     attention_axes,
+    channel_axes,
     ffn_axes,
     pruned_layer,
 )
@@ -56,6 +57,10 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     for index, kept in enumerate(recipe.layers):
         for sub_block, cuts in _cuts(checkpoint, kept).items():
             tensors.update(_sub_block(checkpoint, kept.source, index, sub_block, cuts))
+    if recipe.channels is not None:
+        config = dataclasses.replace(config, n_channels=len(recipe.channels))
+        channels = np.asarray(recipe.channels)
+        tensors = {name: _narrow(name, tensor, channels) for name, tensor in tensors.items()}
     before = checkpoint.recipe
     structure = dataclasses.replace(recipe, zeros=None)
     composed = structure if before is None else Recipe.from_dict(before).then(structure)
@@ -132,6 +137,13 @@ def _sub_block(
                 tensor = _cut(tensor, axis.axis, entries)
             tensors[f"layers.{index}.{sub_block}.{part}"] = tensor
     return tensors
+
+
+def _narrow(name: str, tensor: Tensor, channels: Entries) -> Tensor:
+    """A tensor without the channels that go."""
+    for axis in channel_axes(name, len(tensor.shape)):
+        tensor = _cut(tensor, axis, channels)
+    return tensor
 
 
 def _cut(tensor: Tensor, axis: int, entries: Entries) -> Tensor:

@@ -58,6 +58,7 @@ CORE_IMPORTER = "engine"
 WITHOUT_ENGINE = (
     *("recipe", "structures", "surgery", "refit", "sparsify"),
     *("zeros.pattern", "zeros.sparsegpt", "zeros.survivors", "zeros.problem", "zeros.choice"),
+    *("vocabulary.description", "channels.rotation"),
 )
 """Modules of prune/ that are arithmetic on tensors: the engine must not be reachable."""
 

@@ -91,6 +91,20 @@ def test_prune_cuts_the_vocabulary(
     assert Engine(tmp_path / "c").generate("the river", max_tokens=3) is not None
 
 
+def test_prune_narrows_the_stream(run_json: Run, dense: Path, text: Path, tmp_path: Path) -> None:
+    common = ("--channels", 24, "--calibration", text)
+    selected = run_json("prune", dense, tmp_path / "a", *common)
+    assert selected["channels"] == 24
+    config = load(tmp_path / "a").config
+    assert (config.n_channels, config.norm_divisor, config.tied_head) == (24, 32, True)
+    units = ("--rotate", "--vocabulary-from", text, "--vocabulary", 270, "--neurons", 48)
+    run_json("prune", dense, tmp_path / "b", *common, *units)
+    config = load(tmp_path / "b").config
+    assert (config.n_channels, config.vocab_size, config.tied_head) == (24, 270, False)
+    assert {layer.ffn.n_neurons for layer in config.layers} == {48}  # type: ignore[union-attr]
+    assert Engine(tmp_path / "b").generate("the river", max_tokens=3) is not None
+
+
 def test_evaluate_lets_models_write(run: Run, run_json: Run, dense: Path) -> None:
     (probe,) = run_json("evaluate", dense, "--probe")["probes"]
     assert len(probe["answers"]) == 12

@@ -18,6 +18,7 @@ from slimformer.prune.recipe import (
     keep_all,
     keep_heads,
 )
+from slimformer.prune.structures import channel_axes
 from slimformer.prune.vocabulary import Description
 
 seeds = st.integers(0, 1 << 31)
@@ -35,7 +36,7 @@ def random_recipe(
     masked: bool = False,
     links: bool = True,
 ) -> Recipe:
-    """Any valid recipe: units, sub-blocks, layers and tokens go at random, or links stand in.
+    """Any valid recipe: parts of each kind go at random, or links stand in.
 
     ``masked``: only what a mask can switch off. ``links``: whether there are any.
     """
@@ -45,7 +46,16 @@ def random_recipe(
         if kept is not None:
             layers.append(kept)
     vocabulary = None if masked or rng.random() < 0.5 else random_rows(rng, checkpoint)
-    return Recipe(checkpoint.name, checkpoint.fingerprint, tuple(layers), vocabulary)
+    channels = None
+    if not masked and checkpoint.config.norm == "rms" and rng.random() < 0.5:
+        channels = random_units(rng, checkpoint.config.n_channels)
+    return Recipe(
+        checkpoint.name,
+        checkpoint.fingerprint,
+        tuple(layers),
+        vocabulary=vocabulary,
+        channels=channels,
+    )
 
 
 def random_rows(rng: np.random.Generator, checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -90,3 +100,17 @@ def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:
         return tuple(range(count))
     size = int(rng.integers(1, count + 1))
     return tuple(sorted(int(unit) for unit in rng.choice(count, size, replace=False)))
+
+
+def silenced(checkpoint: Checkpoint, channels: tuple[int, ...]) -> Checkpoint:
+    """The whole model with nothing in any channel but these: what removing the others means."""
+    gone = np.setdiff1d(np.arange(checkpoint.config.n_channels), channels)
+    values = {}
+    for name, tensor in checkpoint.tensors.items():
+        array = np.array(tensor.read())
+        for axis in channel_axes(name, array.ndim):
+            # A norm's weight may count from the offset.
+            nothing = -checkpoint.config.norm_offset if name.endswith("norm.weight") else 0.0
+            np.moveaxis(array, axis, 0)[gone] = nothing
+        values[name] = array
+    return checkpoint.with_tensors(values)

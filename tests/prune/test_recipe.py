@@ -59,6 +59,7 @@ def plain() -> dict[str, Any]:
         "version": 1,
         "source": {"name": "m", "fingerprint": "f"},
         "vocabulary": "0-255,300",
+        "channels": "0-511",
         "layers": [
             {
                 "source": 2,
@@ -88,6 +89,7 @@ HOSTILE = {
     "fingerprint is a number": (change("source", "fingerprint", to=3), "source.fingerprint"),
     "vocabulary as list": (change("vocabulary", to=[0]), "recipe: vocabulary"),
     "vocabulary unsorted": (change("vocabulary", to="5,1"), "recipe: vocabulary"),
+    "channels unsorted": (change("channels", to="5,1"), "recipe: channels"),
     "layers is an object": (change("layers", to={}), "layers"),
     "too many layers": (change("layers", to=[{}] * 5000), "layers"),
     "layer is a number": (change("layers", 1, to=3), r"layers\[1\]"),
@@ -173,12 +175,15 @@ def test_heads_bring_their_kv_heads(seed: int) -> None:
 def test_a_recipe_is_as_short_as_what_it_says() -> None:
     whole = Recipe("m", "f", ())
     assert "vocabulary" not in whole.to_dict()
-    some = Recipe("m", "f", (), tuple(range(256)))
+    some = Recipe("m", "f", (), tuple(range(256)), channels=(1, 2, 3))
     assert some.to_dict()["vocabulary"] == "0-255"
+    assert some.to_dict()["channels"] == "1-3"
     assert whole.then(some) == some.then(whole) == some
+    fewer = Recipe("m", "g", (), (7,), channels=(0, 2))
+    assert some.then(fewer) == Recipe("m", "f", (), (7,), channels=(1, 3))
 
 
-def test_tokens_that_a_model_lacks_are_refused() -> None:
+def test_tokens_and_channels_that_a_model_lacks_are_refused() -> None:
     first = Recipe("m", "f", (), (3, 5))
     with pytest.raises(RecipeError, match="vocabulary"):
         first.then(Recipe("m", "g", (), (2,)))
@@ -186,6 +191,9 @@ def test_tokens_that_a_model_lacks_are_refused() -> None:
     beyond = Recipe(model.name, model.fingerprint, (), (model.config.vocab_size,))
     with pytest.raises(RecipeError, match="vocabulary"):
         beyond.check(model)
+    wide = Recipe(model.name, model.fingerprint, (), channels=(model.config.n_channels,))
+    with pytest.raises(RecipeError, match="channels"):
+        wide.check(model)
 
 
 def test_a_recipe_cannot_keep_what_another_removed() -> None:

@@ -26,6 +26,14 @@ from slimformer.cli.options import (
 )
 from slimformer.cli.prune_choices import Dtype, Effort, Mix, Phase, Repair, Sharing, Zeros
 from slimformer.cli.prune_outcome import save_outline, tell
+from slimformer.cli.prune_whole import (
+    ChannelsOption,
+    RotateOption,
+    VocabularyFromOption,
+    VocabularyKeepOption,
+    VocabularyOption,
+    Whole,
+)
 
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
@@ -36,7 +44,6 @@ BUDGETS = ("keep", "max_bytes", "speedup", "decode_tokens_per_second")
 
 
 BUDGET = "Budget"
-VOCABULARY = "Vocabulary"
 LISTS = "By name"
 ZEROS = "Zeros"
 METHOD = "Method"
@@ -93,27 +100,11 @@ def prune(
             metavar="FILE", help="Repeat what a recipe.json says.", rich_help_panel=BUDGET
         ),
     ] = None,
-    vocabulary_from: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="PATH",
-            help="Keep the tokens that text like this needs: .txt or .jsonl files, or folders of "
-            "them; may repeat.",
-            rich_help_panel=VOCABULARY,
-        ),
-    ] = None,
-    vocabulary: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that stay.", rich_help_panel=VOCABULARY)
-    ] = None,
-    vocabulary_keep: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Instead, the share of other such text that they are enough for; 0.99 by default.",
-            rich_help_panel=VOCABULARY,
-        ),
-    ] = None,
+    vocabulary_from: VocabularyFromOption = None,
+    vocabulary: VocabularyOption = None,
+    vocabulary_keep: VocabularyKeepOption = None,
+    channels: ChannelsOption = None,
+    rotate: RotateOption = False,
     drop_layers: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Such as 20,21 or 4-7.", rich_help_panel=LISTS),
@@ -260,19 +251,17 @@ def prune(
     size = parse_size(max_bytes)
     budgets = (keep, size, speedup, decode_tokens_per_second)
     choices = [*(budget is not None for budget in budgets), recipe is not None, any(lists.values())]
+    whole = Whole(vocabulary_from, vocabulary, vocabulary_keep, channels, rotate)
     filling = sparsity is not None or pattern != "any"
     if vocabulary_sparsity and not filling:
         raise typer.BadParameter("--vocabulary-sparsity goes with --sparsity or --pattern")
-    if sum(choices) > 1 or not (filling or vocabulary_from or any(choices)):
+    if sum(choices) > 1 or not (filling or whole.asked or any(choices)):
         raise typer.BadParameter(
             "expected one of --keep, --max-bytes, --speedup, --decode-tokens-per-second and "
-            "--recipe, or lists such as --drop-layers; or --sparsity or --vocabulary-from, alone "
-            "or beside one of them"
+            "--recipe, or lists such as --drop-layers; or --sparsity, --vocabulary-from or "
+            "--channels, alone or beside one of them"
         )
-    if recipe is not None and vocabulary_from:
-        raise typer.BadParameter("expected no --vocabulary-from: a recipe says which tokens stay")
-    if not vocabulary_from and (vocabulary is not None or vocabulary_keep is not None):
-        raise typer.BadParameter("expected --vocabulary-from, the text to count tokens on")
+    whole.check(recipe)
     options = {
         "keep": keep,
         "max_bytes": size,
@@ -304,33 +293,30 @@ def prune(
     smallest = 2 * left * source.config.non_embedding_parameters()
     check_output(output, needed_bytes=int(smallest))
 
-    from slimformer.prune import Recipe, Setting, apply, cut_to_text, load_calibration
+    from slimformer.prune import Recipe, Setting, load_calibration
     from slimformer.prune import prune as make
 
     state = output.with_name(f".{output.name}.slimformer-unfinished")
     texts = load_calibration(calibration) if calibration else None
     with progress_display() as progress:
-        common: dict[str, Any] = {
-            "effort": effort.value,
+        reading: dict[str, Any] = {
             "calibration": texts,
             "seed": seed,
             "threads": threads,
             "progress": progress,
-            "state": state,
         }
-        if vocabulary_from:
-            counted_on = load_calibration(vocabulary_from)
-            chosen = cut_to_text(source, counted_on, size=vocabulary, share=vocabulary_keep)
-            if any(choices):
-                cut = apply(source, chosen)
-                chosen = chosen.then(_recipe(cut, recipe, lists, {**options, **common}))
-        else:
-            chosen = _recipe(source, recipe, lists, {**options, **common})
+        common: dict[str, Any] = {**reading, "effort": effort.value, "state": state}
+        stored: dict[str, Any] = {"repair": repair.value, "dtype": dtype.value}
+        base, chosen = whole.plan(source, **reading)
+        if chosen is None:
+            chosen = _recipe(base, recipe, lists, {**options, **common})
+        elif any(choices):
+            begun = make(base, chosen, **stored, **common)
+            chosen = chosen.then(_recipe(begun, recipe, lists, {**options, **common}))
         slim = make(
-            source,
+            base,
             chosen,
-            repair=repair.value,
-            dtype=dtype.value,
+            **stored,
             sparsity=sparsity,
             pattern=pattern,
             zeros=zeros.value,
@@ -341,7 +327,7 @@ def prune(
         dataclasses.replace(slim, sparse=slim.sparse and not dense).save(output)
     shutil.rmtree(state, ignore_errors=True)
     made = dataclasses.replace(chosen, zeros=Recipe.from_dict(slim.recipe or {}).zeros)
-    counted_only = bool(vocabulary_from) and not any(choices) and made.zeros is None
+    counted_only = not any(choices) and channels is None and made.zeros is None
     sources = [] if counted_only else [_calibrated_on(calibration, seed)]
     if vocabulary_from:
         sources.append(f"{_names(vocabulary_from)} (for the vocabulary)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slimformer.prune.calibrate import load_calibration
+from slimformer.prune.channels import plan_channels, rotate
 from slimformer.prune.masks import to_mask
 from slimformer.prune.pipeline import Profile, explicit, profile, prune
 from slimformer.prune.planning import plan
@@ -21,8 +22,10 @@ __all__ = [
     "explicit",
     "load_calibration",
     "plan",
+    "plan_channels",
     "profile",
     "prune",
+    "rotate",
     "sample_calibration",
     "to_mask",
 ]

@@ -14,12 +14,13 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
     Raises
     ------
     RecipeError
-        The recipe keeps something that such a model does not have, or drops tokens: ids mean
-        something else then, which no mask can do.
+        The recipe keeps something that such a model does not have, or drops tokens or channels,
+        which no mask does.
     """
     recipe.check_shape(config)
-    if recipe.vocabulary is not None:
-        raise RecipeError("recipe: vocabulary: no mask can renumber tokens; apply the recipe")
+    for what in ("vocabulary", "channels"):
+        if getattr(recipe, what) is not None:
+            raise RecipeError(f"recipe: {what}: no mask does without some; apply the recipe")
     kept = {layer.source: layer for layer in recipe.layers}
     skip_attention, skip_ffn = [], []
     heads: dict[int, tuple[int, ...]] = {}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slimformer.checkpoint import cast
-from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
 from slimformer.config import AttentionConfig, FfnConfig
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
+from slimformer.prune.channels import repair_narrow
 from slimformer.prune.effort import Effort, work
 from slimformer.prune.importance import magnitude
 from slimformer.prune.importance.statistics import layer_statistics
@@ -59,7 +60,7 @@ def prune(
     effort: Effort = "fast",
     calibration: Sequence[str] | None = None,
     tokens: int | None = None,
-    dtype: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    dtype: DtypeChoice = "auto",
     sparsity: float | None = None,
     pattern: str = ANYWHERE,
     zeros: Method = "sparsegpt",
@@ -72,7 +73,8 @@ def prune(
 ) -> Checkpoint:
     """Remove what the recipe does not keep and repair what stays; then the same with zeros.
 
-    Tokens go first: what stays is repaired on text as the pruned model will read it.
+    Tokens go first: what stays is repaired on text as the pruned model will read it. Channels go
+    next, and what reads and writes them is refitted before units go.
 
     Parameters
     ----------
@@ -132,14 +134,15 @@ def prune(
     wish = None
     if sparsity is not None or pattern != ANYWHERE:
         wish = Wish(sparsity, pattern, zeros, sharing, vocabulary_sparsity)
-    checkpoint, recipe = _vocabulary_first(checkpoint, recipe)
-    stored = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
-    slim = dataclasses.replace(cast(apply(checkpoint, recipe), stored), quantised=False)
+    checkpoint, recipe = _first("vocabulary", checkpoint, recipe)
+    stored: DtypeChoice = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
+    slim = _stored(apply(checkpoint, recipe), stored)
+    damaged = slim.config != checkpoint.config
     wanted = recipe.zeros
     if wanted is None and slim.recipe is not None:  # a source that has zeros already
         wanted = Recipe.from_dict(slim.recipe).zeros
     windows = None
-    if repair != "none" or _needs_text(wish, wanted):
+    if (repair != "none" and damaged) or _needs_text(wish, wanted):
         n_tokens = work(effort).repair_tokens if tokens is None else tokens
         windows = calibration_windows(checkpoint, calibration, n_tokens, seed, threads, progress)
     key = {
@@ -156,6 +159,16 @@ def prune(
         return None if state is None else Journal(state / name, {"work": name, **key, **more})
 
     common: dict[str, Any] = {"threads": threads, "progress": progress}
+    if repair != "none" and recipe.channels is not None:
+        assert windows is not None
+        channels = recipe.channels
+        narrow, recipe = _first("channels", checkpoint, recipe)
+        narrow = _stored(narrow, stored)
+        if repair == "refit":
+            narrow = repair_narrow(checkpoint, narrow, channels, windows, **common)
+        checkpoint = narrow
+        recipe = dataclasses.replace(recipe, source_fingerprint=narrow.fingerprint)
+        slim = _stored(apply(checkpoint, recipe), stored)
     if repair != "none" and recipe.layers != Recipe.identity(checkpoint).layers:
         assert windows is not None
         slim = repair_weights(
@@ -260,14 +273,22 @@ def profile(
     )
 
 
-def _vocabulary_first(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
-    """The model with the tokens that stay, and what the recipe says of the rest of it."""
-    if recipe.vocabulary is None:
+def _stored(checkpoint: Checkpoint, dtype: DtypeChoice) -> Checkpoint:
+    """The model in the element type that it is saved in."""
+    return dataclasses.replace(cast(checkpoint, dtype), quantised=False)
+
+
+def _first(
+    what: Literal["vocabulary", "channels"], checkpoint: Checkpoint, recipe: Recipe
+) -> tuple[Checkpoint, Recipe]:
+    """The model with those tokens or channels that stay, and what the recipe says of its rest."""
+    if getattr(recipe, what) is None:
         return checkpoint, recipe
     recipe.check(checkpoint)
-    whole = Recipe.identity(checkpoint)
-    cut = apply(checkpoint, dataclasses.replace(whole, vocabulary=recipe.vocabulary))
-    return cut, dataclasses.replace(recipe, source_fingerprint=cut.fingerprint, vocabulary=None)
+    alone: dict[str, Any] = {what: getattr(recipe, what)}
+    cut = apply(checkpoint, dataclasses.replace(Recipe.identity(checkpoint), **alone))
+    rest: dict[str, Any] = {what: None, "source_fingerprint": cut.fingerprint}
+    return cut, dataclasses.replace(recipe, **rest)
 
 
 def _existing(checkpoint: Checkpoint, what: str, layers: Iterable[int]) -> frozenset[int]:

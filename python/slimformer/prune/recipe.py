@@ -1,9 +1,10 @@
 """The recipe: what a pruned model keeps of its source, as pure data.
 
 A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
-KV heads and neurons that stay, the links that stand in for what goes, and the rows of the
-vocabulary if some of them go; and how many of the weights left become zero, if any do. It removes
-nothing itself: ``surgery.apply`` does, and a mask made of it does so at run time.
+KV heads and neurons that stay, and the links that stand in for what goes; for the whole model the
+rows of the vocabulary and the channels of the residual stream, if some of them go; and how many of
+the weights left become zero, if any do. It removes nothing itself: ``surgery.apply`` does, and a
+mask made of it does so at run time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from slimformer.prune.json_values import fields_of, integer, string, unique
 from slimformer.prune.zeros.choice import Zeros
 
 SCHEMA_VERSION = 1
+
+_OF_THE_MODEL = ("vocabulary", "channels")
+"""What is kept of the model as a whole."""
 
 MAX_INDICES = 1 << 23
 """Most units a recipe may list in all; a hostile file must not fill the memory."""
@@ -98,6 +102,8 @@ class Recipe:
         Rows of embedding and head that stay, ascending; ``None``: all of them.
     zeros
         Zeros of the model that is left, if it is to have any.
+    channels
+        Channels of the residual stream that stay, ascending; ``None``: all of them.
 
     Raises
     ------
@@ -110,10 +116,13 @@ class Recipe:
     layers: tuple[KeptLayer, ...]
     vocabulary: tuple[int, ...] | None = None
     zeros: Zeros | None = None
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.vocabulary is not None:
-            check_ascending(self.vocabulary, "recipe: vocabulary")
+        for what in _OF_THE_MODEL:
+            kept = getattr(self, what)
+            if kept is not None:
+                check_ascending(kept, f"recipe: {what}")
         previous = -1
         for position, layer in enumerate(self.layers):
             where = f"recipe: layers[{position}]"
@@ -164,8 +173,11 @@ class Recipe:
         zeros = other.zeros
         if zeros is None and self.zeros is not None:
             zeros = self.zeros.in_layers([(one.source, one.sub_blocks) for one in other.layers])
-        vocabulary = _pick_all(self.vocabulary, other.vocabulary, "recipe: vocabulary")
-        return dataclasses.replace(self, layers=tuple(layers), zeros=zeros, vocabulary=vocabulary)
+        whole: dict[str, Any] = {
+            what: _pick_all(getattr(self, what), getattr(other, what), f"recipe: {what}")
+            for what in _OF_THE_MODEL
+        }
+        return dataclasses.replace(self, layers=tuple(layers), zeros=zeros, **whole)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise RecipeError unless this recipe was made for exactly this model."""
@@ -181,6 +193,13 @@ class Recipe:
         """Raise RecipeError unless everything that is kept exists in such a model."""
         if self.vocabulary is not None:
             _check_below(self.vocabulary, config.vocab_size, "recipe: vocabulary")
+        if self.channels is not None:
+            _check_below(self.channels, config.n_channels, "recipe: channels")
+            if config.norm == "layer":
+                raise RecipeError(
+                    "recipe: channels: a model with layer norm keeps them all: its mean would "
+                    "become that of others"
+                )
         for position, kept in enumerate(self.layers):
             where = f"recipe: layers[{position}]"
             if kept.source >= len(config.layers):
@@ -203,7 +222,11 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; what a recipe leaves whole is not named."""
-        whole = {} if self.vocabulary is None else {"vocabulary": to_runs(self.vocabulary)}
+        whole = {
+            what: to_runs(getattr(self, what))
+            for what in _OF_THE_MODEL
+            if getattr(self, what) is not None
+        }
         return {
             "version": SCHEMA_VERSION,
             "source": {"name": self.source_name, "fingerprint": self.source_fingerprint},
@@ -226,7 +249,7 @@ class Recipe:
             Another schema version, unknown or missing keys, wrong types, bad indices; the
             message says where.
         """
-        optional = ("vocabulary", "zeros")
+        optional = (*_OF_THE_MODEL, "zeros")
         fields = fields_of(value, "recipe", ("version", "source", "layers"), optional)
         version = integer(fields["version"], "recipe: version")
         if version != SCHEMA_VERSION:
@@ -235,12 +258,13 @@ class Recipe:
         layers = fields["layers"]
         if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
             raise RecipeError(f"recipe: layers: expected a list of at most {MAX_LAYERS} layers")
-        vocabulary = None
-        if "vocabulary" in fields:
-            at = "recipe: vocabulary"
-            vocabulary = from_runs(string(fields["vocabulary"], at), at)
+        whole = {
+            what: from_runs(string(fields[what], f"recipe: {what}"), f"recipe: {what}")
+            for what in _OF_THE_MODEL
+            if what in fields
+        }
         parsed: list[KeptLayer] = []
-        total = len(vocabulary or ())
+        total = sum(map(len, whole.values()))
         for i, layer in enumerate(layers):
             parsed.append(_layer_from_dict(layer, f"recipe: layers[{i}]"))
             total += _index_count(parsed[-1])
@@ -250,8 +274,8 @@ class Recipe:
             string(source["name"], "recipe: source.name"),
             string(source["fingerprint"], "recipe: source.fingerprint"),
             tuple(parsed),
-            vocabulary,
-            Zeros.from_dict(fields["zeros"], "recipe: zeros") if "zeros" in fields else None,
+            zeros=Zeros.from_dict(fields["zeros"], "recipe: zeros") if "zeros" in fields else None,
+            **whole,
         )
 
     @staticmethod

@@ -86,7 +86,7 @@ def repair(
     DataError
         Activations on the text that are not finite.
     """
-    run = _Repair(dense, pruned, recipe, _in_parts(windows, _parts(pruned)), threads)
+    run = _Repair(dense, pruned, recipe, in_parts(windows, _parts(pruned)), threads)
     n_layers = len(dense.config.layers)
     for source in range(run.resume(journal), n_layers):
         progress("repair layers", source, n_layers)
@@ -396,7 +396,7 @@ def _parts(pruned: Checkpoint) -> int:
     return 2 if 8 * max(widths, default=0) ** 2 > PART_BYTES else PARTS
 
 
-def _in_parts(windows: Windows, parts: int) -> list[Windows]:
+def in_parts(windows: Windows, parts: int) -> list[Windows]:
     """The windows dealt out evenly, a single one cut in two, so that one part can be held out."""
     if len(windows) == 1:
         half = windows.shape[1] // 2

@@ -4,7 +4,8 @@ A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` a
 neuron is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``. Biases follow
 the rows, and so do the weights of norms over the whole width of queries or keys.
 Whole sub-blocks and layers own all tensors below their prefix. A token is a row of the embedding
-and of the head, which are one where it is tied.
+and of the head, which are one where it is tied. A channel of the residual stream is a column of
+all that reads it, a row of all that writes to it, and an entry of the norms between.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ UnitAxis = Literal["heads", "kv_heads", "neurons"]
 VOCABULARY_TENSORS = frozenset(("embedding.weight", "head.weight"))
 """Tensors with a row for each token."""
 
+READERS = frozenset((*(f"{part}.weight" for part in ("q", "k", "v", "gate", "up")), "link.down"))
+"""Matrices of a sub-block that read the stream, with a column for each channel."""
+
+WRITERS = frozenset(
+    (*(f"{part}.{kind}" for part in ("o", "down") for kind in ("weight", "bias")), "link.up")
+)
+"""Matrices and biases of a sub-block that write to the stream, with a row for each channel."""
+
 Rate = Callable[[str], int]
 """What one element of a tensor counts: 1 for a budget of parameters, its bytes for one of bytes."""
 
@@ -38,6 +47,22 @@ class Axis:
     axis: int
     width: int
     unit: UnitAxis
+
+
+def channel_axes(name: str, dimensions: int) -> tuple[int, ...]:
+    """Axes of a tensor that have an entry for each channel of the residual stream."""
+    part = name
+    if name.startswith("layers."):
+        part = name.split(".", 3)[3]
+    elif not part.endswith("_norm.weight"):
+        return (1,)
+    if part in READERS:
+        return (1,)
+    if part in WRITERS:
+        return (0,)
+    if part in ("norm.weight", "post_norm.weight", "embedding_norm.weight", "final_norm.weight"):
+        return (0,)
+    return tuple(range(dimensions)) if part == "link.weight" else ()
 
 
 def attention_axes(attention: AttentionConfig) -> tuple[Axis, ...]:

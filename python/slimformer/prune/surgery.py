@@ -19,6 +19,7 @@ from slimformer.prune.structures import (
     VOCABULARY_TENSORS,
     Axis,
     attention_axes,
+    channel_axes,
     ffn_axes,
     pruned_layer,
 )
@@ -65,6 +66,10 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
         for sub_block, link in (("attention", kept.attention), ("ffn", kept.ffn)):
             if isinstance(link, NewLink):
                 tensors.update(new_link(checkpoint, kept.source, index, sub_block, link.shape))
+    if recipe.channels is not None:
+        config = dataclasses.replace(config, n_channels=len(recipe.channels))
+        channels = np.asarray(recipe.channels)
+        tensors = {name: _narrow(name, tensor, channels) for name, tensor in tensors.items()}
     before = checkpoint.recipe
     structure = dataclasses.replace(recipe, zeros=None)
     composed = structure if before is None else Recipe.from_dict(before).then(structure)
@@ -168,6 +173,13 @@ def new_link(
 def _filled(shape: tuple[int, ...], value: float, dtype: np.dtype[Any]) -> Tensor:
     names = {dtype: name for name, dtype in DTYPES.items()}
     return Tensor(shape, names[dtype], lambda: np.full(shape, value, dtype))
+
+
+def _narrow(name: str, tensor: Tensor, channels: Entries) -> Tensor:
+    """A tensor without the channels that go."""
+    for axis in channel_axes(name, len(tensor.shape)):
+        tensor = _cut(tensor, axis, channels)
+    return tensor
 
 
 def _cut(tensor: Tensor, axis: int, entries: Entries) -> Tensor:

@@ -60,13 +60,19 @@ class LayerPass {
   // The pieces as attention sees them, with room in their caches for the step's keys and values.
   std::vector<ops::AttentionSequence> Sequences(const AttentionStep& step) const;
 
+  // What queries and keys of a step are rotated by, if anything.
+  const ops::Rotation* RotationOf(const AttentionStep& step) const;
+
   // Normalises and rotates k [rows, n_kv_heads, head_dim] and writes it, and v [rows, n_kv_heads,
   // value_dim], into the caches.
   void Store(const AttentionStep& step, std::span<const ops::AttentionSequence> sequences, float* k,
              const float* v) const;
 
-  // What a sub-block works on, [rows, n_channels]: its input, normalised where it has a norm.
-  const float* Norm(const float* input, const NormWeights& norm) const;
+  // What a sub-block works on, [rows, n_channels], as each of the kernels reads it: its input,
+  // normalised where it has a norm. The tap at `site` sees it.
+  void NormInputs(std::size_t layer, Site site, const float* input, const NormWeights& norm,
+                  std::span<const kernels::GemmKernel* const> kernels,
+                  ops::LinearInput* inputs) const;
   void Normalise(const float* x, const NormWeights& norm, float* y) const;
 
   // hidden += w x, of which one or the other is normalised where the place says so.

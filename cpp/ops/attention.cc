@@ -3,12 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
-#include <type_traits>
-
-#include "base/bf16.h"
-#include "ops/rows.h"
+#include <vector>
 
 namespace slimformer::ops {
 namespace {
@@ -124,11 +120,13 @@ Scratch TakeScratch(const Context& context, const KvLayout& layout, std::size_t 
 }
 
 void GatherQueries(const Context& context, const KvLayout& layout, const Block& block, float scale,
-                   const float* q, std::size_t q_stride, float* gathered) {
+                   const Queries& q, float* gathered) {
   for (std::size_t p = 0; p < block.positions; ++p) {
-    const float* row = q + (block.sequence->first_row + block.first + p) * q_stride;
+    const std::size_t row = block.sequence->first_row + block.first + p;
     for (const std::size_t head : block.group->heads) {
-      context.kernels.scale(scale, row + head * layout.head_dim, layout.head_dim, gathered);
+      context.kernels.scale(scale, q.values + row * q.stride + head * layout.head_dim,
+                            layout.head_dim, gathered);
+      if (q.rotation != nullptr) RotateHead(context.kernels, *q.rotation, row, gathered);
       gathered += layout.head_dim;
     }
   }
@@ -207,99 +205,11 @@ void ScatterOutputs(const Context& context, const KvLayout& layout, const Block&
   }
 }
 
-// Writes one position of one head as a page holds it.
-template <class T>
-class RowWriter {
- public:
-  RowWriter(const Context& context, const KvLayout& layout)
-      : kernels_(context.kernels), layout_(layout) {}
-
-  void Keys(const float* key, std::size_t slot, T* page) const {
-    Convert(key, layout_.head_dim, [&](std::size_t first, std::size_t count, const T* row) {
-      for (std::size_t i = 0; i < count; ++i) page[layout_.KeyIndex(slot, first + i)] = row[i];
-    });
-  }
-
-  void Values(const float* value, std::size_t slot, T* page) const {
-    T* to = page + layout_.ValueIndex(slot, 0);
-    Convert(value, layout_.value_dim, [&](std::size_t first, std::size_t count, const T* row) {
-      for (std::size_t i = 0; i < count; ++i) to[(first + i) * layout_.PerStep()] = row[i];
-    });
-  }
-
- private:
-  // Calls store(first, count, converted) for a row, some values at a time.
-  template <class Store>
-  void Convert(const float* from, std::size_t n, Store store) const {
-    if constexpr (std::is_same_v<T, float>) {
-      store(0, n, from);
-    } else {
-      constexpr std::size_t kAtOnce = 64;
-      T row[kAtOnce];
-      for (std::size_t first = 0; first < n; first += kAtOnce) {
-        const std::size_t count = std::min(kAtOnce, n - first);
-        kernels_.to_bf16(from + first, count, row);
-        store(first, count, row);
-      }
-    }
-  }
-
-  const kernels::KernelTable& kernels_;
-  const KvLayout& layout_;
-};
-
-template <class T>
-void StoreRow(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-              std::byte* page, std::size_t slot, const float* keys, const float* values) {
-  const RowWriter<T> writer(context, layout);
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    const std::size_t head = groups[i].kv_head;
-    writer.Keys(keys + head * layout.head_dim, slot,
-                reinterpret_cast<T*>(page + layout.KeyOffset(i)));
-    writer.Values(values + head * layout.value_dim, slot,
-                  reinterpret_cast<T*>(page + layout.ValueOffset(i)));
-  }
-}
-
 }  // namespace
 
-void StoreKeysAndValues(const Context& context, const KvLayout& layout,
-                        std::span<const HeadGroup> groups,
-                        std::span<const AttentionSequence> sequences, const float* keys,
-                        std::size_t key_stride, const float* values, std::size_t value_stride) {
-  const auto store = layout.type == KvType::f32 ? StoreRow<float> : StoreRow<std::uint16_t>;
-  const std::size_t row_values = groups.size() * (layout.head_dim + layout.value_dim);
-  for (const AttentionSequence& sequence : sequences) {
-    ForRows(context.pool, sequence.rows, row_values, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t r = begin; r < end; ++r) {
-        const std::size_t row = sequence.first_row + r;
-        const std::size_t position = sequence.position + r;
-        store(context, layout, groups, sequence.pages[position / kPagePositions],
-              position % kPagePositions, keys + row * key_stride, values + row * value_stride);
-      }
-    });
-  }
-}
-
-void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page) {
-  const std::size_t element = layout.ElementBytes();
-  for (std::size_t head = 0; head < layout.heads; ++head) {
-    std::byte* keys = page + layout.KeyOffset(head);
-    std::byte* values = page + layout.ValueOffset(head);
-    for (std::size_t s = slot; s < kPagePositions; ++s) {
-      for (std::size_t d = 0; d < layout.head_dim; ++d) {
-        std::memset(keys + layout.KeyIndex(s, d) * element, 0, element);
-      }
-      for (std::size_t c = 0; c < layout.value_dim; ++c) {
-        std::memset(values + layout.ValueIndex(s, c) * element, 0, element);
-      }
-    }
-  }
-}
-
 void Attend(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const float* q,
-            std::size_t q_stride, float* out, std::size_t out_stride) {
+            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const Queries& q,
+            float* out, std::size_t out_stride) {
   const tensor::Workspace::Frame frame(context.workspace);
   const std::vector<Block> blocks = CutIntoBlocks(context, layout, groups, rule, sequences);
   std::size_t most_rows = 0;
@@ -313,7 +223,7 @@ void Attend(const Context& context, const KvLayout& layout, std::span<const Head
   context.pool.ParallelFor(blocks.size(), [&](std::size_t i, int worker) {
     const Block& block = blocks[i];
     const Scratch& mine = scratch[static_cast<std::size_t>(worker)];
-    GatherQueries(context, layout, block, rule.scale, q, q_stride, mine.q);
+    GatherQueries(context, layout, block, rule.scale, q, mine.q);
     if (block.ranges == 1) {
       AttendBlock(context, layout, rule, block, mine, mine.softmax);
       ScatterOutputs(context, layout, block, mine.softmax, out, out_stride);

@@ -1,52 +1,19 @@
 // Kernels that pass over rows of float32 or bfloat16 once or twice. To be included after the
 // tier's vector-inl.h.
 //
-// They are bound by the caches, so each is one load-compute-store loop; what matters is that
-// the tail (n mod kLanes) runs as one masked vector and not as a scalar loop, and that sums
+// They are bound by the caches, so each is one load-compute-store loop; what matters is that sums
 // have four accumulators, enough to cover the latency of an addition.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/each_vector-inl.h"
 #include "kernels/exp-inl.h"
 #include "kernels/tanh-inl.h"
 
 namespace slimformer::kernels {
 namespace {
-
-struct WholeVector {
-  static Vector::F Load(const float* p) noexcept { return Vector::Load(p); }
-  static void Store(float* p, Vector::F x) noexcept { Vector::Store(p, x); }
-  static Vector::F Load(const std::uint16_t* p) noexcept { return Vector::LoadBf16(p); }
-  static void Store(std::uint16_t* p, Vector::F x) noexcept { Vector::StoreBf16(p, x); }
-};
-
-// The first n < kLanes lanes. Lanes beyond read as 0.
-struct PartOfVector {
-  std::size_t n;
-
-  Vector::F Load(const float* p) const noexcept { return Vector::Load(p, n); }
-  void Store(float* p, Vector::F x) const noexcept { Vector::Store(p, n, x); }
-  Vector::F Load(const std::uint16_t* p) const noexcept {
-    std::uint16_t copy[Vector::kLanes] = {};
-    for (std::size_t i = 0; i < n; ++i) copy[i] = p[i];
-    return Vector::LoadBf16(copy);
-  }
-  void Store(std::uint16_t* p, Vector::F x) const noexcept {
-    std::uint16_t copy[Vector::kLanes];
-    Vector::StoreBf16(copy, x);
-    for (std::size_t i = 0; i < n; ++i) p[i] = copy[i];
-  }
-};
-
-// Calls body(i, lanes) for every vector of n values.
-template <class Body>
-inline void ForEachVector(std::size_t n, Body body) noexcept {
-  std::size_t i = 0;
-  for (; i + Vector::kLanes <= n; i += Vector::kLanes) body(i, WholeVector{});
-  if (i < n) body(i, PartOfVector{n - i});
-}
 
 inline float SumOfSquares(const float* x, std::size_t n) noexcept {
   constexpr std::size_t kSums = 4;

@@ -10,6 +10,7 @@
 
 #include "kernels/each_vector-inl.h"
 #include "kernels/exp-inl.h"
+#include "kernels/quantise-inl.h"
 #include "kernels/tanh-inl.h"
 
 namespace slimformer::kernels {
@@ -143,6 +144,26 @@ float LogSumExp(const float* x, std::size_t n) noexcept {
 
 void ToBf16(const float* x, std::size_t n, std::uint16_t* y) noexcept {
   ForEachVector(n, [&](std::size_t i, auto lanes) { lanes.Store(y + i, lanes.Load(x + i)); });
+}
+
+float ToInt8(const float* x, std::size_t n, std::int8_t* y) noexcept {
+  Vector::I largest = Vector::ZeroInt();
+  ForEachVector(n, [&](std::size_t i, auto lanes) {
+    largest = Vector::MaxMagnitude(largest, lanes.Load(x + i));
+  });
+  const float scale = ScaleFor(Vector::MaxLanes(largest));
+  const Vector::F inverse = Vector::Set(1.0F / scale);
+  ForEachVector(n, [&](std::size_t i, auto lanes) {
+    const Vector::I whole = Vector::ToInt(Vector::Mul(lanes.Load(x + i), inverse));
+    if constexpr (requires { lanes.n; }) {
+      std::int8_t copy[Vector::kLanes];
+      Vector::StoreWhole(copy, whole);
+      for (std::size_t j = 0; j < lanes.n; ++j) y[i + j] = copy[j];
+    } else {
+      Vector::StoreWhole(y + i, whole);
+    }
+  });
+  return scale;
 }
 
 void FromBf16(const std::uint16_t* x, std::size_t n, float* y) noexcept {

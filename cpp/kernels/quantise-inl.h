@@ -64,16 +64,22 @@ inline void Rotate(const float* x, float factor, float* to) noexcept {
   }
 }
 
-// The scale of a group: NaN where a value is not finite.
+// The scale of values of which these are the largest magnitude's bits, see MaxMagnitude: NaN where
+// one is not finite.
+inline float ScaleFor(std::int32_t largest) noexcept {
+  const auto magnitude = __builtin_bit_cast(float, largest);
+  if (!(magnitude < __builtin_inff())) return __builtin_nanf("");
+  const float scale = magnitude / kLargestInt8;
+  return scale > kSmallestScale ? scale : kSmallestScale;
+}
+
+// The scale of a group.
 template <std::size_t kVectors>
 inline float ScaleOf(const Vector::F (&v)[kVectors]) noexcept {
   Vector::I largest = Vector::ZeroInt();
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < kVectors; ++i) largest = Vector::MaxMagnitude(largest, v[i]);
-  const auto magnitude = __builtin_bit_cast(float, Vector::MaxLanes(largest));
-  if (!(magnitude < __builtin_inff())) return __builtin_nanf("");
-  const float scale = magnitude / kLargestInt8;
-  return scale > kSmallestScale ? scale : kSmallestScale;
+  return ScaleFor(Vector::MaxLanes(largest));
 }
 
 // to [kVectors * kLanes] = v / scale, whole numbers; returns their sum. Integer is int8_t or

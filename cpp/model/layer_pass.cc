@@ -26,15 +26,25 @@ LayerPass::LayerPass(const ops::Context& context, const Plan& plan, std::span<co
   if (std::ranges::any_of(spec_.layers, &LayerSpec::parallel)) {
     entry_ = context.workspace.Take<float>(rows_ * n_channels_);
   }
-  for (const RotarySpec& rotary : plan.rotaries()) rotations_.push_back(RotationOf(rotary));
+  const bool moved = std::ranges::any_of(pieces, [](const Piece& piece) {
+    const std::optional<ops::KvWindow>& window = piece.cache->window();
+    return window && piece.position + piece.rows > window->Length();
+  });
+  for (const RotarySpec& rotary : plan.rotaries()) {
+    rotations_.push_back(MakeRotation(rotary, false));
+    if (moved) sink_rotations_.push_back(MakeRotation(rotary, true));
+  }
 }
 
-ops::Rotation LayerPass::RotationOf(const RotarySpec& rotary) const {
+ops::Rotation LayerPass::MakeRotation(const RotarySpec& rotary, bool to_sinks) const {
   std::vector<ops::RowPosition> positions;  // [rows]
   for (const Piece& piece : pieces_) {
     const float* frequencies = rotary.FrequenciesFor(piece.length).data();
+    const std::optional<ops::KvWindow>& window = piece.cache->window();
     for (std::size_t r = 0; r < piece.rows; ++r) {
-      positions.push_back({static_cast<std::int32_t>(piece.position + r), frequencies});
+      std::size_t position = piece.position + r;
+      if (to_sinks && window) position = std::min(position, window->Length() - 1);
+      positions.push_back({static_cast<std::int32_t>(position), frequencies});
     }
   }
   return ops::ComputeRotation(context_, rotary.inverse_frequencies.size(), rotary.amplitude,
@@ -107,7 +117,9 @@ void LayerPass::Run(const AttentionStep& step, const float* input, float* hidden
   auto* heads = workspace.Take<float>(rows_ * heads_width);  // [rows, n_heads, value_dim]
   if (!step.all_heads) std::fill_n(heads, rows_ * heads_width, 0.0F);
   ops::Attend(context_, pieces_.front().cache->layout(step.cache), step.groups, step.scores,
-              sequences, {q, q_width, RotationOf(step)}, heads, heads_width);
+              sequences,
+              {q, q_width, RotationOf(step, rotations_), RotationOf(step, sink_rotations_)}, heads,
+              heads_width);
   Observe(step.layer, Site::attention_heads, heads, heads_width);
   AddOutput(w.o, w.post_norm, step.norm_place,
             ops::PrepareInput(context_.pool, workspace, w.o.weight->kernel(), heads, heads_width,
@@ -150,7 +162,8 @@ std::vector<ops::AttentionSequence> LayerPass::Sequences(const AttentionStep& st
   std::size_t first_row = 0;
   for (const Piece& piece : pieces_) {
     sequences.push_back({first_row, piece.rows, piece.position,
-                         piece.cache->Prepare(step.cache, piece.position, piece.rows)});
+                         piece.cache->Prepare(step.cache, piece.position, piece.rows),
+                         piece.cache->window()});
     first_row += piece.rows;
   }
   return sequences;
@@ -163,12 +176,13 @@ void LayerPass::Store(const AttentionStep& step, std::span<const ops::AttentionS
                    step.qk_norm->k_divisor, k);
   }
   ops::StoreKeysAndValues(context_, pieces_.front().cache->layout(step.cache), step.groups,
-                          sequences, k, step.n_kv_heads * step.head_dim, RotationOf(step), v,
-                          step.n_kv_heads * step.value_dim);
+                          sequences, k, step.n_kv_heads * step.head_dim,
+                          RotationOf(step, rotations_), v, step.n_kv_heads * step.value_dim);
 }
 
-const ops::Rotation* LayerPass::RotationOf(const AttentionStep& step) const {
-  return step.rotary ? &rotations_[*step.rotary] : nullptr;
+const ops::Rotation* LayerPass::RotationOf(const AttentionStep& step,
+                                           const std::vector<ops::Rotation>& rotations) {
+  return step.rotary && !rotations.empty() ? &rotations[*step.rotary] : nullptr;
 }
 
 // hidden += down(activation(gate(x)) * up(x)) or down(activation(up(x))), x = norm(input)
@@ -186,8 +200,7 @@ void LayerPass::Run(const FfnStep& step, const float* input, float* hidden) cons
   if (w.gate.weight) {
     const ops::GatedLayers layers{*w.gate.weight,  w.gate.BiasData(), *w.up.weight,
                                   w.up.BiasData(), step.activation,   factors};
-    const kernels::GemmKernel* const kernels[] = {&w.gate.weight->kernel(),
-                                                  &w.up.weight->kernel()};
+    const kernels::GemmKernel* const kernels[] = {&w.gate.weight->kernel(), &w.up.weight->kernel()};
     ops::LinearInput inputs[2];
     NormInputs(step.layer, Site::ffn_normed, input, w.norm, kernels, inputs);
     joined = ops::GatedNeurons(context_, layers, inputs, reader, neurons);
@@ -241,8 +254,8 @@ void LayerPass::NormInputs(std::size_t layer, Site site, const float* input,
     x = normed;
   }
   Observe(layer, site, x, n_channels_);
-  ops::PrepareInputs(context_.pool, context_.workspace, kernels, x, n_channels_, rows_,
-                     n_channels_, inputs);
+  ops::PrepareInputs(context_.pool, context_.workspace, kernels, x, n_channels_, rows_, n_channels_,
+                     inputs);
 }
 
 void LayerPass::Normalise(const float* x, const NormWeights& norm, float* y) const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "ops/rows.h"
 
@@ -12,64 +13,82 @@ namespace {
 
 using kernels::kPagePositions;
 
-// Writes one position of one head as a page holds it.
 template <class T>
-class RowWriter {
+constexpr std::size_t kPerStep = std::is_same_v<T, float> ? 1 : 2;
+
+// Writes positions of all heads as pages hold them.
+template <class T>
+class PageWriter {
  public:
-  RowWriter(const Context& context, const KvLayout& layout)
-      : kernels_(context.kernels), layout_(layout) {}
+  PageWriter(const Context& context, const KvLayout& layout)
+      : kernels_(context.kernels),
+        layout_(layout),
+        converted_(std::max(layout.head_dim, layout.value_dim) + kPerStep<T>) {}
 
-  void Keys(const float* key, std::size_t slot, T* page) const {
-    Convert(key, layout_.head_dim, [&](std::size_t first, std::size_t count, const T* row) {
-      T* to = page + layout_.KeyIndex(slot, first);
-      for (std::size_t i = 0; i < count; i += kPerStep) {
-        std::memcpy(to + i * kernels::kKeyLanes, row + i, kPerStep * sizeof(T));
-      }
-    });
-  }
-
-  void Values(const float* value, std::size_t slot, T* page) const {
-    T* to = page + layout_.ValueIndex(slot, 0);
-    Convert(value, layout_.value_dim, [&](std::size_t first, std::size_t count, const T* row) {
-      for (std::size_t i = 0; i < count; ++i) to[(first + i) * kPerStep] = row[i];
-    });
+  // keys [head_dim] and values [value_dim] of a head of the page.
+  void Write(const float* keys, const float* values, std::size_t slot, std::size_t head,
+             std::byte* page) {
+    const std::size_t scale = slot * sizeof(float);
+    WriteKeys(Convert(keys, layout_.head_dim, page, layout_.KeyScaleOffset(head) + scale), slot,
+              reinterpret_cast<T*>(page + layout_.KeyOffset(head)));
+    WriteValues(Convert(values, layout_.value_dim, page, layout_.ValueScaleOffset(head) + scale),
+                slot, reinterpret_cast<T*>(page + layout_.ValueOffset(head)));
   }
 
  private:
-  static constexpr std::size_t kPerStep = std::is_same_v<T, float> ? 1 : 2;
+  void WriteKeys(const T* keys, std::size_t slot, T* to) const {
+    to += layout_.KeyIndex(slot, 0);
+    for (std::size_t d = 0; d < layout_.head_dim; d += kPerStep<T>) {
+      std::memcpy(to + d * kernels::kKeyLanes, keys + d, kPerStep<T> * sizeof(T));
+    }
+  }
 
-  // Calls store(first, count, converted) for a row, some values at a time; a value that is short of
-  // a step is followed by zero.
-  template <class Store>
-  void Convert(const float* from, std::size_t n, Store store) const {
+  void WriteValues(const T* values, std::size_t slot, T* to) const {
+    to += layout_.ValueIndex(slot, 0);
+    for (std::size_t c = 0; c < layout_.value_dim; ++c) to[c * kPerStep<T>] = values[c];
+  }
+
+  // A row as the page's type, followed by zeros up to a whole step; its scale, if it has one, goes
+  // to the page.
+  const T* Convert(const float* from, std::size_t n, std::byte* page, std::size_t scale_offset) {
     if constexpr (std::is_same_v<T, float>) {
-      store(0, n, from);
+      return from;
     } else {
-      constexpr std::size_t kAtOnce = 64;
-      T row[kAtOnce];
-      for (std::size_t first = 0; first < n; first += kAtOnce) {
-        const std::size_t count = std::min(kAtOnce, n - first);
-        kernels_.to_bf16(from + first, count, row);
-        if (count % kPerStep != 0) row[count] = T{};
-        store(first, count, row);
+      T* to = converted_.data();
+      if constexpr (std::is_same_v<T, std::int8_t>) {
+        const float scale = kernels_.to_int8(from, n, to);
+        std::memcpy(page + scale_offset, &scale, sizeof(scale));
+      } else {
+        kernels_.to_bf16(from, n, to);
       }
+      to[n] = T{};
+      return to;
     }
   }
 
   const kernels::KernelTable& kernels_;
   const KvLayout& layout_;
+  std::vector<T> converted_;
 };
 
+// Rows [begin, end) of a sequence.
 template <class T>
-void StoreRow(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-              std::byte* page, std::size_t slot, const float* keys, const float* values) {
-  const RowWriter<T> writer(context, layout);
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    const std::size_t head = groups[i].kv_head;
-    writer.Keys(keys + head * layout.head_dim, slot,
-                reinterpret_cast<T*>(page + layout.KeyOffset(i)));
-    writer.Values(values + head * layout.value_dim, slot,
-                  reinterpret_cast<T*>(page + layout.ValueOffset(i)));
+void StoreRows(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
+               const AttentionSequence& sequence, std::size_t begin, std::size_t end, float* keys,
+               std::size_t key_stride, const Rotation* rotation, const float* values,
+               std::size_t value_stride) {
+  PageWriter<T> writer(context, layout);
+  for (std::size_t r = begin; r < end; ++r) {
+    const std::size_t row = sequence.first_row + r;
+    const std::size_t position = sequence.position + r;
+    std::byte* page = sequence.pages[position / kPagePositions];
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      const std::size_t head = groups[i].kv_head;
+      float* key = keys + row * key_stride + head * layout.head_dim;
+      if (rotation != nullptr) RotateHead(context.kernels, *rotation, row, key);
+      writer.Write(key, values + row * value_stride + head * layout.value_dim,
+                   position % kPagePositions, i, page);
+    }
   }
 }
 
@@ -80,22 +99,14 @@ void StoreKeysAndValues(const Context& context, const KvLayout& layout,
                         std::span<const AttentionSequence> sequences, float* keys,
                         std::size_t key_stride, const Rotation* rotation, const float* values,
                         std::size_t value_stride) {
-  const auto store = layout.type == KvType::f32 ? StoreRow<float> : StoreRow<std::uint16_t>;
+  const auto store = layout.type == KvType::f32    ? StoreRows<float>
+                     : layout.type == KvType::bf16 ? StoreRows<std::uint16_t>
+                                                   : StoreRows<std::int8_t>;
   const std::size_t row_values = groups.size() * (layout.head_dim + layout.value_dim);
   for (const AttentionSequence& sequence : sequences) {
     ForRows(context.pool, sequence.rows, row_values, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t r = begin; r < end; ++r) {
-        const std::size_t row = sequence.first_row + r;
-        const std::size_t position = sequence.position + r;
-        float* row_keys = keys + row * key_stride;
-        if (rotation != nullptr) {
-          for (const HeadGroup& group : groups) {
-            RotateHead(context.kernels, *rotation, row, row_keys + group.kv_head * layout.head_dim);
-          }
-        }
-        store(context, layout, groups, sequence.pages[position / kPagePositions],
-              position % kPagePositions, row_keys, values + row * value_stride);
-      }
+      store(context, layout, groups, sequence, begin, end, keys, key_stride, rotation, values,
+            value_stride);
     });
   }
 }
@@ -113,6 +124,10 @@ void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page) {
         std::memset(values + layout.ValueIndex(s, c) * element, 0, element);
       }
     }
+    if (layout.type != KvType::int8) continue;
+    const std::size_t bytes = (kPagePositions - slot) * sizeof(float);
+    std::memset(page + layout.KeyScaleOffset(head) + slot * sizeof(float), 0, bytes);
+    std::memset(page + layout.ValueScaleOffset(head) + slot * sizeof(float), 0, bytes);
   }
 }
 

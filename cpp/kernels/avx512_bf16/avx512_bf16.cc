@@ -13,6 +13,7 @@
 // that of x is in the matrix products.
 #include "kernels/avx512/vector-inl.h"
 #include "kernels/avx512_bf16/expand-inl.h"
+#include "kernels/avx512_bf16/widen-inl.h"
 #include "kernels/avx512_vnni/quad_dot-inl.h"
 // The bodies below are written in terms of Vector.
 #include "kernels/attend-inl.h"
@@ -66,12 +67,12 @@ inline Vector::F CoarseExp(Vector::F x) noexcept {
   p = Vector::MulAdd(p, f, Vector::Set(6.93121815e-01F));
   p = Vector::MulAdd(p, f, Vector::Set(9.99999261e-01F));
   const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-  return _mm512_castsi512_ps(
-      _mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), exponent));
+  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), exponent));
 }
 
 // Pairs of bfloat16, multiplied by pairs of bfloat16.
 struct Bf16DotPage {
+  static constexpr bool kScaled = false;
   using Value = std::uint16_t;
   using Multiplier = std::uint16_t;
   using W = __m512i;
@@ -133,6 +134,7 @@ void Overlay<Tier::avx512_bf16>(KernelTable& table) noexcept {
   table.sparse_int8 =
       sparse::MakeSparseInt8<QuadDot<kInt8Group, false>, RegisterExpander<1>>(0.25F);
   table.attend_bf16 = &Attend<Bf16DotPage>;
+  table.attend_int8 = &AttendInt8<Bf16DotPage, LookUpWidener>;
 }
 
 }  // namespace slimformer::kernels

@@ -116,10 +116,14 @@ def _limits_meanwhile(limits: Sequence[Limits]) -> str:
 def kv_bytes(config: ModelConfig, kv: str) -> int:
     """Bytes of keys and values that a token leaves behind, and each later one reads."""
     values = 0
+    scales = 0
     for layer in config.layers:
         if isinstance(layer.attention, AttentionConfig):
             width = layer.attention.head_dim + layer.attention.value_dim
             values += layer.attention.n_kv_heads * width
+            scales += 2 * layer.attention.n_kv_heads
+    if kv == "int8":
+        return values + 4 * scales
     return values * (4 if kv == "f32" else 2)
 
 

@@ -63,6 +63,7 @@ std::uint32_t DetectCpuFeatures() noexcept {
   set(CpuFeature::avx512dq, extended.ebx, 17);
   set(CpuFeature::avx512bw, extended.ebx, 30);
   set(CpuFeature::avx512vl, extended.ebx, 31);
+  set(CpuFeature::avx512vbmi, extended.ecx, 1);
   set(CpuFeature::avx512vbmi2, extended.ecx, 6);
   set(CpuFeature::avx512vnni, extended.ecx, 11);
   set(CpuFeature::avx512bf16, extended1.eax, 5);
@@ -71,7 +72,7 @@ std::uint32_t DetectCpuFeatures() noexcept {
 }
 
 std::vector<std::string> CpuFeatureNames(std::uint32_t features) {
-  static constexpr std::array<std::pair<CpuFeature, const char*>, 12> kNames = {{
+  static constexpr std::array<std::pair<CpuFeature, const char*>, 13> kNames = {{
       {CpuFeature::avx, "avx"},
       {CpuFeature::avx2, "avx2"},
       {CpuFeature::fma, "fma"},
@@ -83,6 +84,7 @@ std::vector<std::string> CpuFeatureNames(std::uint32_t features) {
       {CpuFeature::avx512vl, "avx512vl"},
       {CpuFeature::avx512vnni, "avx512vnni"},
       {CpuFeature::avx512bf16, "avx512bf16"},
+      {CpuFeature::avx512vbmi, "avx512vbmi"},
       {CpuFeature::avx512vbmi2, "avx512vbmi2"},
   }};
   std::vector<std::string> names;

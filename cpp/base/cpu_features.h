@@ -20,6 +20,7 @@ enum class CpuFeature : std::uint32_t {
   avx512vnni = 1U << 9,
   avx512bf16 = 1U << 10,
   avx512vbmi2 = 1U << 11,
+  avx512vbmi = 1U << 12,
 };
 
 // Bits of CpuFeature. A feature whose registers the operating system does not save is not set.

@@ -32,13 +32,17 @@ std::shared_ptr<model::Plan> MakePlan(const PackedModel& model,
 std::shared_ptr<model::Session> MakeSession(const PackedModel& model,
                                             const std::shared_ptr<model::Plan>& plan,
                                             const std::string& kv,
-                                            const std::optional<int>& capacity) {
+                                            const std::optional<int>& capacity,
+                                            const std::optional<std::size_t>& window,
+                                            std::size_t sinks) {
   const model::Transformer& transformer = model.transformer();
   if (plan != nullptr && &plan->weights() != transformer.weights().get()) {
     throw Error(ErrorKind::data, "the plan belongs to another model");
   }
   const std::shared_ptr<const model::Plan> used = plan == nullptr ? transformer.whole_plan() : plan;
-  return std::make_shared<model::Session>(used, KvTypeNamed(kv), capacity);
+  std::optional<ops::KvWindow> kept;
+  if (window) kept = ops::KvWindow{*window, sinks};
+  return std::make_shared<model::Session>(used, KvTypeNamed(kv), capacity, kept);
 }
 
 }  // namespace
@@ -53,7 +57,8 @@ void BindSession(py::module_& module) {
 
   py::class_<model::Session, std::shared_ptr<model::Session>>(module, "Session")
       .def(py::init(&MakeSession), py::arg("model"), py::kw_only(), py::arg("plan") = py::none(),
-           py::arg("kv") = "f32", py::arg("capacity") = py::none())
+           py::arg("kv") = "f32", py::arg("capacity") = py::none(), py::arg("window") = py::none(),
+           py::arg("sinks") = 0)
       .def_property_readonly("position", &model::Session::position)
       .def_property_readonly("capacity", &model::Session::capacity)
       .def_property_readonly("kv_bytes", &model::Session::KvBytes)

@@ -32,6 +32,7 @@ namespace {
 
 using F32Array = py::array_t<float, py::array::c_style>;
 using U16Array = py::array_t<std::uint16_t, py::array::c_style>;
+using I8Array = py::array_t<std::int8_t, py::array::c_style>;
 using I32Array = py::array_t<std::int32_t, py::array::c_style>;
 
 const kernels::KernelTable& Table(const std::string& tier) {
@@ -188,7 +189,9 @@ py::array_t<std::uint8_t> Guarded(std::size_t bytes, bool before) {
 
 void Attend(const std::string& tier, const F32Array& q, const py::array& keys,
             const py::array& values, const I32Array& begin, const I32Array& end, F32Array max,
-            F32Array sum, F32Array out, F32Array scratch, float soft_cap) {
+            F32Array sum, F32Array out, F32Array scratch, float soft_cap,
+            const std::optional<F32Array>& key_scales,
+            const std::optional<F32Array>& value_scales) {
   const std::size_t rows = Dim(q, 0);
   const std::size_t head_dim = Dim(q, 1);
   const std::size_t value_dim = Dim(out, 1);
@@ -200,12 +203,21 @@ void Attend(const std::string& tier, const F32Array& q, const py::array& keys,
   Require(Dim(out, 0) == rows && Size(begin) == rows && Size(end) == rows && Size(max) == rows &&
               Size(sum) == rows,
           "every per-row array must have one entry a query");
-  Require(Size(scratch) == kernels::AttendScratch(head_dim), "scratch must be as large as asked");
+  Require(Size(scratch) == kernels::AttendScratch(head_dim, value_dim),
+          "scratch must be as large as asked");
+  const bool scaled = keys.itemsize() == 1;
+  Require(!scaled || (key_scales && value_scales && Size(*key_scales) == kernels::kPagePositions &&
+                      Size(*value_scales) == kernels::kPagePositions),
+          "int8 keys and values need a scale each position");
   const kernels::KernelTable& table = Table(tier);
-  const kernels::AttendPage attend = keys.itemsize() == 4 ? table.attend_f32 : table.attend_bf16;
-  attend(q.data(), head_dim, rows, keys.data(), values.data(), head_dim, value_dim, begin.data(),
-         end.data(), soft_cap, max.mutable_data(), sum.mutable_data(), out.mutable_data(),
-         value_dim, scratch.mutable_data());
+  const kernels::AttendPage attend = scaled                 ? table.attend_int8
+                                     : keys.itemsize() == 4 ? table.attend_f32
+                                                            : table.attend_bf16;
+  const kernels::KvPart page{keys.data(), values.data(), scaled ? key_scales->data() : nullptr,
+                             scaled ? value_scales->data() : nullptr};
+  attend(q.data(), head_dim, rows, page, head_dim, value_dim, begin.data(), end.data(), soft_cap,
+         max.mutable_data(), sum.mutable_data(), out.mutable_data(), value_dim,
+         scratch.mutable_data());
 }
 
 kernels::ActivationKernel ActivationNamed(const kernels::KernelTable& table,
@@ -298,6 +310,13 @@ void BindElementwise(py::module_& m) {
       },
       py::arg("tier"), py::arg("x").noconvert(), py::arg("y").noconvert());
   m.def(
+      "to_int8",
+      [](const std::string& tier, const F32Array& x, I8Array y) {
+        Require(Size(x) == Size(y), "lengths differ");
+        return Table(tier).to_int8(x.data(), Size(x), y.mutable_data());
+      },
+      py::arg("tier"), py::arg("x").noconvert(), py::arg("y").noconvert());
+  m.def(
       "from_bf16",
       [](const std::string& tier, const U16Array& x, F32Array y) {
         Require(Size(x) == Size(y), "lengths differ");
@@ -313,7 +332,7 @@ PYBIND11_MODULE(_kernels, m) {
   py::register_exception<Error>(m, "KernelError", PyExc_ValueError);
   m.attr("PAGE_POSITIONS") = kernels::kPagePositions;
   m.attr("KEY_LANES") = kernels::kKeyLanes;
-  m.def("attend_scratch", &kernels::AttendScratch, py::arg("head_dim"));
+  m.def("attend_scratch", &kernels::AttendScratch, py::arg("head_dim"), py::arg("value_dim"));
 
   m.def("tiers", [] {
     std::vector<std::string> names;
@@ -346,7 +365,9 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("attend", &Attend, py::arg("tier"), py::arg("q").noconvert(), py::arg("keys"),
         py::arg("values"), py::arg("begin").noconvert(), py::arg("end").noconvert(),
         py::arg("max").noconvert(), py::arg("sum").noconvert(), py::arg("out").noconvert(),
-        py::arg("scratch").noconvert(), py::arg("soft_cap") = 0.0F);
+        py::arg("scratch").noconvert(), py::arg("soft_cap") = 0.0F,
+        py::arg("key_scales").noconvert() = py::none(),
+        py::arg("value_scales").noconvert() = py::none());
   BindElementwise(m);
 
   py::class_<Matrix>(m, "Matrix")

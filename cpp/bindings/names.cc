@@ -42,8 +42,8 @@ tensor::Form FormNamed(const std::string& name) {
 
 ops::KvType KvTypeNamed(const std::string& name) {
   using ops::KvType;
-  static constexpr std::pair<std::string_view, KvType> kChoices[] = {{"f32", KvType::f32},
-                                                                     {"bf16", KvType::bf16}};
+  static constexpr std::pair<std::string_view, KvType> kChoices[] = {
+      {"f32", KvType::f32}, {"bf16", KvType::bf16}, {"int8", KvType::int8}};
   return Choose<KvType>("kv", name, kChoices);
 }
 

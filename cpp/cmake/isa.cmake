@@ -4,8 +4,9 @@
 #
 # A tier starts from its parent's kernels and replaces some (cpp/kernels/<tier>/<tier>.cc).
 # Parents come before their children, lower tiers before higher ones. Contraction of a * b + c is
-# off for the scalar tier, the oracle, so that it rounds as written. VBMI2, which expands sparse
-# weights, has no tier of its own: but for Cooper Lake every CPU with dot products of bfloat16 has it.
+# off for the scalar tier, the oracle, so that it rounds as written. VBMI, which looks bytes up,
+# and VBMI2, which expands sparse weights, have no tier of their own: but for Cooper Lake every CPU
+# with dot products of bfloat16 has them.
 set(SLIMFORMER_TIERS "scalar|scalar|-ffp-contract=off|")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(avx2 "-mavx2 -mfma -mf16c -mbmi2")
@@ -14,7 +15,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     "avx2|scalar|${avx2}|avx,avx2,fma,f16c,bmi2"
     "avx512|avx2|${avx512}|avx512f,avx512bw,avx512dq,avx512vl"
     "avx512_vnni|avx512|${avx512} -mavx512vnni|avx512vnni"
-    "avx512_bf16|avx512_vnni|${avx512} -mavx512vnni -mavx512bf16 -mavx512vbmi2|avx512bf16,avx512vbmi2")
+    "avx512_bf16|avx512_vnni|${avx512} -mavx512vnni -mavx512bf16 -mavx512vbmi -mavx512vbmi2|avx512bf16,avx512vbmi,avx512vbmi2")
 endif()
 
 # Adds every tier's object to `target`, and the table as kernels/tiers.inc for the registry.

@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-#include "kernels/elementwise-inl.h"
+#include "kernels/each_vector-inl.h"
 #include "kernels/exp-inl.h"
 
 namespace slimformer::kernels {

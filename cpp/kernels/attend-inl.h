@@ -30,6 +30,7 @@ namespace {
 // over, in kParts vectors that take one multiply-add each.
 
 struct F32Page {
+  static constexpr bool kScaled = false;
   using Value = float;
   using Multiplier = float;  // a query's value or a softmax weight
   using W = Vector::F;
@@ -60,6 +61,14 @@ struct Bf16Page : F32Page {
     Vector::LoadBf16Pairs(step, parts[0], parts[1]);
     return parts[kPart];
   }
+};
+
+// Pages that were widened from int8. Whole numbers of 8 bits are exact in bfloat16; the scales of
+// their positions multiply scores and softmax weights, of which there are fewer than keys and
+// values have elements.
+template <class Page>
+struct ScaledPage : Page {
+  static constexpr bool kScaled = true;
 };
 
 constexpr std::size_t kAttendRows = Vector::kLanes == 8 ? 6 : 12;
@@ -165,13 +174,15 @@ inline void LastValues(const typename Page::Multiplier* weights, const typename 
   Vector::Store(out, columns, Vector::MulAdd(before, Vector::Set(factor), sum));
 }
 
-// Caps the scores where soft_cap is above 0, turns those of positions [begin, end) of one row into
-// weights exp(score - max), those of the other positions in [first, last) into 0, and updates max
-// and sum. Returns what the sums so far are to be multiplied by. `first` and `last` are multiples
-// of kLanes; weights may be scores.
+// Scales the scores if the page is scaled, caps them where soft_cap is above 0, turns those of
+// positions [begin, end) of one row into weights exp(score - max), those of the other positions in
+// [first, last) into 0, and updates max and sum; then it multiplies weights by the scales of
+// values. Returns what the sums so far are to be multiplied by. `first` and `last` are multiples of
+// kLanes; weights may be scores.
 template <class Page>
-inline float Softmax(float* scores, float soft_cap, std::int32_t first, std::int32_t last,
-                     std::int32_t begin, std::int32_t end, float* max, float* sum,
+inline float Softmax(float* scores, const float* key_scales, const float* value_scales,
+                     float soft_cap, std::int32_t first, std::int32_t last, std::int32_t begin,
+                     std::int32_t end, float* max, float* sum,
                      typename Page::Multiplier* weights) noexcept {
   const auto lanes = static_cast<std::int32_t>(Vector::kLanes);
   if (begin >= end) {
@@ -183,6 +194,10 @@ inline float Softmax(float* scores, float soft_cap, std::int32_t first, std::int
   Vector::F highest = Vector::Set(*max);
   for (std::int32_t at = first; at < last; at += lanes) {
     Vector::F score = Vector::Load(scores + at);
+    if constexpr (Page::kScaled) {
+      score = Vector::Mul(score, Vector::Load(key_scales + at));
+      Vector::Store(scores + at, score);
+    }
     if (soft_cap > 0.0F) {
       score = CapSoftly(score, Vector::Set(soft_cap), Vector::Set(1.0F / soft_cap));
       Vector::Store(scores + at, score);
@@ -197,8 +212,9 @@ inline float Softmax(float* scores, float soft_cap, std::int32_t first, std::int
   Vector::F total = Vector::Zero();
   for (std::int32_t at = first; at < last; at += lanes) {
     const Vector::F below_max = Vector::Sub(Vector::Load(scores + at), Vector::Set(new_max));
-    const Vector::F weight = Page::Weight(below_max);
+    Vector::F weight = Page::Weight(below_max);
     total = Vector::Add(total, weight);
+    if constexpr (Page::kScaled) weight = Vector::Mul(weight, Vector::Load(value_scales + at));
     Page::Store(weights + at, weight);
   }
   // Later pages seldom hold a new maximum.
@@ -215,6 +231,8 @@ struct Attention {
   std::size_t q_stride;
   const typename Page::Value* keys;
   const typename Page::Value* values;
+  const float* key_scales;
+  const float* value_scales;
   std::size_t head_dim;
   std::size_t value_dim;
   const std::int32_t* begin;
@@ -276,9 +294,9 @@ inline void AttendRows(const Attention<Page>& a) noexcept {
   }
   float factor[kRows];
   for (std::size_t r = 0; r < kRows; ++r) {
-    factor[r] =
-        Softmax<Page>(a.scores + r * kPagePositions, a.soft_cap, first_group, last_group,
-                      a.begin[r], a.end[r], a.max + r, a.sum + r, a.weights + r * kPagePositions);
+    factor[r] = Softmax<Page>(a.scores + r * kPagePositions, a.key_scales, a.value_scales,
+                              a.soft_cap, first_group, last_group, a.begin[r], a.end[r], a.max + r,
+                              a.sum + r, a.weights + r * kPagePositions);
   }
 
   constexpr std::size_t kVectors = kRows <= 3 ? 4 : 2;
@@ -318,10 +336,10 @@ inline std::size_t AttendSome(const Attention<Page>& a, std::size_t rows) noexce
 }
 
 template <class Page>
-void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* keys,
-            const void* values, std::size_t head_dim, std::size_t value_dim,
-            const std::int32_t* begin, const std::int32_t* end, float soft_cap, float* max,
-            float* sum, float* out, std::size_t out_stride, float* scratch) noexcept {
+void Attend(const float* q, std::size_t q_stride, std::size_t rows, const KvPart& page,
+            std::size_t head_dim, std::size_t value_dim, const std::int32_t* begin,
+            const std::int32_t* end, float soft_cap, float* max, float* sum, float* out,
+            std::size_t out_stride, float* scratch) noexcept {
   using Multiplier = typename Page::Multiplier;
   float* scores = scratch;
   float* weights = scores;
@@ -329,8 +347,10 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
   Attention<Page> a{
       .q = q,
       .q_stride = q_stride,
-      .keys = static_cast<const typename Page::Value*>(keys),
-      .values = static_cast<const typename Page::Value*>(values),
+      .keys = static_cast<const typename Page::Value*>(page.keys),
+      .values = static_cast<const typename Page::Value*>(page.values),
+      .key_scales = page.key_scales,
+      .value_scales = page.value_scales,
       .head_dim = head_dim,
       .value_dim = value_dim,
       .begin = begin,
@@ -353,6 +373,40 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
     a.out += done * out_stride;
     rows -= done;
   }
+}
+
+// What turns int8 into bfloat16, the vectors that a tier has at hand.
+struct VectorWidener {
+  static constexpr std::size_t kAtOnce = 2 * Vector::kLanes;
+  static void Widen(const std::byte* from, std::uint16_t* to) noexcept {
+    Vector::Int8ToBf16(from, to);
+  }
+};
+
+// to [n] = from [n]; n is a multiple of kPagePositions, and so of what a widener takes at once.
+template <class Widener>
+inline void WidenInt8(const void* from, std::size_t n, std::uint16_t* to) noexcept {
+  static_assert(kPagePositions % Widener::kAtOnce == 0);
+  const auto* bytes = static_cast<const std::byte*>(from);
+  for (std::size_t i = 0; i < n; i += Widener::kAtOnce) Widener::Widen(bytes + i, to + i);
+}
+
+// A page of int8, as pages of bfloat16 are read. Few rows then wait for some two instructions a
+// vector of keys or values, which memory takes longer to deliver; for many it is nothing.
+template <class Page, class Widener>
+void AttendInt8(const float* q, std::size_t q_stride, std::size_t rows, const KvPart& page,
+                std::size_t head_dim, std::size_t value_dim, const std::int32_t* begin,
+                const std::int32_t* end, float soft_cap, float* max, float* sum, float* out,
+                std::size_t out_stride, float* scratch) noexcept {
+  const std::size_t n_keys = kPagePositions * ((head_dim + 1) / 2 * 2);
+  const std::size_t n_values = kPagePositions * value_dim;
+  auto* keys = reinterpret_cast<std::uint16_t*>(scratch);
+  std::uint16_t* values = keys + n_keys;
+  WidenInt8<Widener>(page.keys, n_keys, keys);
+  WidenInt8<Widener>(page.values, n_values, values);
+  const KvPart widened{keys, values, page.key_scales, page.value_scales};
+  Attend<ScaledPage<Page>>(q, q_stride, rows, widened, head_dim, value_dim, begin, end, soft_cap,
+                           max, sum, out, out_stride, scratch + (n_keys + n_values) / 2);
 }
 
 }  // namespace

@@ -1,52 +1,20 @@
 // Kernels that pass over rows of float32 or bfloat16 once or twice. To be included after the
 // tier's vector-inl.h.
 //
-// They are bound by the caches, so each is one load-compute-store loop; what matters is that
-// the tail (n mod kLanes) runs as one masked vector and not as a scalar loop, and that sums
+// They are bound by the caches, so each is one load-compute-store loop; what matters is that sums
 // have four accumulators, enough to cover the latency of an addition.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/each_vector-inl.h"
 #include "kernels/exp-inl.h"
+#include "kernels/quantise-inl.h"
 #include "kernels/tanh-inl.h"
 
 namespace slimformer::kernels {
 namespace {
-
-struct WholeVector {
-  static Vector::F Load(const float* p) noexcept { return Vector::Load(p); }
-  static void Store(float* p, Vector::F x) noexcept { Vector::Store(p, x); }
-  static Vector::F Load(const std::uint16_t* p) noexcept { return Vector::LoadBf16(p); }
-  static void Store(std::uint16_t* p, Vector::F x) noexcept { Vector::StoreBf16(p, x); }
-};
-
-// The first n < kLanes lanes. Lanes beyond read as 0.
-struct PartOfVector {
-  std::size_t n;
-
-  Vector::F Load(const float* p) const noexcept { return Vector::Load(p, n); }
-  void Store(float* p, Vector::F x) const noexcept { Vector::Store(p, n, x); }
-  Vector::F Load(const std::uint16_t* p) const noexcept {
-    std::uint16_t copy[Vector::kLanes] = {};
-    for (std::size_t i = 0; i < n; ++i) copy[i] = p[i];
-    return Vector::LoadBf16(copy);
-  }
-  void Store(std::uint16_t* p, Vector::F x) const noexcept {
-    std::uint16_t copy[Vector::kLanes];
-    Vector::StoreBf16(copy, x);
-    for (std::size_t i = 0; i < n; ++i) p[i] = copy[i];
-  }
-};
-
-// Calls body(i, lanes) for every vector of n values.
-template <class Body>
-inline void ForEachVector(std::size_t n, Body body) noexcept {
-  std::size_t i = 0;
-  for (; i + Vector::kLanes <= n; i += Vector::kLanes) body(i, WholeVector{});
-  if (i < n) body(i, PartOfVector{n - i});
-}
 
 inline float SumOfSquares(const float* x, std::size_t n) noexcept {
   constexpr std::size_t kSums = 4;
@@ -176,6 +144,26 @@ float LogSumExp(const float* x, std::size_t n) noexcept {
 
 void ToBf16(const float* x, std::size_t n, std::uint16_t* y) noexcept {
   ForEachVector(n, [&](std::size_t i, auto lanes) { lanes.Store(y + i, lanes.Load(x + i)); });
+}
+
+float ToInt8(const float* x, std::size_t n, std::int8_t* y) noexcept {
+  Vector::I largest = Vector::ZeroInt();
+  ForEachVector(n, [&](std::size_t i, auto lanes) {
+    largest = Vector::MaxMagnitude(largest, lanes.Load(x + i));
+  });
+  const float scale = ScaleFor(Vector::MaxLanes(largest));
+  const Vector::F inverse = Vector::Set(1.0F / scale);
+  ForEachVector(n, [&](std::size_t i, auto lanes) {
+    const Vector::I whole = Vector::ToInt(Vector::Mul(lanes.Load(x + i), inverse));
+    if constexpr (requires { lanes.n; }) {
+      std::int8_t copy[Vector::kLanes];
+      Vector::StoreWhole(copy, whole);
+      for (std::size_t j = 0; j < lanes.n; ++j) y[i + j] = copy[j];
+    } else {
+      Vector::StoreWhole(y + i, whole);
+    }
+  });
+  return scale;
 }
 
 void FromBf16(const std::uint16_t* x, std::size_t n, float* y) noexcept {

@@ -44,9 +44,11 @@ struct Int8Weights {
 
   static void Quantise(const float* w, std::size_t n, std::size_t output, std::uint8_t* scales,
                        std::int16_t* q) noexcept {
-    const std::uint16_t scale_bits = RoundUpToBf16(ScaleOf(w, n));
+    Vector::F v[kGroupVectors<Dot::kGroup>];
+    LoadGroup(w, n, v);
+    const std::uint16_t scale_bits = RoundUpToBf16(ScaleOf(v));
     __builtin_memcpy(scales + Slot(output), &scale_bits, sizeof(scale_bits));
-    QuantiseGroup<Dot::kGroup>(w, n, FloatFromBf16(scale_bits), q);
+    QuantiseGroup(v, FloatFromBf16(scale_bits), q);
   }
   static void Put(std::uint8_t* step, std::size_t output, std::size_t of_step, int q) noexcept {
     step[output * Dot::kPerStep + of_step] = Dot::Encode(q);

@@ -99,16 +99,27 @@ inline constexpr std::size_t kSparseOverrun = 64;
 // A KV page holds kPagePositions positions of some KV heads; of one head
 //   keys    [kPagePositions / 16][head_dim / per_step][16][per_step]
 //   values  [kPagePositions / per_step][value_dim][per_step]
-// in float32 with per_step 1, or in bfloat16 with per_step 2: pairs that are summed over share 32
-// bits, as dot products want them and as a shift and a mask widen them. An odd head_dim is rounded
-// up, with zeros for what is not there; unused positions hold zeros too.
+// in float32 with per_step 1, or in bfloat16 or int8 with per_step 2: pairs that are summed over
+// lie side by side, as dot products want them and as a shift and a mask widen them. An odd head_dim
+// is rounded up, with zeros for what is not there; unused positions hold zeros too. int8 keys and
+// values of a position have a scale each: what they stand for is scale * q, as to_int8 makes it.
 inline constexpr std::size_t kPagePositions = 128;
 inline constexpr std::size_t kKeyLanes = 16;
 
-// Floats that attention needs to work with.
-constexpr std::size_t AttendScratch(std::size_t head_dim) noexcept {
+// One head's part of a page.
+struct KvPart {
+  const void* keys;
+  const void* values;
+  const float* key_scales;    // [kPagePositions], of int8
+  const float* value_scales;  // [kPagePositions], of int8
+};
+
+// Floats that attention needs to work with: queries, scores and weights of a tile, and a page of
+// bfloat16 made from int8.
+constexpr std::size_t AttendScratch(std::size_t head_dim, std::size_t value_dim) noexcept {
   constexpr std::size_t kMostRows = 12;
-  return kMostRows * (head_dim + 1 + 2 * kPagePositions);
+  return kMostRows * (head_dim + 1 + 2 * kPagePositions) +
+         kPagePositions * (head_dim + 1 + value_dim) / 2;
 }
 
 // Online softmax over one KV page (Milakov and Gimelshein 2018), for `rows` queries that read the
@@ -117,14 +128,14 @@ constexpr std::size_t AttendScratch(std::size_t head_dim) noexcept {
 //   max     [rows] running maximum of the scores, -inf before the first page
 //   sum     [rows] running sum of exp(score - max), 0 before the first page
 //   out     [rows, value_dim], rows out_stride floats apart, running weighted sum, 0 before
-//   scratch [AttendScratch(head_dim)]
+//   scratch [AttendScratch(head_dim, value_dim)]
 // Scores s become soft_cap * tanh(s / soft_cap) where soft_cap is above 0.
 // The caller divides out by sum after the last page.
 using AttendPage = void (*)(const float* q, std::size_t q_stride, std::size_t rows,
-                            const void* keys, const void* values, std::size_t head_dim,
-                            std::size_t value_dim, const std::int32_t* begin,
-                            const std::int32_t* end, float soft_cap, float* max, float* sum,
-                            float* out, std::size_t out_stride, float* scratch) noexcept;
+                            const KvPart& page, std::size_t head_dim, std::size_t value_dim,
+                            const std::int32_t* begin, const std::int32_t* end, float soft_cap,
+                            float* max, float* sum, float* out, std::size_t out_stride,
+                            float* scratch) noexcept;
 
 enum class Activation { silu, gelu_tanh, gelu, relu };
 
@@ -145,6 +156,7 @@ struct KernelTable {
 
   AttendPage attend_f32;
   AttendPage attend_bf16;
+  AttendPage attend_int8;
 
   // y = x / sqrt(sum(x^2) / divisor + eps) * weight, [n]; y may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t divisor,
@@ -168,6 +180,9 @@ struct KernelTable {
   void (*soft_cap)(float cap, std::size_t n, float* y) noexcept;  // y = cap tanh(y / cap), cap > 0
   float (*log_sum_exp)(const float* x, std::size_t n) noexcept;   // n >= 1
   void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* y) noexcept;  // nearest even
+  // y = x / scale rounded to whole numbers, -127 to 127, [n]; returns the scale, see
+  // quantisation.h.
+  float (*to_int8)(const float* x, std::size_t n, std::int8_t* y) noexcept;
   void (*from_bf16)(const std::uint16_t* x, std::size_t n, float* y) noexcept;
 
   // Probes of the machine's limits. sink [3] feeds and receives values, so that nothing can be

@@ -23,13 +23,9 @@ inline void ButterflyLanes(Vector::F (&v)[kVectors]) noexcept {
   if constexpr (kStride > 1) ButterflyLanes<kStride / 2>(v);
 }
 
-// to [kGroup] = the transform of x [kGroup] times factor; they may be the same.
-template <std::size_t kGroup>
-inline void Rotate(const float* x, float factor, float* to) noexcept {
-  constexpr std::size_t kVectors = kGroup / Vector::kLanes;
-  Vector::F v[kVectors];
-#pragma GCC unroll 8
-  for (std::size_t i = 0; i < kVectors; ++i) v[i] = Vector::Load(x + i * Vector::kLanes);
+// The vectors of a group become its transform.
+template <std::size_t kVectors>
+inline void Transform(Vector::F (&v)[kVectors]) noexcept {
 #pragma GCC unroll 8
   for (std::size_t stride = kVectors / 2; stride > 0; stride /= 2) {
 #pragma GCC unroll 8
@@ -41,36 +37,62 @@ inline void Rotate(const float* x, float factor, float* to) noexcept {
     }
   }
   ButterflyLanes<Vector::kLanes / 2>(v);
+}
+
+template <std::size_t kGroup>
+constexpr std::size_t kGroupVectors = kGroup / Vector::kLanes;
+
+// v = x [n], zeros beyond n.
+template <std::size_t kVectors>
+inline void LoadGroup(const float* x, std::size_t n, Vector::F (&v)[kVectors]) noexcept {
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < kVectors; ++i) {
+    const std::size_t at = i * Vector::kLanes;
+    v[i] = at < n ? LoadLanes(x + at, n - at) : Vector::Zero();
+  }
+}
+
+// to [kGroup] = the transform of x [kGroup] times factor; they may be the same.
+template <std::size_t kGroup>
+inline void Rotate(const float* x, float factor, float* to) noexcept {
+  Vector::F v[kGroupVectors<kGroup>];
+  LoadGroup(x, kGroup, v);
+  Transform(v);
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kGroupVectors<kGroup>; ++i) {
     Vector::Store(to + i * Vector::kLanes, Vector::Mul(v[i], Vector::Set(factor)));
   }
 }
 
-// The scale of x [n]: NaN where a value is not finite.
-inline float ScaleOf(const float* x, std::size_t n) noexcept {
-  Vector::I largest = Vector::ZeroInt();
-  for (std::size_t i = 0; i < n; i += Vector::kLanes) {
-    largest = Vector::MaxMagnitude(largest, LoadLanes(x + i, n - i));
-  }
-  const auto magnitude = __builtin_bit_cast(float, Vector::MaxLanes(largest));
+// The scale of values of which these are the largest magnitude's bits, see MaxMagnitude: NaN where
+// one is not finite.
+inline float ScaleFor(std::int32_t largest) noexcept {
+  const auto magnitude = __builtin_bit_cast(float, largest);
   if (!(magnitude < __builtin_inff())) return __builtin_nanf("");
   const float scale = magnitude / kLargestInt8;
   return scale > kSmallestScale ? scale : kSmallestScale;
 }
 
-// to [kGroup] = x [n] / scale, whole numbers, zeros beyond n; returns their sum. Integer is int8_t
-// or int16_t. Where the scale is NaN what is written and returned is of no consequence.
-template <std::size_t kGroup, class Integer>
-inline std::int32_t QuantiseGroup(const float* x, std::size_t n, float scale,
+// The scale of a group.
+template <std::size_t kVectors>
+inline float ScaleOf(const Vector::F (&v)[kVectors]) noexcept {
+  Vector::I largest = Vector::ZeroInt();
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kVectors; ++i) largest = Vector::MaxMagnitude(largest, v[i]);
+  return ScaleFor(Vector::MaxLanes(largest));
+}
+
+// to [kVectors * kLanes] = v / scale, whole numbers; returns their sum. Integer is int8_t or
+// int16_t. Where the scale is NaN what is written and returned is of no consequence.
+template <std::size_t kVectors, class Integer>
+inline std::int32_t QuantiseGroup(const Vector::F (&v)[kVectors], float scale,
                                   Integer* to) noexcept {
   const Vector::F inverse = Vector::Set(1.0F / scale);
   Vector::I sum = Vector::ZeroInt();
 #pragma GCC unroll 8
-  for (std::size_t i = 0; i < kGroup; i += Vector::kLanes) {
-    const Vector::F v = i < n ? LoadLanes(x + i, n - i) : Vector::Zero();
-    const Vector::I whole = Vector::ToInt(Vector::Mul(v, inverse));
-    Vector::StoreWhole(to + i, whole);
+  for (std::size_t i = 0; i < kVectors; ++i) {
+    const Vector::I whole = Vector::ToInt(Vector::Mul(v[i], inverse));
+    Vector::StoreWhole(to + i * Vector::kLanes, whole);
     sum = Vector::AddInt(sum, whole);
   }
   return Vector::SumLanes(sum);
@@ -80,13 +102,15 @@ inline std::int32_t QuantiseGroup(const float* x, std::size_t n, float scale,
 template <std::size_t kGroup, bool kRotated, class Integer>
 inline std::int32_t QuantiseInput(const float* x, std::size_t n, Integer* to,
                                   float& scale) noexcept {
-  float rotated[kGroup];
-  if (kRotated && n == kGroup) {
-    Rotate<kGroup>(x, 1.0F, rotated);
-    x = rotated;
+  Vector::F v[kGroupVectors<kGroup>];
+  if (n == kGroup) {
+    LoadGroup(x, kGroup, v);
+    if (kRotated) Transform(v);
+  } else {
+    LoadGroup(x, n, v);
   }
-  scale = ScaleOf(x, n);
-  return QuantiseGroup<kGroup>(x, n, scale, to);
+  scale = ScaleOf(v);
+  return QuantiseGroup(v, scale, to);
 }
 
 }  // namespace

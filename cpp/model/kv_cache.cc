@@ -15,13 +15,24 @@ std::size_t PagesFor(std::size_t positions) {
 
 }  // namespace
 
-KvCache::KvCache(const Plan& plan, ops::KvType type) {
+KvCache::KvCache(const Plan& plan, ops::KvType type, std::optional<ops::KvWindow> window)
+    : window_(window) {
   for (const Step& step : plan.steps()) {
-    if (const auto* attention = std::get_if<AttentionStep>(&step)) {
-      steps_.push_back(
-          {{type, attention->groups.size(), attention->head_dim, attention->value_dim}, {}, 0});
-    }
+    const auto* attention = std::get_if<AttentionStep>(&step);
+    if (attention == nullptr) continue;
+    StepCache& cache = steps_.emplace_back();
+    cache.layout = {type, attention->groups.size(), attention->head_dim, attention->value_dim};
+    if (window) cache.window = ops::NarrowerWindow(attention->scores.window, window);
   }
+}
+
+std::size_t KvCache::SinkPages(const StepCache& cache) noexcept {
+  return cache.window ? PagesFor(cache.window->sinks) : 0;
+}
+
+std::size_t KvCache::FirstSeen(const StepCache& cache, std::size_t position) noexcept {
+  if (!cache.window || position < cache.window->Length()) return 0;
+  return (position + 1 - cache.window->positions) / kPagePositions;
 }
 
 std::vector<std::byte*> KvCache::Prepare(std::size_t step, std::size_t position, std::size_t rows) {
@@ -48,7 +59,7 @@ std::vector<std::byte*> KvCache::Prepare(std::size_t step, std::size_t position,
   cache.written = position + rows;
   std::vector<std::byte*> pages;
   pages.reserve(cache.pages.size());
-  for (const auto& page : cache.pages) pages.push_back(page->data());
+  for (const auto& page : cache.pages) pages.push_back(page ? page->data() : nullptr);
   return pages;
 }
 
@@ -58,13 +69,34 @@ void KvCache::Truncate(std::size_t position) noexcept {
     if (pages < cache.pages.size()) {
       cache.pages.resize(pages);
       cache.written = pages * kPagePositions;
+      cache.released = std::min(cache.released, pages);
     }
   }
 }
 
+void KvCache::Release(std::size_t position) noexcept {
+  for (StepCache& cache : steps_) {
+    const std::size_t end = std::min(FirstSeen(cache, position), cache.pages.size());
+    for (std::size_t i = std::max(cache.released, SinkPages(cache)); i < end; ++i) {
+      cache.pages[i].reset();
+    }
+    cache.released = std::max(cache.released, end);
+  }
+}
+
+bool KvCache::Holds(std::size_t position) const noexcept {
+  return std::ranges::all_of(steps_, [&](const StepCache& cache) {
+    const std::size_t first = std::max(FirstSeen(cache, position), SinkPages(cache));
+    return cache.released <= first || PagesFor(position) <= SinkPages(cache);
+  });
+}
+
 std::size_t KvCache::bytes() const noexcept {
   std::size_t bytes = 0;
-  for (const StepCache& cache : steps_) bytes += cache.pages.size() * cache.layout.PageBytes();
+  for (const StepCache& cache : steps_) {
+    const auto held = std::ranges::count_if(cache.pages, [](const auto& page) { return !!page; });
+    bytes += static_cast<std::size_t>(held) * cache.layout.PageBytes();
+  }
   return bytes;
 }
 

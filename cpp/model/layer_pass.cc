@@ -26,15 +26,25 @@ LayerPass::LayerPass(const ops::Context& context, const Plan& plan, std::span<co
   if (std::ranges::any_of(spec_.layers, &LayerSpec::parallel)) {
     entry_ = context.workspace.Take<float>(rows_ * n_channels_);
   }
-  for (const RotarySpec& rotary : plan.rotaries()) rotations_.push_back(RotationOf(rotary));
+  const bool moved = std::ranges::any_of(pieces, [](const Piece& piece) {
+    const std::optional<ops::KvWindow>& window = piece.cache->window();
+    return window && piece.position + piece.rows > window->Length();
+  });
+  for (const RotarySpec& rotary : plan.rotaries()) {
+    rotations_.push_back(MakeRotation(rotary, false));
+    if (moved) sink_rotations_.push_back(MakeRotation(rotary, true));
+  }
 }
 
-ops::Rotation LayerPass::RotationOf(const RotarySpec& rotary) const {
+ops::Rotation LayerPass::MakeRotation(const RotarySpec& rotary, bool to_sinks) const {
   std::vector<ops::RowPosition> positions;  // [rows]
   for (const Piece& piece : pieces_) {
     const float* frequencies = rotary.FrequenciesFor(piece.length).data();
+    const std::optional<ops::KvWindow>& window = piece.cache->window();
     for (std::size_t r = 0; r < piece.rows; ++r) {
-      positions.push_back({static_cast<std::int32_t>(piece.position + r), frequencies});
+      std::size_t position = piece.position + r;
+      if (to_sinks && window) position = std::min(position, window->Length() - 1);
+      positions.push_back({static_cast<std::int32_t>(position), frequencies});
     }
   }
   return ops::ComputeRotation(context_, rotary.inverse_frequencies.size(), rotary.amplitude,
@@ -80,8 +90,10 @@ void LayerPass::RunSteps(std::size_t first, std::size_t last, float* hidden,
 void LayerPass::Run(const AttentionStep& step, const float* input, float* hidden) const {
   const AttentionWeights& w = *step.weights;
   tensor::Workspace& workspace = context_.workspace;
-  const float* x = Norm(input, w.norm);
-  Observe(step.layer, Site::attention_normed, x, n_channels_);
+  const kernels::GemmKernel* const kernels[] = {&w.q.weight->kernel(), &w.k.weight->kernel(),
+                                                &w.v.weight->kernel()};
+  ops::LinearInput inputs[3];
+  NormInputs(step.layer, Site::attention_normed, input, w.norm, kernels, inputs);
 
   const std::size_t q_width = step.n_heads * step.head_dim;
   const std::size_t k_width = step.n_kv_heads * step.head_dim;
@@ -94,12 +106,9 @@ void LayerPass::Run(const AttentionStep& step, const float* input, float* hidden
       {*w.k.weight, k, k_width, w.k.BiasData()},
       {*w.v.weight, v, v_width, w.v.BiasData()},
   };
-  ops::Linear(context_.pool, workspace, x, n_channels_, rows_, qkv);
+  ops::Linear(context_.pool, workspace, inputs, qkv);
   if (step.qk_norm) {
     NormaliseHeads(step, w.q_norm, step.q_mask, step.n_heads, step.qk_norm->q_divisor, q);
-  }
-  if (step.rotary) {
-    ops::Rotate(context_, rotations_[*step.rotary], rows_, step.n_heads, step.head_dim, q);
   }
   const std::vector<ops::AttentionSequence> sequences = Sequences(step);
   Store(step, sequences, k, v);
@@ -108,7 +117,9 @@ void LayerPass::Run(const AttentionStep& step, const float* input, float* hidden
   auto* heads = workspace.Take<float>(rows_ * heads_width);  // [rows, n_heads, value_dim]
   if (!step.all_heads) std::fill_n(heads, rows_ * heads_width, 0.0F);
   ops::Attend(context_, pieces_.front().cache->layout(step.cache), step.groups, step.scores,
-              sequences, q, q_width, heads, heads_width);
+              sequences,
+              {q, q_width, RotationOf(step, rotations_), RotationOf(step, sink_rotations_)}, heads,
+              heads_width);
   Observe(step.layer, Site::attention_heads, heads, heads_width);
   AddOutput(w.o, w.post_norm, step.norm_place,
             ops::PrepareInput(context_.pool, workspace, w.o.weight->kernel(), heads, heads_width,
@@ -122,15 +133,18 @@ void LayerPass::NormaliseHeads(const AttentionStep& step, const NormWeights& nor
   const std::size_t width = heads * step.head_dim;
   if (!mask.empty()) ops::MultiplyRows(context_, mask.data(), rows_, width, x);
   const std::size_t n = step.qk_norm->over == QkNorm::width ? width : step.head_dim;
-  ops::RmsNorm(context_, x, rows_ * width / n, n, norm.weight.data(), spec_.norm_eps,
-               static_cast<std::size_t>(divisor), x);
+  const ops::Norm of_heads{ops::NormKind::rms, norm.weight.data(), nullptr, spec_.norm_eps,
+                           static_cast<std::size_t>(divisor)};
+  ops::NormaliseRows(context_, of_heads, x, rows_ * width / n, n, x);
 }
 
 void LayerPass::StoreKeysAndValues(const AttentionStep& step, const float* hidden) const {
   const AttentionWeights& w = *step.weights;
   tensor::Workspace& workspace = context_.workspace;
   const Frame frame(workspace);
-  const float* x = Norm(hidden, w.norm);
+  const kernels::GemmKernel* const kernels[] = {&w.k.weight->kernel(), &w.v.weight->kernel()};
+  ops::LinearInput inputs[2];
+  NormInputs(step.layer, Site::attention_normed, hidden, w.norm, kernels, inputs);
   const std::size_t k_width = step.n_kv_heads * step.head_dim;
   const std::size_t v_width = step.n_kv_heads * step.value_dim;
   auto* k = workspace.Take<float>(rows_ * k_width);  // [rows, n_kv_heads, head_dim]
@@ -139,7 +153,7 @@ void LayerPass::StoreKeysAndValues(const AttentionStep& step, const float* hidde
       {*w.k.weight, k, k_width, w.k.BiasData()},
       {*w.v.weight, v, v_width, w.v.BiasData()},
   };
-  ops::Linear(context_.pool, workspace, x, n_channels_, rows_, kv);
+  ops::Linear(context_.pool, workspace, inputs, kv);
   Store(step, Sequences(step), k, v);
 }
 
@@ -148,7 +162,8 @@ std::vector<ops::AttentionSequence> LayerPass::Sequences(const AttentionStep& st
   std::size_t first_row = 0;
   for (const Piece& piece : pieces_) {
     sequences.push_back({first_row, piece.rows, piece.position,
-                         piece.cache->Prepare(step.cache, piece.position, piece.rows)});
+                         piece.cache->Prepare(step.cache, piece.position, piece.rows),
+                         piece.cache->window()});
     first_row += piece.rows;
   }
   return sequences;
@@ -160,21 +175,20 @@ void LayerPass::Store(const AttentionStep& step, std::span<const ops::AttentionS
     NormaliseHeads(step, step.weights->k_norm, step.k_mask, step.n_kv_heads,
                    step.qk_norm->k_divisor, k);
   }
-  if (step.rotary) {
-    ops::Rotate(context_, rotations_[*step.rotary], rows_, step.n_kv_heads, step.head_dim, k);
-  }
   ops::StoreKeysAndValues(context_, pieces_.front().cache->layout(step.cache), step.groups,
-                          sequences, k, step.n_kv_heads * step.head_dim, v,
-                          step.n_kv_heads * step.value_dim);
+                          sequences, k, step.n_kv_heads * step.head_dim,
+                          RotationOf(step, rotations_), v, step.n_kv_heads * step.value_dim);
+}
+
+const ops::Rotation* LayerPass::RotationOf(const AttentionStep& step,
+                                           const std::vector<ops::Rotation>& rotations) {
+  return step.rotary && !rotations.empty() ? &rotations[*step.rotary] : nullptr;
 }
 
 // hidden += down(activation(gate(x)) * up(x)) or down(activation(up(x))), x = norm(input)
 void LayerPass::Run(const FfnStep& step, const float* input, float* hidden) const {
   const FfnWeights& w = *step.weights;
   tensor::Workspace& workspace = context_.workspace;
-  const float* x = Norm(input, w.norm);
-  Observe(step.layer, Site::ffn_normed, x, n_channels_);
-
   const std::size_t n = step.n_neurons;
   const float* factors = step.neuron_mask.empty() ? nullptr : step.neuron_mask.data();
   const kernels::GemmKernel& reader = w.down.weight->kernel();
@@ -186,10 +200,15 @@ void LayerPass::Run(const FfnStep& step, const float* input, float* hidden) cons
   if (w.gate.weight) {
     const ops::GatedLayers layers{*w.gate.weight,  w.gate.BiasData(), *w.up.weight,
                                   w.up.BiasData(), step.activation,   factors};
-    joined = ops::GatedNeurons(context_, layers, x, n_channels_, rows_, reader, neurons);
+    const kernels::GemmKernel* const kernels[] = {&w.gate.weight->kernel(), &w.up.weight->kernel()};
+    ops::LinearInput inputs[2];
+    NormInputs(step.layer, Site::ffn_normed, input, w.norm, kernels, inputs);
+    joined = ops::GatedNeurons(context_, layers, inputs, reader, neurons);
   } else {
-    ops::Linear(context_.pool, workspace, *w.up.weight, x, n_channels_, rows_, neurons, n,
-                w.up.BiasData());
+    const kernels::GemmKernel* const kernel = &w.up.weight->kernel();
+    ops::LinearInput x;
+    NormInputs(step.layer, Site::ffn_normed, input, w.norm, std::span(&kernel, 1), &x);
+    ops::Linear(context_.pool, workspace, x, {*w.up.weight, neurons, n, w.up.BiasData()});
     ops::Activate(context_, step.activation, factors, rows_, n, neurons);
     joined = ops::PrepareInput(context_.pool, workspace, reader, neurons, n, rows_, n);
   }
@@ -220,11 +239,23 @@ void LayerPass::Run(const LinkStep& step, const float* input, float* hidden) con
   }
 }
 
-const float* LayerPass::Norm(const float* input, const NormWeights& norm) const {
-  if (!norm.exists()) return input;
-  auto* x = context_.workspace.Take<float>(rows_ * n_channels_);
-  Normalise(input, norm, x);
-  return x;
+void LayerPass::NormInputs(std::size_t layer, Site site, const float* input,
+                           const NormWeights& norm,
+                           std::span<const kernels::GemmKernel* const> kernels,
+                           ops::LinearInput* inputs) const {
+  if (norm.exists() && !taps_.Has(layer, site)) {
+    ops::NormaliseInputs(context_, kernels, NormOf(spec_, norm), input, rows_, n_channels_, inputs);
+    return;
+  }
+  const float* x = input;
+  if (norm.exists()) {
+    auto* normed = context_.workspace.Take<float>(rows_ * n_channels_);
+    Normalise(input, norm, normed);
+    x = normed;
+  }
+  Observe(layer, site, x, n_channels_);
+  ops::PrepareInputs(context_.pool, context_.workspace, kernels, x, n_channels_, rows_, n_channels_,
+                     inputs);
 }
 
 void LayerPass::Normalise(const float* x, const NormWeights& norm, float* y) const {

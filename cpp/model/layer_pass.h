@@ -23,7 +23,7 @@ struct Piece {
   KvCache* cache;
   std::size_t rows;
   std::size_t position;  // of the first row
-  std::size_t length;    // positions that the sequence may come to
+  std::size_t length;    // positions that the sequence, or its window, may come to
 };
 
 // Runs layers over all rows of some pieces, one after another, at once. Lives no longer than the
@@ -44,7 +44,8 @@ class LayerPass {
   void StoreKeysAndValues(const AttentionStep& step, const float* hidden) const;
 
  private:
-  ops::Rotation RotationOf(const RotarySpec& rotary) const;
+  // How queries and keys of the rows are rotated, or queries that look at the sinks of a window.
+  ops::Rotation MakeRotation(const RotarySpec& rotary, bool to_sinks) const;
 
   // Each reads `input` [rows, n_channels], which may be hidden, and adds to hidden.
   void Run(const Step& step, float* hidden) const;
@@ -60,13 +61,20 @@ class LayerPass {
   // The pieces as attention sees them, with room in their caches for the step's keys and values.
   std::vector<ops::AttentionSequence> Sequences(const AttentionStep& step) const;
 
+  // What queries or keys of a step are rotated by, if anything.
+  static const ops::Rotation* RotationOf(const AttentionStep& step,
+                                         const std::vector<ops::Rotation>& rotations);
+
   // Normalises and rotates k [rows, n_kv_heads, head_dim] and writes it, and v [rows, n_kv_heads,
   // value_dim], into the caches.
   void Store(const AttentionStep& step, std::span<const ops::AttentionSequence> sequences, float* k,
              const float* v) const;
 
-  // What a sub-block works on, [rows, n_channels]: its input, normalised where it has a norm.
-  const float* Norm(const float* input, const NormWeights& norm) const;
+  // What a sub-block works on, [rows, n_channels], as each of the kernels reads it: its input,
+  // normalised where it has a norm. The tap at `site` sees it.
+  void NormInputs(std::size_t layer, Site site, const float* input, const NormWeights& norm,
+                  std::span<const kernels::GemmKernel* const> kernels,
+                  ops::LinearInput* inputs) const;
   void Normalise(const float* x, const NormWeights& norm, float* y) const;
 
   // hidden += w x, of which one or the other is normalised where the place says so.
@@ -83,7 +91,10 @@ class LayerPass {
   std::size_t rows_ = 0;
   std::size_t n_channels_;
   float* entry_ = nullptr;  // [rows, n_channels], what entered a layer, if one is parallel
-  std::vector<ops::Rotation> rotations_;  // one for each of the plan's rotaries
+  // One for each of the plan's rotaries; the second, for queries that look at sinks, empty while no
+  // window has moved.
+  std::vector<ops::Rotation> rotations_;
+  std::vector<ops::Rotation> sink_rotations_;
 };
 
 }  // namespace slimformer::model

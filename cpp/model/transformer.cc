@@ -155,10 +155,12 @@ void Transformer::FeedChunk(const ops::Context& context, std::span<const Sequenc
     next += part.rows * n_channels_;
     KvCache* cache = &sequence.session->cache();
     const auto position = static_cast<std::size_t>(sequence.session->position()) + part.offset;
+    const std::optional<ops::KvWindow>& window = cache->window();
     const auto capacity = static_cast<std::size_t>(sequence.session->capacity());
-    pieces.push_back({cache, part.rows, position, capacity});
+    const std::size_t length = window ? std::min(capacity, window->Length()) : capacity;
+    pieces.push_back({cache, part.rows, position, length});
     if (wanted == LogitsRows::last && part.offset + part.rows == sequence.tokens.size()) {
-      last_pieces.push_back({cache, 1, position + part.rows - 1, capacity});
+      last_pieces.push_back({cache, 1, position + part.rows - 1, length});
       last_rows.push_back(next - n_channels_);
     }
   }

@@ -3,12 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
-#include <type_traits>
-
-#include "base/bf16.h"
-#include "ops/rows.h"
+#include <utility>
+#include <vector>
 
 namespace slimformer::ops {
 namespace {
@@ -46,22 +43,38 @@ struct Block {
   std::size_t positions;
   std::size_t page_begin;
   std::size_t page_end;
+  bool sees_sinks;     // whether it is the range that also sees the sinks
   std::size_t ranges;  // ranges that this block's pages were cut into
   Softmax partial;     // where the result waits to be merged if ranges > 1
 
   std::size_t rows() const { return positions * group->heads.size(); }
 };
 
-// The first position that the row at `position` sees.
-std::size_t FirstSeen(const ScoreRule& rule, std::size_t position) {
-  return rule.window && position >= *rule.window ? position + 1 - *rule.window : 0;
-}
+// What the rows of a sequence see: windows of the layer and of the sequence, whichever is narrower.
+class Sight {
+ public:
+  Sight(const ScoreRule& rule, const AttentionSequence& sequence)
+      : causal_(rule.causal),
+        end_(sequence.position + sequence.rows),
+        window_(NarrowerWindow(rule.window, sequence.window)) {}
 
-// One past the last position that the row at `position` sees.
-std::size_t EndSeen(const ScoreRule& rule, const AttentionSequence& sequence,
-                    std::size_t position) {
-  return rule.causal ? position + 1 : sequence.position + sequence.rows;
-}
+  // The first position that the row at `position` sees, sinks left aside once they lie apart.
+  std::size_t First(std::size_t position) const {
+    if (!window_ || position < window_->Length()) return 0;
+    return position + 1 - window_->positions;
+  }
+
+  // One past the last position that the row at `position` sees.
+  std::size_t End(std::size_t position) const { return causal_ ? position + 1 : end_; }
+
+  // How many sinks that lie apart the row at `position` sees.
+  std::size_t Sinks(std::size_t position) const { return First(position) > 0 ? window_->sinks : 0; }
+
+ private:
+  bool causal_;
+  std::size_t end_;
+  std::optional<KvWindow> window_;
+};
 
 // Costly blocks, at the end of a sequence, come first, so that threads finish together.
 std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
@@ -69,6 +82,7 @@ std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
                                  std::span<const AttentionSequence> sequences) {
   std::vector<Block> blocks;
   for (const AttentionSequence& sequence : sequences) {
+    const Sight sight(rule, sequence);
     for (std::size_t slot = 0; slot < groups.size(); ++slot) {
       const HeadGroup& group = groups[slot];
       const std::size_t step = std::max<std::size_t>(1, kBlockRows / group.heads.size());
@@ -77,8 +91,8 @@ std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
         const std::size_t first = b * step;
         const std::size_t positions = std::min(step, sequence.rows - first);
         const std::size_t last = sequence.position + first + positions - 1;
-        const std::size_t end = CeilDiv(EndSeen(rule, sequence, last), kPagePositions);
-        const std::size_t begin = FirstSeen(rule, sequence.position + first) / kPagePositions;
+        const std::size_t end = CeilDiv(sight.End(last), kPagePositions);
+        const std::size_t begin = sight.First(sequence.position + first) / kPagePositions;
         const std::size_t ranges = count == 1 ? CeilDiv(end - begin, kPagesPerRange) : 1;
         const std::size_t range_pages = ranges == 1 ? end - begin : kPagesPerRange;
         for (std::size_t i = 0; i < ranges; ++i) {
@@ -89,6 +103,7 @@ std::vector<Block> CutIntoBlocks(const Context& context, const KvLayout& layout,
                       positions,
                       begin + i * range_pages,
                       std::min(end, begin + (i + 1) * range_pages),
+                      i == 0,
                       ranges,
                       {}};
           if (ranges > 1) {
@@ -116,7 +131,7 @@ struct Scratch {
 Scratch TakeScratch(const Context& context, const KvLayout& layout, std::size_t rows) {
   tensor::Workspace& workspace = context.workspace;
   return {workspace.Take<float>(rows * layout.head_dim),
-          workspace.Take<float>(kernels::AttendScratch(layout.head_dim)),
+          workspace.Take<float>(kernels::AttendScratch(layout.head_dim, layout.value_dim)),
           workspace.Take<std::int32_t>(rows),
           workspace.Take<std::int32_t>(rows),
           {workspace.Take<float>(rows), workspace.Take<float>(rows),
@@ -124,11 +139,13 @@ Scratch TakeScratch(const Context& context, const KvLayout& layout, std::size_t 
 }
 
 void GatherQueries(const Context& context, const KvLayout& layout, const Block& block, float scale,
-                   const float* q, std::size_t q_stride, float* gathered) {
+                   const Queries& q, const Rotation* rotation, float* gathered) {
   for (std::size_t p = 0; p < block.positions; ++p) {
-    const float* row = q + (block.sequence->first_row + block.first + p) * q_stride;
+    const std::size_t row = block.sequence->first_row + block.first + p;
     for (const std::size_t head : block.group->heads) {
-      context.kernels.scale(scale, row + head * layout.head_dim, layout.head_dim, gathered);
+      context.kernels.scale(scale, q.values + row * q.stride + head * layout.head_dim,
+                            layout.head_dim, gathered);
+      if (rotation != nullptr) RotateHead(context.kernels, *rotation, row, gathered);
       gathered += layout.head_dim;
     }
   }
@@ -141,39 +158,75 @@ void Prefetch(const std::byte* data, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(data + i, 0, 2);
 }
 
-void AttendBlock(const Context& context, const KvLayout& layout, const ScoreRule& rule,
-                 const Block& block, const Scratch& scratch, const Softmax& softmax) {
-  const auto attend =
-      layout.type == KvType::f32 ? context.kernels.attend_f32 : context.kernels.attend_bf16;
+kernels::AttendPage KernelFor(const Context& context, KvType type) {
+  switch (type) {
+    case KvType::f32:
+      return context.kernels.attend_f32;
+    case KvType::bf16:
+      return context.kernels.attend_bf16;
+    case KvType::int8:
+      break;
+  }
+  return context.kernels.attend_int8;
+}
+
+// Lets the queries in scratch.q, all rows of the block, see positions seen(position) = {begin, end}
+// of pages [page_begin, page_end).
+template <class Seen>
+void AttendPages(const Context& context, const KvLayout& layout, const ScoreRule& rule,
+                 const Block& block, const Scratch& scratch, const Softmax& softmax,
+                 std::size_t page_begin, std::size_t page_end, Seen seen) {
+  const kernels::AttendPage attend = KernelFor(context, layout.type);
   const std::size_t rows = block.rows();
   const std::size_t heads = block.group->heads.size();
-  std::fill_n(softmax.max, rows, -std::numeric_limits<float>::infinity());
-  std::fill_n(softmax.sum, rows, 0.0F);
-  std::fill_n(softmax.out, rows * layout.value_dim, 0.0F);
   const auto within = [](std::size_t position, std::size_t page) {
     const std::size_t before = std::min(position, page * kPagePositions);
     return static_cast<std::int32_t>(std::min(kPagePositions, position - before));
   };
-  for (std::size_t page = block.page_begin; page < block.page_end; ++page) {
+  for (std::size_t page = page_begin; page < page_end; ++page) {
     std::int32_t* begin = scratch.begin;
     std::int32_t* end = scratch.end;
     for (std::size_t p = 0; p < block.positions; ++p) {
-      const std::size_t position = block.sequence->position + block.first + p;
-      begin = std::fill_n(begin, heads, within(FirstSeen(rule, position), page));
-      end = std::fill_n(end, heads, within(EndSeen(rule, *block.sequence, position), page));
+      const auto [first, last] = seen(block.sequence->position + block.first + p);
+      begin = std::fill_n(begin, heads, within(first, page));
+      end = std::fill_n(end, heads, within(last, page));
     }
-    if (rows <= kFewRows && page + 1 < block.page_end) {
+    if (rows <= kFewRows && page + 1 < page_end) {
       const std::byte* next = block.sequence->pages[page + 1];
       Prefetch(next + layout.KeyOffset(block.kv_slot), layout.KeyOffset(1));
       Prefetch(next + layout.ValueOffset(block.kv_slot),
                layout.ValueOffset(1) - layout.ValueOffset(0));
     }
-    const std::byte* data = block.sequence->pages[page];
-    attend(scratch.q, layout.head_dim, rows, data + layout.KeyOffset(block.kv_slot),
-           data + layout.ValueOffset(block.kv_slot), layout.head_dim, layout.value_dim,
-           scratch.begin, scratch.end, rule.soft_cap.value_or(0.0F), softmax.max, softmax.sum,
-           softmax.out, layout.value_dim, scratch.kernel);
+    attend(scratch.q, layout.head_dim, rows,
+           layout.PartOf(block.sequence->pages[page], block.kv_slot), layout.head_dim,
+           layout.value_dim, scratch.begin, scratch.end, rule.soft_cap.value_or(0.0F), softmax.max,
+           softmax.sum, softmax.out, layout.value_dim, scratch.kernel);
   }
+}
+
+void AttendBlock(const Context& context, const KvLayout& layout, const ScoreRule& rule,
+                 const Queries& q, const Block& block, const Scratch& scratch,
+                 const Softmax& softmax) {
+  const std::size_t rows = block.rows();
+  std::fill_n(softmax.max, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(softmax.sum, rows, 0.0F);
+  std::fill_n(softmax.out, rows * layout.value_dim, 0.0F);
+  const Sight sight(rule, *block.sequence);
+  const std::size_t last = block.sequence->position + block.first + block.positions - 1;
+  if (block.sees_sinks && sight.Sinks(last) > 0) {
+    GatherQueries(context, layout, block, rule.scale, q, q.sink_rotation, scratch.q);
+    const auto sinks = [&](std::size_t position) {
+      return std::pair(std::size_t{0}, sight.Sinks(position));
+    };
+    AttendPages(context, layout, rule, block, scratch, softmax, 0,
+                CeilDiv(sight.Sinks(last), kPagePositions), sinks);
+  }
+  GatherQueries(context, layout, block, rule.scale, q, q.rotation, scratch.q);
+  const auto seen = [&](std::size_t position) {
+    return std::pair(sight.First(position), sight.End(position));
+  };
+  AttendPages(context, layout, rule, block, scratch, softmax, block.page_begin, block.page_end,
+              seen);
 }
 
 // Folds the partial results of blocks[1 ...] into that of blocks[0]. A row may see nothing of a
@@ -207,99 +260,11 @@ void ScatterOutputs(const Context& context, const KvLayout& layout, const Block&
   }
 }
 
-// Writes one position of one head as a page holds it.
-template <class T>
-class RowWriter {
- public:
-  RowWriter(const Context& context, const KvLayout& layout)
-      : kernels_(context.kernels), layout_(layout) {}
-
-  void Keys(const float* key, std::size_t slot, T* page) const {
-    Convert(key, layout_.head_dim, [&](std::size_t first, std::size_t count, const T* row) {
-      for (std::size_t i = 0; i < count; ++i) page[layout_.KeyIndex(slot, first + i)] = row[i];
-    });
-  }
-
-  void Values(const float* value, std::size_t slot, T* page) const {
-    T* to = page + layout_.ValueIndex(slot, 0);
-    Convert(value, layout_.value_dim, [&](std::size_t first, std::size_t count, const T* row) {
-      for (std::size_t i = 0; i < count; ++i) to[(first + i) * layout_.PerStep()] = row[i];
-    });
-  }
-
- private:
-  // Calls store(first, count, converted) for a row, some values at a time.
-  template <class Store>
-  void Convert(const float* from, std::size_t n, Store store) const {
-    if constexpr (std::is_same_v<T, float>) {
-      store(0, n, from);
-    } else {
-      constexpr std::size_t kAtOnce = 64;
-      T row[kAtOnce];
-      for (std::size_t first = 0; first < n; first += kAtOnce) {
-        const std::size_t count = std::min(kAtOnce, n - first);
-        kernels_.to_bf16(from + first, count, row);
-        store(first, count, row);
-      }
-    }
-  }
-
-  const kernels::KernelTable& kernels_;
-  const KvLayout& layout_;
-};
-
-template <class T>
-void StoreRow(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-              std::byte* page, std::size_t slot, const float* keys, const float* values) {
-  const RowWriter<T> writer(context, layout);
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    const std::size_t head = groups[i].kv_head;
-    writer.Keys(keys + head * layout.head_dim, slot,
-                reinterpret_cast<T*>(page + layout.KeyOffset(i)));
-    writer.Values(values + head * layout.value_dim, slot,
-                  reinterpret_cast<T*>(page + layout.ValueOffset(i)));
-  }
-}
-
 }  // namespace
 
-void StoreKeysAndValues(const Context& context, const KvLayout& layout,
-                        std::span<const HeadGroup> groups,
-                        std::span<const AttentionSequence> sequences, const float* keys,
-                        std::size_t key_stride, const float* values, std::size_t value_stride) {
-  const auto store = layout.type == KvType::f32 ? StoreRow<float> : StoreRow<std::uint16_t>;
-  const std::size_t row_values = groups.size() * (layout.head_dim + layout.value_dim);
-  for (const AttentionSequence& sequence : sequences) {
-    ForRows(context.pool, sequence.rows, row_values, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t r = begin; r < end; ++r) {
-        const std::size_t row = sequence.first_row + r;
-        const std::size_t position = sequence.position + r;
-        store(context, layout, groups, sequence.pages[position / kPagePositions],
-              position % kPagePositions, keys + row * key_stride, values + row * value_stride);
-      }
-    });
-  }
-}
-
-void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page) {
-  const std::size_t element = layout.ElementBytes();
-  for (std::size_t head = 0; head < layout.heads; ++head) {
-    std::byte* keys = page + layout.KeyOffset(head);
-    std::byte* values = page + layout.ValueOffset(head);
-    for (std::size_t s = slot; s < kPagePositions; ++s) {
-      for (std::size_t d = 0; d < layout.head_dim; ++d) {
-        std::memset(keys + layout.KeyIndex(s, d) * element, 0, element);
-      }
-      for (std::size_t c = 0; c < layout.value_dim; ++c) {
-        std::memset(values + layout.ValueIndex(s, c) * element, 0, element);
-      }
-    }
-  }
-}
-
 void Attend(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const float* q,
-            std::size_t q_stride, float* out, std::size_t out_stride) {
+            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const Queries& q,
+            float* out, std::size_t out_stride) {
   const tensor::Workspace::Frame frame(context.workspace);
   const std::vector<Block> blocks = CutIntoBlocks(context, layout, groups, rule, sequences);
   std::size_t most_rows = 0;
@@ -313,12 +278,11 @@ void Attend(const Context& context, const KvLayout& layout, std::span<const Head
   context.pool.ParallelFor(blocks.size(), [&](std::size_t i, int worker) {
     const Block& block = blocks[i];
     const Scratch& mine = scratch[static_cast<std::size_t>(worker)];
-    GatherQueries(context, layout, block, rule.scale, q, q_stride, mine.q);
     if (block.ranges == 1) {
-      AttendBlock(context, layout, rule, block, mine, mine.softmax);
+      AttendBlock(context, layout, rule, q, block, mine, mine.softmax);
       ScatterOutputs(context, layout, block, mine.softmax, out, out_stride);
     } else {
-      AttendBlock(context, layout, rule, block, mine, block.partial);
+      AttendBlock(context, layout, rule, q, block, mine, block.partial);
     }
   });
   for (std::size_t i = 0; i < blocks.size(); i += blocks[i].ranges) {

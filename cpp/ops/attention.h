@@ -4,69 +4,10 @@
 #include <cstddef>
 #include <optional>
 #include <span>
-#include <vector>
 
-#include "ops/context.h"
+#include "ops/kv_pages.h"
 
 namespace slimformer::ops {
-
-enum class KvType { f32, bf16 };
-
-// A page holds kPagePositions positions of every KV head that one attention step uses: first
-// the keys of all heads, then the values of all, each laid out as the kernels say.
-struct KvLayout {
-  KvType type;
-  std::size_t heads;
-  std::size_t head_dim;
-  std::size_t value_dim;
-
-  std::size_t ElementBytes() const noexcept { return type == KvType::f32 ? 4 : 2; }
-
-  // Dimensions, or positions, that lie side by side.
-  std::size_t PerStep() const noexcept { return type == KvType::f32 ? 1 : 2; }
-
-  std::size_t KeyOffset(std::size_t head) const noexcept {
-    return head * kernels::kPagePositions * PaddedHeadDim() * ElementBytes();
-  }
-  std::size_t ValueOffset(std::size_t head) const noexcept {
-    return KeyOffset(heads) + head * kernels::kPagePositions * value_dim * ElementBytes();
-  }
-  std::size_t PageBytes() const noexcept { return ValueOffset(heads); }
-
-  // Where a value lies within its head's keys or values, in elements.
-  std::size_t KeyIndex(std::size_t position, std::size_t dim) const noexcept {
-    const std::size_t per_step = PerStep();
-    const std::size_t group = position / kernels::kKeyLanes * PaddedHeadDim();
-    const std::size_t step = dim / per_step * per_step;
-    return (group + step) * kernels::kKeyLanes + position % kernels::kKeyLanes * per_step +
-           dim % per_step;
-  }
-  std::size_t ValueIndex(std::size_t position, std::size_t column) const noexcept {
-    const std::size_t per_step = PerStep();
-    return position / per_step * per_step * value_dim + column * per_step + position % per_step;
-  }
-
- private:
-  std::size_t PaddedHeadDim() const noexcept {
-    return (head_dim + PerStep() - 1) / PerStep() * PerStep();
-  }
-};
-
-// A KV head and the query heads that read it. The i-th group is the i-th head of a page.
-struct HeadGroup {
-  std::size_t kv_head;
-  std::vector<std::size_t> heads;
-
-  bool operator==(const HeadGroup&) const = default;
-};
-
-// Consecutive tokens of one sequence within the rows of a batch.
-struct AttentionSequence {
-  std::size_t first_row;
-  std::size_t rows;
-  std::size_t position;           // of the first row
-  std::vector<std::byte*> pages;  // at least up to the last row's position
-};
 
 // How scores come about.
 struct ScoreRule {
@@ -76,22 +17,22 @@ struct ScoreRule {
   bool causal;                        // whether a position sees none after it
 };
 
-// Writes the keys [rows, *, head_dim] and values [rows, *, value_dim] of the groups' KV heads into
-// the pages. Strides are in floats.
-void StoreKeysAndValues(const Context& context, const KvLayout& layout,
-                        std::span<const HeadGroup> groups,
-                        std::span<const AttentionSequence> sequences, const float* keys,
-                        std::size_t key_stride, const float* values, std::size_t value_stride);
-
-// Zeroes all slots of a page from `slot` on.
-void ClearPositions(const KvLayout& layout, std::size_t slot, std::byte* page);
+// Queries [rows, *, head_dim] of a batch, rows `stride` floats apart, and what they are rotated by
+// before they meet keys, if anything; the second before they meet the sinks of a window that has
+// moved away from them.
+struct Queries {
+  const float* values;
+  std::size_t stride;
+  const Rotation* rotation;
+  const Rotation* sink_rotation;
+};
 
 // out[r, h] = softmax(scale * q[r, h] K') V over the positions up to the row's own, or the last of
-// them, for the query heads of all groups. q is [rows, *, head_dim], out [rows, *, value_dim];
-// strides are in floats, and other heads of out are left as they are. Memory does not grow with the
-// square of the length.
+// them, for the query heads of all groups. out is [rows, *, value_dim], rows out_stride floats
+// apart, and other heads of it are left as they are. Memory does not grow with the square of the
+// length.
 void Attend(const Context& context, const KvLayout& layout, std::span<const HeadGroup> groups,
-            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const float* q,
-            std::size_t q_stride, float* out, std::size_t out_stride);
+            const ScoreRule& rule, std::span<const AttentionSequence> sequences, const Queries& q,
+            float* out, std::size_t out_stride);
 
 }  // namespace slimformer::ops

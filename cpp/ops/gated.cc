@@ -24,10 +24,11 @@ struct Target {
 
 }  // namespace
 
-LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, const float* x,
-                         std::size_t x_stride, std::size_t rows, const kernels::GemmKernel& reader,
+LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
+                         const LinearInput (&inputs)[2], const kernels::GemmKernel& reader,
                          float* neurons) {
   tensor::Workspace& workspace = context.workspace;
+  const std::size_t rows = inputs[0].rows;
   const std::size_t n = layers.gate.rows();
   if (neurons == nullptr && reader.prepare_input == nullptr) {
     neurons = workspace.Take<float>(rows * n);
@@ -39,9 +40,6 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, cons
     const tensor::Workspace::Frame frame(workspace);
     const kernels::GemmKernel& kernel = layers.gate.kernel();
     const std::size_t cols = layers.gate.cols();
-    const kernels::GemmKernel* const kernels[] = {&kernel, &layers.up.kernel()};
-    LinearInput inputs[2];  // as gate reads it, as up does
-    PrepareInputs(context.pool, workspace, kernels, x, x_stride, rows, cols, inputs);
     const RowBlocks blocks = CutRows(rows, cols, kernel);
     // Whole panels of both layers that are whole pieces of the reader's input.
     const std::size_t unit = std::lcm(kernel.panel_width, reader.input_unit);

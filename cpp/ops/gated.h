@@ -21,12 +21,13 @@ struct GatedLayers {
   const float* factors;  // [neurons] that multiply what was joined, or null
 };
 
-// activation(gate(x)) * up(x) for x [rows, inputs] (rows `x_stride` floats apart), in the form in
-// which `reader` reads it and in memory of the workspace. Some neurons of some rows at a time pass
-// from product to activation to that form in the cache; their float32 values are written to
-// memory where `reader` takes those, or where they are asked for: neurons [rows, neurons] or null.
-LinearInput GatedNeurons(const Context& context, const GatedLayers& layers, const float* x,
-                         std::size_t x_stride, std::size_t rows, const kernels::GemmKernel& reader,
+// activation(gate(x)) * up(x) for the rows of x, of which `inputs` are gate's form and up's, in the
+// form in which `reader` reads it and in memory of the workspace. Some neurons of some rows at a
+// time pass from product to activation to that form in the cache; their float32 values are written
+// to memory where `reader` takes those, or where they are asked for: neurons [rows, neurons] or
+// null.
+LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
+                         const LinearInput (&inputs)[2], const kernels::GemmKernel& reader,
                          float* neurons);
 
 }  // namespace slimformer::ops

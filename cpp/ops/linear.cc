@@ -5,11 +5,10 @@
 #include "ops/panels.h"
 
 namespace slimformer::ops {
-namespace {
 
-// inputs [outputs]: x as each of the outputs reads it.
-void Run(ThreadPool& pool, tensor::Workspace& workspace, std::span<const LinearOutput> outputs,
-         const LinearInput* inputs) {
+void Linear(ThreadPool& pool, tensor::Workspace& workspace, const LinearInput* inputs,
+            std::span<const LinearOutput> outputs) {
+  if (outputs.empty() || inputs->rows == 0) return;
   const tensor::PackedMatrix& any = outputs.front().matrix;
   const RowBlocks blocks = CutRows(inputs->rows, any.cols(), any.kernel());
   std::size_t panels = 0;
@@ -47,8 +46,6 @@ void Run(ThreadPool& pool, tensor::Workspace& workspace, std::span<const LinearO
   });
 }
 
-}  // namespace
-
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std::size_t x_stride,
             std::size_t rows, std::span<const LinearOutput> outputs) {
   if (rows == 0 || outputs.empty()) return;
@@ -58,7 +55,7 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std:
   auto* inputs = workspace.Take<LinearInput>(outputs.size());
   PrepareInputs(pool, workspace, {kernels, outputs.size()}, x, x_stride, rows,
                 outputs.front().matrix.cols(), inputs);
-  Run(pool, workspace, outputs, inputs);
+  Linear(pool, workspace, inputs, outputs);
 }
 
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const tensor::PackedMatrix& matrix,
@@ -70,7 +67,7 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const tensor::Packed
 
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const LinearInput& x,
             const LinearOutput& output) {
-  if (x.rows > 0) Run(pool, workspace, std::span(&output, 1), &x);
+  Linear(pool, workspace, &x, std::span(&output, 1));
 }
 
 }  // namespace slimformer::ops

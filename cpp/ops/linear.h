@@ -28,6 +28,10 @@ struct LinearOutput {
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const float* x, std::size_t x_stride,
             std::size_t rows, std::span<const LinearOutput> outputs);
 
+// The same over inputs [outputs]: x in the form that each output's matrix reads.
+void Linear(ThreadPool& pool, tensor::Workspace& workspace, const LinearInput* inputs,
+            std::span<const LinearOutput> outputs);
+
 // A single layer over rows that are in the form its matrix reads.
 void Linear(ThreadPool& pool, tensor::Workspace& workspace, const LinearInput& x,
             const LinearOutput& output);

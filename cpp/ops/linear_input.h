@@ -6,6 +6,7 @@
 
 #include "base/thread_pool.h"
 #include "kernels/kernel_table.h"
+#include "ops/norm.h"
 #include "tensor/workspace.h"
 
 namespace slimformer::ops {
@@ -33,5 +34,12 @@ LinearInput PrepareInput(ThreadPool& pool, tensor::Workspace& workspace,
 void PrepareInputs(ThreadPool& pool, tensor::Workspace& workspace,
                    std::span<const kernels::GemmKernel* const> kernels, const float* x,
                    std::size_t x_stride, std::size_t rows, std::size_t cols, LinearInput* inputs);
+
+// norm(x) of x [rows, cols] as each of the kernels reads it. A row passes from the norm to these
+// forms while it is in the first-level cache; float32 rows are written to memory only for kernels
+// that read them.
+void NormaliseInputs(const Context& context, std::span<const kernels::GemmKernel* const> kernels,
+                     const Norm& norm, const float* x, std::size_t rows, std::size_t cols,
+                     LinearInput* inputs);
 
 }  // namespace slimformer::ops

@@ -4,20 +4,20 @@
 
 namespace slimformer::ops {
 
-void RmsNorm(const Context& context, const float* x, std::size_t rows, std::size_t n,
-             const float* weight, float eps, std::size_t divisor, float* y) {
-  ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) {
-      context.kernels.rms_norm(x + r * n, weight, eps, divisor, n, y + r * n);
-    }
-  });
+void NormaliseRow(const kernels::KernelTable& kernels, const Norm& norm, const float* x,
+                  std::size_t n, float* y) {
+  if (norm.kind == NormKind::layer) {
+    kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, n, y);
+  } else {
+    kernels.rms_norm(x, norm.weight, norm.eps, norm.divisor, n, y);
+  }
 }
 
-void LayerNorm(const Context& context, const float* x, std::size_t rows, std::size_t n,
-               const float* weight, const float* bias, float eps, float* y) {
+void NormaliseRows(const Context& context, const Norm& norm, const float* x, std::size_t rows,
+                   std::size_t n, float* y) {
   ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
     for (std::size_t r = begin; r < end; ++r) {
-      context.kernels.layer_norm(x + r * n, weight, bias, eps, n, y + r * n);
+      NormaliseRow(context.kernels, norm, x + r * n, n, y + r * n);
     }
   });
 }

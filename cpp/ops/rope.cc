@@ -29,17 +29,4 @@ Rotation ComputeRotation(const Context& context, std::size_t pairs, float amplit
   return {pairs, cosine, sine};
 }
 
-void Rotate(const Context& context, const Rotation& rotation, std::size_t rows, std::size_t heads,
-            std::size_t head_dim, float* x) {
-  const std::size_t pairs = rotation.pairs;
-  ForRows(context.pool, rows, heads * head_dim, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) {
-      for (std::size_t h = 0; h < heads; ++h) {
-        context.kernels.rope(x + (r * heads + h) * head_dim, rotation.cosine + r * pairs,
-                             rotation.sine + r * pairs, pairs);
-      }
-    }
-  });
-}
-
 }  // namespace slimformer::ops

@@ -28,8 +28,11 @@ struct RowPosition {
 Rotation ComputeRotation(const Context& context, std::size_t pairs, float amplitude,
                          std::span<const RowPosition> rows);
 
-// Rotates x [rows, heads, head_dim] in place, in each head the pairs (j, j + pairs).
-void Rotate(const Context& context, const Rotation& rotation, std::size_t rows, std::size_t heads,
-            std::size_t head_dim, float* x);
+// Rotates a head of one of the rows in place: its pairs (j, j + pairs).
+inline void RotateHead(const kernels::KernelTable& kernels, const Rotation& rotation,
+                       std::size_t row, float* head) {
+  const std::size_t first = row * rotation.pairs;
+  kernels.rope(head, rotation.cosine + first, rotation.sine + first, rotation.pairs);
+}
 
 }  // namespace slimformer::ops

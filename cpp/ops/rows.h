@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include "base/thread_pool.h"
 
@@ -12,17 +13,25 @@ namespace slimformer::ops {
 // values; less work than that stays on the calling thread.
 inline constexpr std::size_t kValuesPerTask = 16384;
 
-// Calls work(begin, end) on ranges that cover [0, rows). A row costs about `row_values` values.
+// Calls work(begin, end), or work(begin, end, worker), on ranges that cover [0, rows). A row costs
+// about `row_values` values.
 template <class F>
 void ForRows(ThreadPool& pool, std::size_t rows, std::size_t row_values, F&& work) {
+  const auto run = [&](std::size_t begin, std::size_t end, int worker) {
+    if constexpr (std::is_invocable_v<F&, std::size_t, std::size_t, int>) {
+      work(begin, end, worker);
+    } else {
+      work(begin, end);
+    }
+  };
   const std::size_t per_task =
       std::max<std::size_t>(1, kValuesPerTask / std::max<std::size_t>(1, row_values));
   if (rows <= per_task) {
-    work(std::size_t{0}, rows);
+    run(0, rows, 0);
     return;
   }
-  pool.ParallelFor((rows + per_task - 1) / per_task, [&](std::size_t task, int) {
-    work(task * per_task, std::min(rows, (task + 1) * per_task));
+  pool.ParallelFor((rows + per_task - 1) / per_task, [&](std::size_t task, int worker) {
+    run(task * per_task, std::min(rows, (task + 1) * per_task), worker);
   });
 }
 

@@ -94,8 +94,10 @@ class Session:
         model: PackedModel,
         *,
         plan: Plan | None = ...,
-        kv: Literal["f32", "bf16"] = ...,
+        kv: Literal["f32", "bf16", "int8"] = ...,
         capacity: int | None = ...,
+        window: int | None = ...,
+        sinks: int = ...,
     ) -> None: ...
     @property
     def position(self) -> int: ...

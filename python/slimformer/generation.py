@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.errors import ConfigError, DataError
+from slimformer.errors import ConfigError, ContextLengthError, DataError
 from slimformer.tokenizer import TextStreamer, Tokenizer
 
 if TYPE_CHECKING:
     from slimformer.engine import Mask, Session
+
+
+FED_AT_ONCE = 512
+"""Tokens of a long prompt that a session with a window is fed at once: as many as the core's passes
+take together."""
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -84,10 +89,22 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What a model wrote: the text, and the ids of its tokens without the stop token."""
+    """What a model wrote.
+
+    Parameters
+    ----------
+    text:
+        The text.
+    tokens:
+        The ids of its tokens without the stop token.
+    out_of_sight:
+        Tokens before the last one that it was written without, as they had left the session's
+        window; 0 where there is none.
+    """
 
     text: str
     tokens: list[int]
+    out_of_sight: int = 0
 
 
 def generate_ids(
@@ -113,11 +130,11 @@ def generate_ids(
     if len(prompt) == 0:
         raise DataError("prompt: expected at least one token, found none")
     # What is longer than the context comes to nothing, however many tokens were asked for.
-    longest = session.engine.config.max_positions
+    longest = max(session.engine.config.max_positions, session.capacity)
     history = np.empty(len(prompt) + min(max_tokens, longest), dtype=np.int32)
     history[: len(prompt)] = prompt
     length = len(prompt)
-    logits = session.extend(prompt)
+    logits = _feed(session, prompt)
     for _ in range(max_tokens):
         token = sampler.sample(logits, history[:length])
         if token in stop_ids:
@@ -132,6 +149,24 @@ def generate_ids(
             return
         if length < len(history):
             logits = session.extend(unseen)
+
+
+def _feed(session: Session, prompt: Sequence[int]) -> npt.NDArray[np.float32]:
+    """The logits after a prompt, fed in pieces where the session has a window.
+
+    What leaves the window is let go after each piece, so that a long prompt takes no more memory
+    than the window does.
+    """
+    if session.window is not None:
+        if len(prompt) > session.capacity - session.position:
+            raise ContextLengthError(
+                f"a prompt of {len(prompt)} tokens is longer than the {session.capacity} positions "
+                "of the session"
+            )
+        while len(prompt) > FED_AT_ONCE:
+            session.extend(prompt[:FED_AT_ONCE])
+            prompt = prompt[FED_AT_ONCE:]
+    return session.extend(prompt)
 
 
 def generate_text(

@@ -17,11 +17,13 @@ EPS_BF16 = 2.0**-9
 PAGE = kernels.PAGE_POSITIONS
 LANES = kernels.KEY_LANES
 
+KV_TYPES = ["f32", "bf16", "int8"]
+
 F32 = npt.NDArray[np.float32]
 
 
 def lay_out(keys: F32, values: F32, kv: str) -> list[npt.NDArray[Any]]:
-    """Keys and values [PAGE, width] as they lie in a page."""
+    """Keys and values [PAGE, width] as they lie in a page; int8 ones in units of their scales."""
     if kv == "f32":
         return [
             np.ascontiguousarray(keys.reshape(PAGE // LANES, LANES, -1).swapaxes(1, 2)),
@@ -30,10 +32,10 @@ def lay_out(keys: F32, values: F32, kv: str) -> list[npt.NDArray[Any]]:
     keys = np.pad(keys, ((0, 0), (0, keys.shape[1] % 2)))
     key_pairs = keys.reshape(PAGE // LANES, LANES, -1, 2).swapaxes(1, 2)
     value_pairs = values.reshape(PAGE // 2, 2, -1).swapaxes(1, 2)
-    return [
-        np.ascontiguousarray(part).astype(ml_dtypes.bfloat16).view(np.uint16)
-        for part in (key_pairs, value_pairs)
-    ]
+    pairs = [np.ascontiguousarray(part) for part in (key_pairs, value_pairs)]
+    if kv == "int8":
+        return [np.rint(part).astype(np.int8) for part in pairs]
+    return [part.astype(ml_dtypes.bfloat16).view(np.uint16) for part in pairs]
 
 
 class Case:
@@ -52,10 +54,18 @@ class Case:
         self.end = np.minimum(self.begin + rng.integers(1, positions, rows), positions)
         self.end[rows // 2] = self.begin[rows // 2]  # one that sees nothing at all
         self.soft_cap = 0.0
+        self.key_scales = np.ones(positions, np.float32)
+        self.value_scales = np.ones(positions, np.float32)
 
-    def round_pages(self) -> None:
-        self.keys = self.keys.astype(ml_dtypes.bfloat16).astype(np.float32)
-        self.values = self.values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    def round_pages(self, kv: str) -> None:
+        """Keys and values become what pages of the type hold."""
+        if kv == "bf16":
+            self.keys = self.keys.astype(ml_dtypes.bfloat16).astype(np.float32)
+            self.values = self.values.astype(ml_dtypes.bfloat16).astype(np.float32)
+        elif kv == "int8":
+            for part, scales in ((self.keys, self.key_scales), (self.values, self.value_scales)):
+                scales[:] = np.abs(part).max(axis=1) / 127
+                part[:] = np.rint(part / scales[:, None]) * scales[:, None]
 
     def run(self, tier: str, kv: str, placement: str, rows: slice = slice(None)) -> F32:
         """What the kernel makes of the chosen rows, page after page; NaN where none is seen."""
@@ -64,16 +74,32 @@ class Case:
         out = place(np.zeros((count, value_dim), np.float32), placement)
         top = place(np.full(count, -np.inf, np.float32), placement)
         total = place(np.zeros(count, np.float32), placement)
-        scratch = place(np.full(kernels.attend_scratch(q.shape[1]), np.nan, np.float32), placement)
+        size = kernels.attend_scratch(q.shape[1], value_dim)
+        scratch = place(np.full(size, np.nan, np.float32), placement)
         for first in range(0, len(self.keys), PAGE):
-            stored = lay_out(self.keys[first : first + PAGE], self.values[first : first + PAGE], kv)
+            page = slice(first, first + PAGE)
+            scales = self.key_scales[page], self.value_scales[page]
+            stored = lay_out(
+                self.keys[page] / scales[0][:, None], self.values[page] / scales[1][:, None], kv
+            )
             page_keys, page_values = (place(part, placement) for part in stored)
             begin, end = (
                 place(np.clip(edge[rows] - first, 0, PAGE).astype(np.int32), placement)
                 for edge in (self.begin, self.end)
             )
             kernels.attend(
-                tier, q, page_keys, page_values, begin, end, top, total, out, scratch, self.soft_cap
+                tier,
+                q,
+                page_keys,
+                page_values,
+                begin,
+                end,
+                top,
+                total,
+                out,
+                scratch,
+                self.soft_cap,
+                *(place(part, placement) for part in scales if kv == "int8"),
             )
         with np.errstate(invalid="ignore"):
             return np.asarray(out / total[:, None])
@@ -106,7 +132,7 @@ class Case:
         return answer, bound
 
 
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
+@pytest.mark.parametrize("kv", KV_TYPES)
 @pytest.mark.parametrize(
     ("rows", "head_dim", "value_dim", "pages"),
     [(1, 64, 64, 3), (3, 64, 64, 2), (2, 1, 1, 1), (5, 37, 7, 2), (7, 64, 333, 1), (13, 33, 37, 3)],
@@ -122,28 +148,26 @@ def test_attend(
     rng: np.random.Generator,
 ) -> None:
     case = Case(rng, rows, head_dim, value_dim, pages)
-    if kv == "bf16":
-        case.round_pages()
+    case.round_pages(kv)
     got = case.run(tier, kv, placement)
-    expected, bound = case.expected(rounded=kv == "bf16" and tier == "avx512_bf16")
+    expected, bound = case.expected(rounded=kv != "f32" and tier == "avx512_bf16")
     blind = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(got), blind)
     assert (np.abs(got - expected) <= bound)[~blind].all()
 
 
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
+@pytest.mark.parametrize("kv", KV_TYPES)
 def test_soft_cap(tier: str, kv: str, rng: np.random.Generator) -> None:
     case = Case(rng, 5, 37, 7, 2)
     case.q *= 3
     case.soft_cap = 2.5
-    if kv == "bf16":
-        case.round_pages()
-    expected, bound = case.expected(rounded=kv == "bf16" and tier == "avx512_bf16")
+    case.round_pages(kv)
+    expected, bound = case.expected(rounded=kv != "f32" and tier == "avx512_bf16")
     seen = ~np.isnan(expected)
     assert (np.abs(case.run(tier, kv, "misaligned") - expected) <= bound)[seen].all()
 
 
-@pytest.mark.parametrize("kv", ["f32", "bf16"])
+@pytest.mark.parametrize("kv", KV_TYPES)
 def test_rows_do_not_depend_on_their_neighbours(
     tier: str, kv: str, rng: np.random.Generator
 ) -> None:

@@ -206,3 +206,22 @@ def test_bf16_rounds_every_pattern_to_nearest_even(tier: str) -> None:
     expected = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     np.testing.assert_array_equal(got[~nan], expected[~nan])
     np.testing.assert_array_equal(got[nan], (bits[nan] >> 16).astype(np.uint16) | 0x40)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_to_int8(tier: str, placement: str, n: int, rng: np.random.Generator) -> None:
+    x = place(3 * rng.standard_normal(n, dtype=np.float32), placement)
+    q = place(np.full(n, 99, np.int8), placement)
+    scale = np.float32(kernels.to_int8(tier, x, q))
+    assert scale == np.abs(x).max() / np.float32(127)
+    np.testing.assert_array_equal(q, np.rint(x * (np.float32(1) / scale)))
+
+
+def test_to_int8_of_nothing_and_of_what_is_not_finite(tier: str) -> None:
+    q = np.full(37, 99, np.int8)
+    assert kernels.to_int8(tier, np.zeros(37, np.float32), q) > 0
+    assert (q == 0).all()
+    for value in (np.inf, -np.inf, np.nan):
+        x = np.ones(37, np.float32)
+        x[35] = value
+        assert math.isnan(kernels.to_int8(tier, x, q))

@@ -137,6 +137,37 @@ def test_bf16_keys_and_values_are_close() -> None:
         assert half.kv_bytes * 2 == full.kv_bytes
 
 
+def test_int8_keys_and_values_are_close() -> None:
+    case = random_case(13, max_tokens=1)
+    tokens = case.rng.integers(0, 300, 200)
+    engine = case.engine()
+    full, whole = engine.session(), engine.session(kv="int8")
+    # Keys and values are off by up to 2^-8 of the largest of their head.
+    assert difference(whole.extend(tokens), full.extend(tokens)) < 0.1
+    if full.kv_bytes:
+        assert whole.kv_bytes * 2 < full.kv_bytes
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_int8_keys_and_values_obey_the_laws(tier: str) -> None:
+    case = random_case(11, max_tokens=1, max_positions=600)
+    tokens = case.rng.integers(0, 300, 300)
+    answers = []
+    for threads in (1, 3):
+        engine = case.engine(tier=tier, threads=threads, kv="int8")
+        session = engine.session()
+        answers.append(engine.forward([session], [tokens], logits="all"))
+        fork = session.fork()
+        answers.append(fork.extend([4, 5]))
+        np.testing.assert_array_equal(session.extend([4, 5]), answers[-1])
+        # A value on the border between two whole numbers may fall to either side.
+        fork.rewind(200)
+        one_by_one = np.stack([fork.extend([token]) for token in tokens[200:]])
+        assert difference(one_by_one, answers[-2][200:]) < 0.1
+    np.testing.assert_array_equal(answers[2], answers[0])
+    np.testing.assert_array_equal(answers[3], answers[1])
+
+
 def test_skipped_attention_has_no_memory() -> None:
     case = random_case(17, max_tokens=1, ragged=False)
     engine: Engine = case.engine()

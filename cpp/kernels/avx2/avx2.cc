@@ -29,6 +29,7 @@ void Overlay<Tier::avx2>(KernelTable& table) noexcept {
       sparse::MakeSparseInt8<PairDot<kInt8Group, false>, TableExpander<1, 16>>(kNeverFaster);
   table.attend_f32 = &Attend<F32Page>;
   table.attend_bf16 = &Attend<Bf16Page>;
+  table.attend_int8 = &AttendInt8<Bf16Page, VectorWidener>;
   table.rms_norm = &RmsNorm;
   table.layer_norm = &LayerNorm;
   table.rope = &Rope;
@@ -42,6 +43,7 @@ void Overlay<Tier::avx2>(KernelTable& table) noexcept {
   table.soft_cap = &SoftCap;
   table.log_sum_exp = &LogSumExp;
   table.to_bf16 = &ToBf16;
+  table.to_int8 = &ToInt8;
   table.from_bf16 = &FromBf16;
   table.probe_fma = &ProbeFma;
   table.probe_read = &ProbeRead;

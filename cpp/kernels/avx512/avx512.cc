@@ -1,11 +1,12 @@
 // The avx512 tier: sixteen float32 lanes.
 //
-// It replaces what is bound by arithmetic, the matrix products and attention. CPUs with two 512-bit
-// FMA pipes then issue twice the arithmetic; Zen 4, which runs a 512-bit operation as two 256-bit
-// ones, has the same peak as with AVX2 and half the instructions to decode. What is bound by
-// the caches (norms, activations, conversions) stays the avx2 tier's.
+// It replaces what is bound by arithmetic: the matrix products, attention, activations. CPUs with
+// two 512-bit FMA pipes then issue twice the arithmetic; Zen 4, which runs a 512-bit operation as
+// two 256-bit ones, has the same peak as with AVX2 and half the instructions to decode. What is
+// bound by the caches (norms, conversions) stays the avx2 tier's.
 #include "kernels/avx512/vector-inl.h"
 // The bodies below are written in terms of Vector.
+#include "kernels/activation-inl.h"
 #include "kernels/attend-inl.h"
 #include "kernels/expand_table-inl.h"
 #include "kernels/gemm-inl.h"
@@ -32,6 +33,11 @@ void Overlay<Tier::avx512>(KernelTable& table) noexcept {
       sparse::MakeSparseInt8<PairDot<kInt8Group, false>, TableExpander<1, 32>>(kNeverFaster);
   table.attend_f32 = &Attend<F32Page>;
   table.attend_bf16 = &Attend<Bf16Page>;
+  table.attend_int8 = &AttendInt8<Bf16Page, VectorWidener>;
+  table.silu = &Activate<Silu>;
+  table.gelu_tanh = &Activate<GeluTanh>;
+  table.gelu = &Activate<Gelu>;
+  table.relu = &Activate<Relu>;
   table.probe_fma = &ProbeFma;
   table.probe_read = &ProbeRead;
 }

@@ -13,6 +13,7 @@
 // that of x is in the matrix products.
 #include "kernels/avx512/vector-inl.h"
 #include "kernels/avx512_bf16/expand-inl.h"
+#include "kernels/avx512_bf16/widen-inl.h"
 #include "kernels/avx512_vnni/quad_dot-inl.h"
 // The bodies below are written in terms of Vector.
 #include "kernels/attend-inl.h"
@@ -49,23 +50,29 @@ struct Bf16DotPanel {
   static float Widen(std::uint16_t w) noexcept { return FloatFromBf16(w); }
 };
 
-// exp(x) for x <= 0, off by 2^-18 at most where the rounding that follows is off by 2^-9: x log2 e
-// is 2^(whole part) times 2^f, 0 <= f < 1, a polynomial of degree 4 fitted for the least greatest
-// relative error. 0 from -138 down, NaN for NaN.
+// exp(x) for x <= 0, off by 2^-17 at most where the rounding that follows is off by 2^-9: x log2 e
+// is a whole number n plus f, |f| <= 1/2, and 2^f a polynomial of degree 4 fitted for the least
+// greatest relative error. Adding 1.5 * 2^23 rounds to n and leaves it in the low bits of the sum,
+// from where a shift brings it to the exponent: six operations for the pipes that multiply, the
+// rest for those that add. 0 below -87.3, where results would not be normal numbers; NaN for NaN.
 inline Vector::F CoarseExp(Vector::F x) noexcept {
-  constexpr int kFraction = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-  x = Vector::Max(Vector::Set(-200.0F), Vector::Mul(x, Vector::Set(1.44269504F)));
-  const Vector::F f = _mm512_reduce_ps(x, kFraction);
-  Vector::F p = Vector::Set(1.35341678e-02F);
-  p = Vector::MulAdd(p, f, Vector::Set(5.20114601e-02F));
-  p = Vector::MulAdd(p, f, Vector::Set(2.41442755e-01F));
-  p = Vector::MulAdd(p, f, Vector::Set(6.93003833e-01F));
-  p = Vector::MulAdd(p, f, Vector::Set(1.00000262F));
-  return _mm512_scalef_ps(p, x);  // by the whole part
+  const Vector::F magic = Vector::Set(0x1.8p23F);
+  x = Vector::Mul(x, Vector::Set(1.44269504F));
+  const __mmask16 normal = _mm512_cmp_ps_mask(x, Vector::Set(-126.0F), _CMP_NLE_UQ);
+  const Vector::F shifted = Vector::Add(x, magic);
+  const Vector::F f = Vector::Sub(x, Vector::Sub(shifted, magic));
+  Vector::F p = Vector::Set(9.57010195e-03F);
+  p = Vector::MulAdd(p, f, Vector::Set(5.59178616e-02F));
+  p = Vector::MulAdd(p, f, Vector::Set(2.40247448e-01F));
+  p = Vector::MulAdd(p, f, Vector::Set(6.93121815e-01F));
+  p = Vector::MulAdd(p, f, Vector::Set(9.99999261e-01F));
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), exponent));
 }
 
 // Pairs of bfloat16, multiplied by pairs of bfloat16.
 struct Bf16DotPage {
+  static constexpr bool kScaled = false;
   using Value = std::uint16_t;
   using Multiplier = std::uint16_t;
   using W = __m512i;
@@ -127,6 +134,7 @@ void Overlay<Tier::avx512_bf16>(KernelTable& table) noexcept {
   table.sparse_int8 =
       sparse::MakeSparseInt8<QuadDot<kInt8Group, false>, RegisterExpander<1>>(0.25F);
   table.attend_bf16 = &Attend<Bf16DotPage>;
+  table.attend_int8 = &AttendInt8<Bf16DotPage, LookUpWidener>;
 }
 
 }  // namespace slimformer::kernels

@@ -38,7 +38,12 @@ struct QuadDot {
     input.sum = static_cast<float>(sum) * input.scale;
     input.start = static_cast<std::int32_t>(-kOffset * static_cast<std::uint32_t>(sum));
   }
-  static I MulAdd(I x, I w, I sum) noexcept { return _mm512_dpbusd_epi32(sum, w, x); }
+  // In place: around the intrinsic GCC 12 moves every sum of a tile to another register and back,
+  // and has none left for the float32 sums.
+  [[gnu::always_inline]] static I MulAdd(I x, I w, I sum) noexcept {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+  }
 
   // int8 weights.
   static constexpr std::uint8_t Encode(int q) noexcept {

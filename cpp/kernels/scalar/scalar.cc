@@ -20,6 +20,7 @@ constexpr std::size_t kTileRows = 2;
 constexpr float kInfinity = __builtin_inff();
 
 float Widen(float x) noexcept { return x; }
+float Widen(std::int8_t x) noexcept { return static_cast<float>(x); }
 float Widen(std::uint16_t x) noexcept { return FloatFromBf16(x); }
 void Narrow(float x, float& to) noexcept { to = x; }
 void Narrow(float x, std::uint16_t& to) noexcept { to = Bf16FromFloat(x); }
@@ -188,14 +189,14 @@ void MultiplySparse(const void* x, std::size_t x_stride, std::size_t rows, const
 }
 
 template <class Value>
-void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* keys,
-            const void* values, std::size_t head_dim, std::size_t value_dim,
-            const std::int32_t* begin, const std::int32_t* end, float soft_cap, float* max,
-            float* sum, float* out, std::size_t out_stride, float* scores) noexcept {
+void Attend(const float* q, std::size_t q_stride, std::size_t rows, const KvPart& page,
+            std::size_t head_dim, std::size_t value_dim, const std::int32_t* begin,
+            const std::int32_t* end, float soft_cap, float* max, float* sum, float* out,
+            std::size_t out_stride, float* scores) noexcept {
   constexpr std::size_t kPerStep = sizeof(Value) == sizeof(float) ? 1 : 2;
   const std::size_t padded_dim = (head_dim + kPerStep - 1) / kPerStep * kPerStep;
-  const auto* k = static_cast<const Value*>(keys);
-  const auto* v = static_cast<const Value*>(values);
+  const auto* k = static_cast<const Value*>(page.keys);
+  const auto* v = static_cast<const Value*>(page.values);
   for (std::size_t r = 0; r < rows; ++r) {
     if (begin[r] >= end[r]) continue;
     const auto first = static_cast<std::size_t>(begin[r]);
@@ -208,6 +209,7 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
         const std::size_t at = d / kPerStep * kPerStep * kKeyLanes + d % kPerStep;
         score += q[r * q_stride + d] * Widen(key[at]);
       }
+      if constexpr (sizeof(Value) == 1) score *= page.key_scales[p];
       if (soft_cap > 0.0F) score = soft_cap * Tanh(score / soft_cap);
       scores[p] = score;
       if (score > highest) highest = score;
@@ -219,11 +221,19 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const void* 
     max[r] = highest;
     for (std::size_t p = first; p < last; ++p) {
       const Value* value = v + p / kPerStep * kPerStep * value_dim + p % kPerStep;
-      const float weight = Exp(scores[p] - highest);
+      float weight = Exp(scores[p] - highest);
       sum[r] += weight;
+      if constexpr (sizeof(Value) == 1) weight *= page.value_scales[p];
       for (std::size_t c = 0; c < value_dim; ++c) to[c] += weight * Widen(value[c * kPerStep]);
     }
   }
+}
+
+float ToInt8(const float* x, std::size_t n, std::int8_t* y) noexcept {
+  const float scale = whole::Scale(x, n);
+  const float inverse = 1.0F / scale;
+  for (std::size_t i = 0; i < n; ++i) y[i] = whole::Round(x[i] * inverse);
+  return scale;
 }
 
 void RmsNorm(const float* x, const float* weight, float eps, std::size_t divisor, std::size_t n,
@@ -355,6 +365,7 @@ void Overlay<Tier::scalar>(KernelTable& table) noexcept {
   table.sparse_int8 = sparse::MakeInt8();
   table.attend_f32 = &Attend<float>;
   table.attend_bf16 = &Attend<std::uint16_t>;
+  table.attend_int8 = &Attend<std::int8_t>;
   table.rms_norm = &RmsNorm;
   table.layer_norm = &LayerNorm;
   table.rope = &Rope;
@@ -368,6 +379,7 @@ void Overlay<Tier::scalar>(KernelTable& table) noexcept {
   table.soft_cap = &SoftCap;
   table.log_sum_exp = &LogSumExp;
   table.to_bf16 = &ToBf16;
+  table.to_int8 = &ToInt8;
   table.from_bf16 = &FromBf16;
   table.probe_fma = &ProbeFma;
   table.probe_read = &ProbeRead;

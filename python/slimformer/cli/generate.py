@@ -14,8 +14,10 @@ from slimformer.cli.options import (
     KvOption,
     ModelArgument,
     SeedOption,
+    SinksOption,
     ThreadsOption,
     WeightsOption,
+    WindowOption,
     parse_indices,
 )
 
@@ -53,6 +55,8 @@ def generate(
     ] = None,
     weights: WeightsOption = None,
     kv: KvOption = None,
+    window: WindowOption = None,
+    sinks: SinksOption = None,
     threads: ThreadsOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -60,7 +64,7 @@ def generate(
     whole = parse_indices(skip_layers)
     attention = {*whole, *parse_indices(skip_attention)}
     ffn = {*whole, *parse_indices(skip_ffn)}
-    engine = load_engine(model, weights=weights, threads=threads, kv=kv)
+    engine = load_engine(model, weights=weights, threads=threads, kv=kv, window=window, sinks=sinks)
 
     from slimformer.engine import Mask
 
@@ -80,8 +84,18 @@ def generate(
     }
     if json:
         completion = engine.complete(prompt, chat=chat, **options)
-        print_json({"text": completion.text, "tokens": completion.tokens})
+        print_json(
+            {
+                "text": completion.text,
+                "tokens": completion.tokens,
+                "out_of_sight": completion.out_of_sight,
+            }
+        )
         return
+    if window is not None:
+        typer.echo(
+            f"only the first {engine.sinks} and the last {window} tokens are in sight", err=True
+        )
     for piece in engine.stream(prompt, chat=chat, **options):
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -22,10 +22,16 @@ def load_checkpoint(model: str) -> Checkpoint:
 
 
 def load_engine(
-    model: str, *, weights: Weights | None = None, threads: int = 0, kv: Kv | None = None
+    model: str,
+    *,
+    weights: Weights | None = None,
+    threads: int = 0,
+    kv: Kv | None = None,
+    window: int | None = None,
+    sinks: int | None = None,
 ) -> Engine:
     """Open a model and pack it."""
-    from slimformer.engine import Engine
+    from slimformer.engine import DEFAULT_SINKS, Engine
 
     checkpoint = load_checkpoint(model)
     return Engine(
@@ -33,6 +39,8 @@ def load_engine(
         weights=None if weights is None else weights.value,
         threads=threads,
         kv=None if kv is None else kv.value,
+        window=window,
+        sinks=DEFAULT_SINKS if sinks is None else sinks,
     )
 
 

@@ -31,6 +31,7 @@ class Kv(str, enum.Enum):
 
     F32 = "f32"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 ModelArgument = Annotated[
@@ -56,6 +57,19 @@ SparseOption = Annotated[
 KvOption = Annotated[
     Kv | None,
     typer.Option("--kv", help="Type of cached keys and values; bf16 unless the weights are f32."),
+]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Keep no more than the last N tokens and the first few in sight: memory then stays as "
+        "it is however long the text.",
+    ),
+]
+SinksOption = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="First tokens that stay in sight with --window; 4."),
 ]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=0, help="Threads; 0 takes all cores.", metavar="N")

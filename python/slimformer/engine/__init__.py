@@ -5,13 +5,14 @@ threads at once; a `Session` is one running sequence and belongs to one thread a
 """
 
 from slimformer._core import Moments, build_info, measure_roofline
-from slimformer.engine.choices import Kv, Sparse, Weights
+from slimformer.engine.choices import DEFAULT_SINKS, Kv, Sparse, Weights
 from slimformer.engine.engine import Engine
 from slimformer.engine.session import Session
 from slimformer.generation import Completion
 from slimformer.mask import Mask
 
 __all__ = [
+    "DEFAULT_SINKS",
     "Completion",
     "Engine",
     "Kv",

@@ -210,6 +210,28 @@ def test_zeros_survive_a_second_pruning() -> None:
         assert ((whole == 0).sum(axis=-1) >= 2).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_recipes_of_sparse_models_compose(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dense = small(seed)
+    whole = Recipe.identity(dense)
+    sparse = prune(dense, whole, repair="none", sparsity=0.5, zeros="magnitude")
+    first = random_recipe(rng, sparse)
+    half = apply(sparse, first)
+    second = random_recipe(rng, half)
+    steps, at_once = apply(half, second), apply(sparse, first.then(second))
+    assert steps.recipe == at_once.recipe
+    assert steps.sparse
+    assert at_once.sparse
+    told = Recipe.from_dict(steps.recipe or {}).zeros
+    assert told is not None
+    assert set(told.shares) == set(layer_sizes(steps.config))
+    for name in steps.tensors:
+        np.testing.assert_array_equal(steps.read(name), at_once.read(name))
+    identity = apply(sparse, Recipe.identity(sparse))
+    assert identity.recipe == sparse.recipe
+
+
 def test_interrupted_work_ends_in_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("slimformer.prune.journal"), "RECORD_SECONDS", 0.0)
     dense = small()

@@ -157,11 +157,13 @@ def test_zeros_are_data() -> None:
     assert Zeros.from_dict(ZEROS.to_dict(), "zeros") == ZEROS
 
 
-def test_zeros_follow_their_layers() -> None:
-    names = [f"layers.{layer}.ffn.up.weight" for layer in (0, 1, 11)]
-    shares = dict(zip(names, (0.0, 0.1, 0.2), strict=True))
-    moved = Zeros("wanda", Pattern(), shares).in_layers([1, 11])
-    assert moved.shares == {"layers.0.ffn.up.weight": 0.1, "layers.1.ffn.up.weight": 0.2}
+def test_zeros_follow_their_layers_and_sub_blocks() -> None:
+    names = [f"layers.{layer}.ffn.up.weight" for layer in (0, 1, 2, 11)]
+    shares = dict(zip(names, (0.0, 0.1, 0.3, 0.2), strict=True))
+    moved = Zeros("wanda", Pattern(), shares).in_layers(
+        [(1, ["ffn"]), (2, ["attention"]), (11, ["attention", "ffn"])]
+    )
+    assert moved.shares == {"layers.0.ffn.up.weight": 0.1, "layers.2.ffn.up.weight": 0.2}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slimformer.cli.console import progress_display
+from slimformer.cli.mixing import choose, gain
 from slimformer.cli.models import load_checkpoint
 from slimformer.cli.options import (
     JsonOption,
@@ -29,7 +30,6 @@ from slimformer.cli.prune_outcome import save_outline, tell
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
     from slimformer.prune import Recipe
-    from slimformer.prune.mixes import Mix as Mixture
 
 
 BUDGETS = ("keep", "max_bytes", "speedup", "decode_tokens_per_second")
@@ -295,7 +295,7 @@ def prune(
     if mix is not None:
         if filling or (size is None and speedup is None):
             raise typer.BadParameter("--mix goes with --max-bytes or --speedup, and nothing else")
-        chosen_mix = _choose_mix(source, size, speedup)
+        chosen_mix = choose(source, size, speedup)
         keep = chosen_mix.keep if chosen_mix.keep < 1 else None
         sparsity = chosen_mix.sparsity or None
         options |= {"keep": keep, "max_bytes": None, "speedup": None}
@@ -348,30 +348,10 @@ def prune(
     save_outline(model, source, output, made, "; ".join(sources))
     gained = None
     if chosen_mix is not None:
-        gained = _gain_of_mix(source, slim, chosen_mix, threads)
+        gained = gain(source, slim, chosen_mix, threads)
     elif speedup is not None or decode_tokens_per_second is not None:
         gained = Setting(phase.value, weights.value, threads).speedup(source, slim)
     tell(slim, output, made, gained, chosen_mix, json=json)
-
-
-def _choose_mix(source: Checkpoint, max_bytes: int | None, speedup: float | None) -> Mixture:
-    from slimformer.prune.mixes import choose_mix, measured_points
-
-    points = measured_points()
-    return choose_mix(source.config, points, max_bytes=max_bytes, speedup=speedup).mix
-
-
-def _gain_of_mix(source: Checkpoint, slim: Checkpoint, mix: Mixture, threads: int) -> float:
-    """How many times as fast as the source in bf16 it decodes."""
-    from slimformer.engine import Engine
-    from slimformer.evaluate import SHORT_PROMPT, Contender, measure_speed
-
-    pair = (
-        Contender("source", Engine(source, weights="bf16", threads=threads)),
-        Contender("mix", Engine(slim, weights=mix.weights, threads=threads)),
-    )
-    tokens = min(64, source.config.max_positions - SHORT_PROMPT)
-    return measure_speed(pair, prompt=SHORT_PROMPT, generate=tokens)[1].decode_ratio
 
 
 def _recipe(

@@ -76,6 +76,11 @@ class KeptLayer:
     attention: KeptAttention | KeptLink | NewLink | None
     ffn: KeptFfn | KeptLink | NewLink | None
 
+    @property
+    def sub_blocks(self) -> tuple[str, ...]:
+        """Names of the sub-blocks that stay."""
+        return tuple(name for name in ("attention", "ffn") if getattr(self, name) is not None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -158,7 +163,7 @@ class Recipe:
             )
         zeros = other.zeros
         if zeros is None and self.zeros is not None:
-            zeros = self.zeros.in_layers([layer.source for layer in other.layers])
+            zeros = self.zeros.in_layers([(one.source, one.sub_blocks) for one in other.layers])
         vocabulary = _pick_all(self.vocabulary, other.vocabulary, "recipe: vocabulary")
         return dataclasses.replace(self, layers=tuple(layers), zeros=zeros, vocabulary=vocabulary)
 

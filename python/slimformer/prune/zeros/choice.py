@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 from slimformer.config import ModelConfig
@@ -63,16 +63,25 @@ class Zeros:
         zeros = sum(self.shares.get(name, 0.0) * size for name, size in sizes.items())
         return zeros / max(1, sum(sizes.values()))
 
-    def in_layers(self, sources: Sequence[int]) -> Zeros:
-        """The same zeros where of the layers only ``sources`` stay, under their new numbers."""
-        position = {source: index for index, source in enumerate(sources)}
+    def in_layers(self, kept: Sequence[tuple[int, Collection[str]]]) -> Zeros:
+        """The same zeros in what stays, under new numbers of layers.
+
+        ``kept``: for each layer that stays its number, and which of its sub-blocks stay.
+        """
+        position = {
+            f"{source}.{sub_block}": index
+            for index, (source, sub_blocks) in enumerate(kept)
+            for sub_block in sub_blocks
+        }
         shares = {}
         for name, share in self.shares.items():
-            layer = layer_of(name)
-            if layer is None:
+            if layer_of(name) is None:
                 shares[name] = share
-            elif layer in position:
-                shares[name.replace(f".{layer}.", f".{position[layer]}.", 1)] = share
+                continue
+            _, layer, sub_block, part = name.split(".", 3)
+            if f"{layer}.{sub_block}" in position:
+                new = position[f"{layer}.{sub_block}"]
+                shares[f"layers.{new}.{sub_block}.{part}"] = share
         return dataclasses.replace(self, shares=shares)
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +125,7 @@ class Zeros:
 
 def layer_of(name: str) -> int | None:
     """The layer that a tensor belongs to, by its name."""
-    match = re.match(r"layers\.([0-9]{1,6})\.", name)
+    match = re.match(r"layers\.([0-9]{1,6})\.\w+\.", name)
     return None if match is None else int(match[1])
 
 

@@ -1,5 +1,5 @@
 # The words of the project; CI uses the same ones.
-#   make setup build test lint peers parity asan bench bench-avx2 proportion
+#   make setup build test lint peers parity asan bench bench-avx2 proportion mix
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +12,7 @@ CPP_FILES = $(wildcard cpp/*/*.h cpp/*/*/*.h cpp/*/*.cc cpp/*/*/*.cc)
 # llama.cpp is built from source, for this machine and without what a comparison does not need.
 PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF
 
-.PHONY: setup build test lint peers parity asan bench bench-avx2 proportion clean
+.PHONY: setup build test lint peers parity asan bench bench-avx2 proportion mix clean
 
 setup: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[test,lint]'
@@ -80,6 +80,10 @@ $(AVX2_PEER):
 # A table of what pruning gains against what it removes, and bench/proportion.png.
 proportion:
 	$(BIN)/python bench/proportion.py
+
+# Mixes of structure, zeros and bits; the text and the calibration are yours to give.
+mix:
+	PYTHONPATH=tests $(BIN)/python bench/mix.py $(MIX_OPTIONS)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -81,9 +81,10 @@ class KeptLayer:
     ffn: KeptFfn | KeptLink | NewLink | None
 
     @property
-    def sub_blocks(self) -> tuple[str, ...]:
-        """Names of the sub-blocks that stay."""
-        return tuple(name for name in ("attention", "ffn") if getattr(self, name) is not None)
+    def with_units(self) -> tuple[str, ...]:
+        """Names of the sub-blocks that stay and are no links."""
+        kept = {"attention": self.attention, "ffn": self.ffn}
+        return tuple(n for n, one in kept.items() if isinstance(one, KeptAttention | KeptFfn))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Recipe:
             )
         zeros = other.zeros
         if zeros is None and self.zeros is not None:
-            zeros = self.zeros.in_layers([(one.source, one.sub_blocks) for one in other.layers])
+            zeros = self.zeros.in_layers([(one.source, one.with_units) for one in other.layers])
         whole: dict[str, Any] = {
             what: _pick_all(getattr(self, what), getattr(other, what), f"recipe: {what}")
             for what in _OF_THE_MODEL

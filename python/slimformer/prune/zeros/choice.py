@@ -66,7 +66,7 @@ class Zeros:
     def in_layers(self, kept: Sequence[tuple[int, Collection[str]]]) -> Zeros:
         """The same zeros in what stays, under new numbers of layers.
 
-        ``kept``: for each layer that stays its number, and which of its sub-blocks stay.
+        ``kept``: for each layer that stays its number, and which of its sub-blocks.
         """
         position = {
             f"{source}.{sub_block}": index

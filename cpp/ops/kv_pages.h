@@ -42,6 +42,8 @@ struct KvLayout {
     return KeyScaleOffset(heads) + head * kScaleBytes;
   }
   std::size_t PageBytes() const noexcept {
+
+  bool operator==(const KvLayout&) const = default;
     return type == KvType::int8 ? ValueScaleOffset(heads) : ValueOffset(heads);
   }
 

@@ -168,15 +168,14 @@ def _sentence_transformers(
 ) -> Callable[[list[str]], Vectors]:
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
 
     torch.set_num_threads(threads)
-    channels = load(model).config.n_channels
-    modules = [Transformer(str(model)), Pooling(channels), Normalize()]
-    peer = SentenceTransformer(modules=modules, device="cpu")
+    peer = SentenceTransformer(str(model), device="cpu")  # the mean of a plain encoder's states
 
     def encode(texts: list[str]) -> Vectors:
-        vectors: Vectors = peer.encode(texts, batch_size=BATCH, show_progress_bar=False)
+        vectors: Vectors = peer.encode(
+            texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+        )
         return vectors
 
     return encode

@@ -20,7 +20,7 @@ class KvCache {
 
   const std::optional<ops::KvWindow>& window() const { return window_; }
 
-  // For one pass over whole sequences: where a step keeps them as the step before did, it takes over
+  // For one pass over whole sequences: a step that keeps them as the step before did takes over
   // that step's pages.
   static KvCache OfOnePass(const Plan& plan, ops::KvType type);
 

@@ -42,10 +42,10 @@ struct KvLayout {
     return KeyScaleOffset(heads) + head * kScaleBytes;
   }
   std::size_t PageBytes() const noexcept {
-
-  bool operator==(const KvLayout&) const = default;
     return type == KvType::int8 ? ValueScaleOffset(heads) : ValueOffset(heads);
   }
+
+  bool operator==(const KvLayout&) const = default;
 
   // A head's part of a page. Scales are there in pages of int8 only.
   kernels::KvPart PartOf(const std::byte* page, std::size_t head) const noexcept {

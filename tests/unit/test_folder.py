@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from reference.models import random_checkpoint, tiny_tokenizer
+from reference.models import random_checkpoint
 from slimformer.checkpoint import Checkpoint, Tensor, load
 from slimformer.checkpoint.checkpoint import DTYPES
 from slimformer.checkpoint.families import by_name
@@ -379,100 +379,8 @@ def test_flipped_headers_give_a_model_or_a_typed_error(write: Write) -> None:
             continue
 
 
-def test_the_tokenizer_comes_with_the_folder(write: Write) -> None:
-    assets = tiny_tokenizer()
-    assert load(write()).tokenizer is None
-    files: dict[str, Any] = {
-        "tokenizer.json": assets.tokenizer_json,
-        "tokenizer_config.json": {
-            "bos_token": {"content": "<|begin|>", "lstrip": False},
-            "eos_token": "<|end|>",
-            "chat_template": [
-                {"name": "tool_use", "template": "no"},
-                {"name": "default", "template": "yes"},
-            ],
-        },
-    }
-    read = load(write(files=files)).tokenizer
-    assert read is not None
-    assert (read.bos, read.eos, read.chat_template) == ("<|begin|>", "<|end|>", "yes")
-    assert read.stop_ids == (1,)
-    assert not read.add_bos
-    files["chat_template.jinja"] = "from the file"
-    files["generation_config.json"] = {"eos_token_id": [7, 1]}
-    read = load(write(files=files)).tokenizer
-    assert read is not None
-    assert read.chat_template == "from the file"
-    assert read.stop_ids == (1, 7)
-
-
-def test_bos_is_added_as_the_post_processor_does(write: Write) -> None:
-    settings = json.loads(tiny_tokenizer().tokenizer_json)
-    begin = {"SpecialToken": {"id": "<|begin|>", "type_id": 0}}
-    text = {"Sequence": {"id": "A", "type_id": 0}}
-    template = {
-        "type": "TemplateProcessing",
-        "single": [begin, text],
-        "pair": [begin, text],
-        "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [0], "tokens": ["<|begin|>"]}},
-    }
-    for processor in (template, {"type": "Sequence", "processors": [template]}):
-        settings["post_processor"] = processor
-        files = {"tokenizer.json": settings, "tokenizer_config.json": {"bos_token": "<|begin|>"}}
-        read = load(write(files=files)).tokenizer
-        assert read is not None
-        assert read.add_bos
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"tokenizer.json": "{"}, "tokenizer.json: not valid JSON"),
-        ({"tokenizer_config.json": {"bos_token": 3}}, "bos_token"),
-        ({"tokenizer_config.json": {"bos_token": {"content": 3}}}, "content"),
-        ({"tokenizer_config.json": {"chat_template": 3}}, "chat_template"),
-        ({"generation_config.json": {"eos_token_id": "x"}}, "eos_token_id"),
-        ({"generation_config.json": {"eos_token_id": [-1]}}, "eos_token_id"),
-    ],
-)
-def test_broken_tokenizer_files_are_format_errors(
-    write: Write, files: dict[str, Any], message: str
-) -> None:
-    files = {"tokenizer.json": tiny_tokenizer().tokenizer_json, **files}
-    with pytest.raises(FormatError, match=message):
-        load(write(files=files))
-
-
 def test_tensors_are_views_of_the_mapped_file(write: Write) -> None:
     """Reading a tensor takes no memory of its own."""
     tensor: Tensor = load(write()).tensors["embedding.weight"]
     assert not tensor.read().flags.owndata
     assert not tensor.read().flags.writeable
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (("model",), None, "model: expected an object, found None"),
-        (("model", "type"), "Oracle", "type: expected one of BPE, .*, found 'Oracle'"),
-        (("model", "vocab"), {"a": "0"}, "expected token ids by token"),
-        (("model", "vocab"), {"a": -1}, "expected token ids by token"),
-        (("model", "vocab"), [["a", 0.5], ["b"]], "pairs of a token and a score"),
-        (("model", "merges"), 3, "merges: expected a list"),
-        (("model", "merges"), ["a b c"], "expected two tokens, found 'a b c'"),
-        (("model", "merges"), [["a", 3]], "expected two tokens"),
-        (("model", "merges"), [["a", "zz"]], "not of tokens in the vocabulary"),
-        (("pre_tokenizer",), {"type": "Psychic"}, "not a valid tokenizer"),
-        (("added_tokens",), [{"id": 0}], "not a valid tokenizer"),
-    ],
-)
-def test_tokenizers_that_cannot_be_made_are_refused_when_loaded(
-    write: Write, path: tuple[str, ...], value: Any, message: str
-) -> None:
-    description = json.loads(tiny_tokenizer().tokenizer_json)
-    place = description
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    with pytest.raises(FormatError, match=f"tokenizer.json: .*{message}"):
-        load(write(files={"tokenizer.json": description}))

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+from encoders import encode_section, installed_encoders
 from lineup import line_up
 from sections import Workload, batch_section, compare, sparse_section, threads_section
 from slimformer.checkpoint import load, pull
@@ -22,7 +23,7 @@ from slimformer.evaluate.peers import installed_peers
 
 MODEL = "smollm2-135m-instruct"
 
-SECTIONS = ("prefill", "decode", "long", "batch", "threads", "sparse")
+SECTIONS = ("prefill", "decode", "long", "batch", "threads", "sparse", "encode")
 LONG_PROMPT = 4096
 LONG_GENERATE = 32
 
@@ -33,6 +34,8 @@ def main() -> int:
     parser.add_argument("--only", type=choices(SECTIONS), default=SECTIONS)
     parser.add_argument("--weights", type=choices(get_args(Weights)), default=get_args(Weights))
     parser.add_argument("--peers", type=choices(installed_peers()), default=installed_peers())
+    encoders = installed_encoders()
+    parser.add_argument("--encoders", type=choices(encoders), default=encoders)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=128)
@@ -76,7 +79,7 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     yield ""
     yield f"- model: `{MODEL}`, medians of {rounds} rounds"
     yield f"- processor: {processor()}, {threads} threads, tier {tier}"
-    yield f"- peers: {', '.join(peer_versions(options.peers))}"
+    yield f"- peers: {', '.join(peer_versions([*options.peers, *options.encoders]))}"
 
     workloads = {
         "prefill": Workload(options.prompt, 0),
@@ -114,12 +117,17 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         yield from sparse_section(
             checkpoint, options.weights, workload, rounds=rounds, threads=threads
         )
+    if "encode" in options.only:
+        weights = [kind for kind in options.weights if kind != "int4"]
+        yield ""
+        yield from encode_section(weights, options.encoders, folder, rounds=rounds, threads=threads)
 
 
 def peer_versions(peers: Sequence[str]) -> Iterator[str]:
     """Packages that the peers come from."""
     packages = {"llama.cpp": "llama-cpp-python", "OpenVINO GenAI": "openvino-genai"}
-    return (f"{packages[peer]} {version(packages[peer])}" for peer in peers)
+    names = (packages.get(peer, peer) for peer in peers)
+    return (f"{name} {version(name)}" for name in names)
 
 
 def processor() -> str:

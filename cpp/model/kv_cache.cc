@@ -26,6 +26,12 @@ KvCache::KvCache(const Plan& plan, ops::KvType type, std::optional<ops::KvWindow
   }
 }
 
+KvCache KvCache::OfOnePass(const Plan& plan, ops::KvType type) {
+  KvCache cache(plan, type);
+  cache.one_pass_ = true;
+  return cache;
+}
+
 std::size_t KvCache::SinkPages(const StepCache& cache) noexcept {
   return cache.window ? PagesFor(cache.window->sinks) : 0;
 }
@@ -37,6 +43,10 @@ std::size_t KvCache::FirstSeen(const StepCache& cache, std::size_t position) noe
 
 std::vector<std::byte*> KvCache::Prepare(std::size_t step, std::size_t position, std::size_t rows) {
   StepCache& cache = steps_[step];
+  if (one_pass_ && step > 0 && steps_[step - 1].layout == cache.layout) {
+    // The same positions are written again, so what lies behind them is as empty as it was.
+    cache.pages = std::move(steps_[step - 1].pages);
+  }
   const std::size_t page_bytes = cache.layout.PageBytes();
   const std::size_t first = position / kPagePositions;
   if (first < cache.pages.size()) {

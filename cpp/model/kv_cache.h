@@ -20,6 +20,10 @@ class KvCache {
 
   const std::optional<ops::KvWindow>& window() const { return window_; }
 
+  // For one pass over whole sequences: a step that keeps them as the step before did takes over
+  // that step's pages.
+  static KvCache OfOnePass(const Plan& plan, ops::KvType type);
+
   const ops::KvLayout& layout(std::size_t step) const { return steps_[step].layout; }
 
   // Makes positions [position, position + rows) of one attention step writable, everything from
@@ -57,6 +61,7 @@ class KvCache {
   std::optional<ops::KvWindow> window_;
 
   std::vector<StepCache> steps_;
+  bool one_pass_ = false;
 };
 
 }  // namespace slimformer::model

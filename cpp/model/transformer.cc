@@ -265,13 +265,19 @@ void Transformer::RunLayers(const Plan& plan, std::span<const std::size_t> lengt
   const WorkspaceLease lease(*this);
   const ops::Context context = lease.context();
   std::map<std::size_t, KvCache> caches;  // of the sequences that the chunk at hand touches
-  for (const Chunk& chunk : CutIntoChunks(lengths, !weights_->spec.causal)) {
+  const bool whole = !weights_->spec.causal;
+  for (const Chunk& chunk : CutIntoChunks(lengths, whole)) {
     const Frame frame(context.workspace);
     caches.erase(caches.begin(), caches.lower_bound(chunk.parts.front().sequence));
     std::vector<Piece> pieces;
     for (const ChunkPart& part : chunk.parts) {
-      KvCache& cache = caches.try_emplace(part.sequence, plan, ops::KvType::f32).first->second;
-      pieces.push_back({&cache, part.rows, part.offset, lengths[part.sequence]});
+      auto place = caches.find(part.sequence);
+      if (place == caches.end()) {
+        constexpr auto kType = ops::KvType::f32;
+        KvCache made = whole ? KvCache::OfOnePass(plan, kType) : KvCache(plan, kType);
+        place = caches.emplace(part.sequence, std::move(made)).first;
+      }
+      pieces.push_back({&place->second, part.rows, part.offset, lengths[part.sequence]});
     }
     LayerPass(context, plan, pieces, taps, chunk.first_row)
         .Run(first, last, hidden + chunk.first_row * n_channels_, poll);

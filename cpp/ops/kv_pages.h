@@ -45,6 +45,8 @@ struct KvLayout {
     return type == KvType::int8 ? ValueScaleOffset(heads) : ValueOffset(heads);
   }
 
+  bool operator==(const KvLayout&) const = default;
+
   // A head's part of a page. Scales are there in pages of int8 only.
   kernels::KvPart PartOf(const std::byte* page, std::size_t head) const noexcept {
     const std::byte* keys = page + KeyOffset(head);

@@ -49,6 +49,17 @@ def test_what_others_can_take_over_is_repaired_in_full() -> None:
     assert drift(model, repaired) < 1e-3 * drift(model, cut)
 
 
+def test_an_encoder_is_rated_without_predictions() -> None:
+    model = uniform_model(layers=3, neurons=48)
+    encoder = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, causal=False, tied_head=True)
+    )
+    assert plan(encoder, keep=0.9, calibration=TEXT).to_dict()["layers"]
+    for criterion in ("loss", "greedy_loss"):
+        with pytest.raises(ConfigError, match="an encoder makes none"):
+            plan(encoder, keep=0.8, criterion=criterion, structures=("layers",), calibration=TEXT)
+
+
 @pytest.mark.parametrize("repair", ["refit", "mean"])
 def test_two_runs_give_the_same_bytes_on_any_threads(repair: Repair) -> None:
     model = uniform_model(layers=3, neurons=48)

@@ -1,21 +1,42 @@
+"""The tokenizer in a model's folder, read as untrusted input."""
+
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from reference.models import tiny_tokenizer
-from slimformer.checkpoint import load
+from reference.models import random_checkpoint, random_config, tiny_tokenizer
+from slimformer.checkpoint import load, save
 from slimformer.errors import FormatError
-from unit.test_folder import Write, write
 
-__all__ = ["write"]
+Write = Callable[[dict[str, Any]], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a model and files beside it, text or JSON."""
+
+    def write_folder(files: dict[str, Any]) -> Path:
+        folder = tmp_path / "model"
+        if not folder.exists():
+            config = random_config(np.random.default_rng(2), ragged=False)
+            save(random_checkpoint(config, 2), folder)
+        for name, content in files.items():
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / name).write_text(text)
+        return folder
+
+    return write_folder
 
 
 def test_the_tokenizer_comes_with_the_folder(write: Write) -> None:
     assets = tiny_tokenizer()
-    assert load(write()).tokenizer is None
+    assert load(write({})).tokenizer is None
     files: dict[str, Any] = {
         "tokenizer.json": assets.tokenizer_json,
         "tokenizer_config.json": {
@@ -27,14 +48,14 @@ def test_the_tokenizer_comes_with_the_folder(write: Write) -> None:
             ],
         },
     }
-    read = load(write(files=files)).tokenizer
+    read = load(write(files)).tokenizer
     assert read is not None
     assert (read.bos, read.eos, read.chat_template) == ("<|begin|>", "<|end|>", "yes")
     assert read.stop_ids == (1,)
     assert not read.add_bos
     files["chat_template.jinja"] = "from the file"
     files["generation_config.json"] = {"eos_token_id": [7, 1]}
-    read = load(write(files=files)).tokenizer
+    read = load(write(files)).tokenizer
     assert read is not None
     assert read.chat_template == "from the file"
     assert read.stop_ids == (1, 7)
@@ -53,7 +74,7 @@ def test_bos_is_added_as_the_post_processor_does(write: Write) -> None:
     for processor in (template, {"type": "Sequence", "processors": [template]}):
         settings["post_processor"] = processor
         files = {"tokenizer.json": settings, "tokenizer_config.json": {"bos_token": "<|begin|>"}}
-        read = load(write(files=files)).tokenizer
+        read = load(write(files)).tokenizer
         assert read is not None
         assert read.add_bos
 
@@ -74,7 +95,7 @@ def test_broken_tokenizer_files_are_format_errors(
 ) -> None:
     files = {"tokenizer.json": tiny_tokenizer().tokenizer_json, **files}
     with pytest.raises(FormatError, match=message):
-        load(write(files=files))
+        load(write(files))
 
 
 @pytest.mark.parametrize(
@@ -102,4 +123,4 @@ def test_tokenizers_that_cannot_be_made_are_refused_when_loaded(
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(FormatError, match=f"tokenizer.json: .*{message}"):
-        load(write(files={"tokenizer.json": description}))
+        load(write({"tokenizer.json": description}))

@@ -15,7 +15,13 @@ from slimformer.prune.budget import Budget, bytes_budget, keep_budget
 from slimformer.prune.calibrate import calibration_windows
 from slimformer.prune.depth import DepthSearch
 from slimformer.prune.effort import Effort, work
-from slimformer.prune.importance import BLOCKS, Criterion, check_criterion, score_model
+from slimformer.prune.importance import (
+    BLOCKS,
+    PREDICTING,
+    Criterion,
+    check_criterion,
+    score_model,
+)
 from slimformer.prune.importance.scores import Scores
 from slimformer.prune.journal import Journal, digest
 from slimformer.prune.latency import dense_time, hit, time_budget
@@ -84,7 +90,8 @@ def plan(
     criterion
         What a unit costs: obs, loss, activation, magnitude; for layers, attention and ffn also
         block_influence and greedy_loss, which tries each on the model as it is cut already. By
-        default loss, and greedy_loss where only layers and sub-blocks may go.
+        default loss, and greedy_loss where only layers and sub-blocks may go; obs for an encoder,
+        which makes no predictions to lose.
     allocation
         ``global``: wherever in the model it costs least. ``uniform``: the same share of every
         layer that is not protected. By default global for the criterion loss, whose costs may
@@ -121,7 +128,8 @@ def plan(
         )
     wanted = check_structures(tuple(structures))
     if criterion is None:
-        criterion = "greedy_loss" if set(wanted) <= set(BLOCKS) else "loss"
+        of_blocks: Criterion = "greedy_loss" if set(wanted) <= set(BLOCKS) else "loss"
+        criterion = of_blocks if checkpoint.config.causal else "obs"
     if links and criterion != "greedy_loss":
         raise ConfigError(
             f"links: stand in for layers and sub-blocks that the criterion greedy_loss removes, "
@@ -129,6 +137,8 @@ def plan(
             f"{', '.join(BLOCKS)}"
         )
     check_criterion(criterion, wanted)
+    if criterion in PREDICTING and not checkpoint.config.causal:
+        raise ConfigError(f"criterion: {criterion} is of predictions, and an encoder makes none")
     if allocation is None:
         allocation = "global" if criterion == "loss" else "uniform"
     if allocation not in ("global", "uniform"):

@@ -39,6 +39,9 @@ RATES: dict[Criterion, tuple[Structure, ...]] = {
 }
 """The structures that each criterion rates."""
 
+PREDICTING: tuple[Criterion, ...] = ("greedy_loss", "loss")
+"""Criteria that rate by what the model predicts: an encoder predicts nothing."""
+
 _STREAMED: dict[str, tuple[_Score, Literal["none", "norms", "grams"]]] = {
     "activation": (activation.score, "norms"),
     "block_influence": (block_influence.score, "none"),

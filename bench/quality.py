@@ -21,10 +21,12 @@ from slimformer.errors import SlimformerError
 from slimformer.evaluate import Contender, evaluate_text, measure_speed, read_text
 from slimformer.prune import load_calibration, plan, prune, sample_calibration
 from slimformer.prune.calibrate import make_windows
+from slimformer.prune.importance import BLOCKS
 from slimformer.train import Settings, recover
 
 MODEL = "smollm2-135m-instruct"
 OURS = "Slimformer"
+DEPTH = "Slimformer-depth"
 RECOVERED = "Slimformer+recover"
 DENSE = "dense"
 CONTEXT = 2048
@@ -37,8 +39,8 @@ def main() -> int:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=[*METHODS, OURS],
-        choices=[*METHODS, OURS, RECOVERED],
+        default=[*METHODS, OURS, DEPTH],
+        choices=[*METHODS, OURS, DEPTH, RECOVERED],
         metavar="NAME",
         help=f"all but {RECOVERED}, which trains, unless given",
     )
@@ -111,13 +113,24 @@ def _makers(
         recipe = plan(dense, keep=keep, calibration=calibration, **common)
         return prune(dense, recipe, calibration=calibration, tokens=options.tokens, **common)
 
+    def depth(dense: Checkpoint, keep: float) -> Checkpoint:
+        recipe = plan(
+            dense, keep=keep, structures=BLOCKS, links=True, calibration=calibration, **common
+        )
+        return prune(dense, recipe, calibration=calibration, tokens=options.tokens, **common)
+
     def recovered(dense: Checkpoint, keep: float) -> Checkpoint:
         settings = Settings(minutes=options.minutes, seed=options.seed)
         slim = ours(dense, keep)
         found = recover(slim, dense, settings, texts=calibration, threads=options.threads)
         return found.checkpoint
 
-    return {**{name: baseline(name) for name in METHODS}, OURS: ours, RECOVERED: recovered}
+    return {
+        **{name: baseline(name) for name in METHODS},
+        OURS: ours,
+        DEPTH: depth,
+        RECOVERED: recovered,
+    }
 
 
 def _texts(paths: list[Path] | None) -> dict[str, str]:

@@ -170,6 +170,24 @@ def test_prune_by_name(run: Run, run_json: Run, dense: Path, tmp_path: Path) -> 
     assert (again / weights).read_bytes() == (output / weights).read_bytes()
 
 
+def test_links_stand_in_for_whole_sub_blocks(
+    run: Run, run_json: Run, dense: Path, text: Path, tmp_path: Path
+) -> None:
+    output, again = tmp_path / "linked", tmp_path / "again"
+    common = ("--calibration", text, "--threads", 1)
+    seen = run_json(
+        *("prune", dense, output, "--keep", 0.6, "--structures", "attention,ffn", "--links"),
+        *common,
+    )
+    before = load(dense).config.non_embedding_parameters()
+    assert seen["non_embedding_parameters"] <= 0.6 * before
+    assert "link" in (output / "recipe.json").read_text()
+    repeated = run("prune", dense, again, "--recipe", output / "recipe.json", *common)
+    assert repeated.exit_code == 0, repeated.stderr
+    assert (again / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+    assert run("report", output).exit_code == 0
+
+
 def test_prune_to_a_budget(run_json: Run, dense: Path, text: Path, tmp_path: Path) -> None:
     before = load(dense).config.non_embedding_parameters()
     common = ("--calibration", text, "--threads", 1)

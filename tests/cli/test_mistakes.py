@@ -44,6 +44,11 @@ def test_a_model_file_that_is_none(run: Run, tmp_path: Path) -> None:
     assert_failed(run("inspect", tmp_path / "broken.gguf"), "broken.gguf")
 
 
+def test_links_do_not_stand_in_for_neurons(run: Run, dense: Path, tmp_path: Path) -> None:
+    result = run("prune", dense, tmp_path / "out", "--keep", 0.5, "--links")
+    assert_failed(result, "links", "layers, attention, ffn")
+
+
 def test_peers_read_nothing_but_gguf(run: Run, dense: Path) -> None:
     assert_failed(run("bench", dense, "--peers", "--json"), "--peers", "GGUF")
 

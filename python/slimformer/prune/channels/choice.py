@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, LinkConfig
 from slimformer.engine import Moments
 from slimformer.errors import BudgetError, DataError
 from slimformer.progress import Progress, silent
+from slimformer.prune.channels.reading import places, reading_metric
 from slimformer.prune.recipe import Recipe
-from slimformer.prune.stream import Hidden, Windows, chunks, embed, inverse_lengths, layer_engine
+from slimformer.prune.stream import Windows, inverse_lengths
 
 Array = npt.NDArray[np.float64]
+
+LENGTH_SHARE = 0.3
+"""How much the stream itself counts beside what is read of it when a basis is chosen: norms divide
+by its length, so what is left of it should hold most of that."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStatistics:
-    """What the sub-blocks and the head find in the stream.
+    """What the sub-blocks and the head find in the stream, summed over all these places.
 
-    second_moment: of the stream divided by its length, mean over tokens, sum over all places where
-    it is read, [channels, channels]. reading: what each channel contributes to what is read, as
-    a share, sum over the places, [channels].
+    second_moment: of the stream divided by its length, mean over tokens, [channels, channels].
+    metric: what its errors weigh in what is read, relative to all that is read at a place,
+    [channels, channels]. reading: what each channel contributes to what is read, as a share,
+    [channels].
     """
 
     second_moment: Array
+    metric: Array
     reading: Array
 
 
@@ -47,27 +53,36 @@ def measure_channels(
         Activations on the text that are not finite.
     """
     size = checkpoint.config.n_channels
-    total, reading = np.zeros((size, size)), np.zeros(size)
-    for place, stream in _places(checkpoint, windows, threads, progress):
+    total, metric, reading = np.zeros((size, size)), np.zeros((size, size)), np.zeros(size)
+    for place, stream in places(checkpoint, windows, threads, progress):
         moments = Moments(size, gram=True, threads=threads)
         moments.update((stream * inverse_lengths(stream)).reshape(-1, size))
         second = moments.gram / moments.count
         if not np.isfinite(second).all():
             raise DataError(f"{place}: activations on the calibration text are not finite")
+        weights = reading_metric(checkpoint, place)
         total += second
-        read = second.diagonal() * _squares_of_readers(checkpoint, place)
-        reading += read / max(float(read.sum()), np.finfo(float).tiny)
-    return ChannelStatistics(total, reading)
+        metric += weights / _positive(np.vdot(weights, second))
+        shares = second.diagonal() * weights.diagonal()
+        reading += shares / _positive(shares.sum())
+    return ChannelStatistics(total, metric, reading)
 
 
-def principal_basis(statistics: ChannelStatistics) -> Array:
-    """The directions of the stream by how much of it they are, most first, [channels, channels].
+def best_basis(statistics: ChannelStatistics) -> Array:
+    """Orthogonal directions, [channels, channels], of which the first few tell most of the stream.
 
-    Principal components of the stream of all layers together: whatever number of channels stays,
-    no other choice as large leaves less of the stream behind.
+    Principal components of the stream of all layers together, not for the stream's own sake but for
+    what is read of it: from the first n of them all that is read can be regressed with the least
+    error that n directions allow, whatever n.
     """
-    _, vectors = np.linalg.eigh(statistics.second_moment)
-    return np.ascontiguousarray(vectors[:, ::-1])
+    second, metric = statistics.second_moment, statistics.metric
+    metric = metric / _positive(np.vdot(metric, second))
+    metric = metric + LENGTH_SHARE * np.eye(len(metric)) / _positive(np.trace(second))
+    values, vectors = np.linalg.eigh(metric)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    _, components = np.linalg.eigh(root @ second @ root)
+    basis, _ = np.linalg.qr(root @ components[:, ::-1])
+    return np.asarray(basis)
 
 
 def select(checkpoint: Checkpoint, statistics: ChannelStatistics, count: int) -> Recipe:
@@ -91,53 +106,6 @@ def check_count(checkpoint: Checkpoint, count: int) -> None:
         raise BudgetError(f"channels: expected 1 to {size}, found {count}")
 
 
-def _places(
-    checkpoint: Checkpoint, windows: Windows, threads: int, progress: Progress
-) -> Iterator[tuple[str, Hidden]]:
-    """Every place that reads the stream, by the prefix of its tensors, and the stream there."""
-    hidden = embed(checkpoint, windows)
-    layers = checkpoint.config.layers
-    for index, layer in enumerate(layers):
-        progress("measure channels", index, len(layers))
-        if layer.attention is not None:
-            yield f"layers.{index}.attention", hidden
-        between = np.empty_like(hidden)
-        after = np.empty_like(hidden)
-        engine = layer_engine(checkpoint, index, threads=threads)
-        for rows, output, captured in chunks(engine, hidden, capture=["ffn_input"]):
-            between[rows], after[rows] = captured["ffn_input"], output
-        if layer.ffn is not None:
-            yield f"layers.{index}.ffn", hidden if layer.parallel else between
-        hidden = after
-    progress("measure channels", len(layers), len(layers))
-    yield "", hidden
-
-
-def _squares_of_readers(checkpoint: Checkpoint, place: str) -> Array:
-    """Squares of all weights that multiply each channel there, summed, [channels]."""
-    names, norm = readers(checkpoint, place)
-    total = np.zeros(checkpoint.config.n_channels)
-    for name in names:
-        matrix = checkpoint.read_f32(name)
-        total += np.square(matrix) if matrix.ndim == 1 else np.einsum("oc,oc->c", matrix, matrix)
-    if norm in checkpoint.tensors:
-        gains = checkpoint.read_f32(norm) + np.float32(checkpoint.config.norm_offset)
-        total *= np.square(gains)
-    return total
-
-
-def readers(checkpoint: Checkpoint, place: str) -> tuple[list[str], str]:
-    """The matrices that read the stream at a place, and the norm before them."""
-    config = checkpoint.config
-    if not place:
-        tied = config.tied_head
-        return ["embedding.weight" if tied else "head.weight"], "final_norm.weight"
-    _, index, sub_block = place.split(".")
-    part = getattr(config.layers[int(index)], sub_block)
-    if isinstance(part, LinkConfig):
-        names = ["link.down" if part.kind == "low_rank" else "link.weight"]
-    elif isinstance(part, AttentionConfig):
-        names = ["q.weight", "k.weight", "v.weight"]
-    else:
-        names = [f"{one}.weight" for one in part.neuron_parts]
-    return [f"{place}.{name}" for name in names], f"{place}.norm.weight"
+def _positive(value: Any) -> float:
+    """A divisor that is no zero where there is nothing to divide."""
+    return max(float(value), float(np.finfo(np.float64).tiny))

@@ -1,0 +1,73 @@
+"""Where the residual stream is read: by each sub-block, and by the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import AttentionConfig, LinkConfig
+from slimformer.progress import Progress
+from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine
+
+Array = npt.NDArray[np.float64]
+
+HEAD = ""
+"""The place after the last layer; others are called by the prefix of their tensors."""
+
+
+def places(
+    checkpoint: Checkpoint, windows: Windows, threads: int, progress: Progress
+) -> Iterator[tuple[str, Hidden]]:
+    """Every place that reads the stream, and the stream there, [windows, tokens, channels]."""
+    hidden = embed(checkpoint, windows)
+    layers = checkpoint.config.layers
+    for index, layer in enumerate(layers):
+        progress("read channels", index, len(layers))
+        if layer.attention is not None:
+            yield f"layers.{index}.attention", hidden
+        between, after = np.empty_like(hidden), np.empty_like(hidden)
+        engine = layer_engine(checkpoint, index, threads=threads)
+        for rows, output, captured in chunks(engine, hidden, capture=["ffn_input"]):
+            between[rows], after[rows] = captured["ffn_input"], output
+        if layer.ffn is not None:
+            yield f"layers.{index}.ffn", hidden if layer.parallel else between
+        hidden = after
+    progress("read channels", len(layers), len(layers))
+    yield HEAD, hidden
+
+
+def readers(checkpoint: Checkpoint, place: str) -> tuple[list[str], str]:
+    """The matrices that read the stream at a place, and the name of the norm before them."""
+    config = checkpoint.config
+    if place == HEAD:
+        return ["embedding.weight" if config.tied_head else "head.weight"], "final_norm"
+    _, index, sub_block = place.split(".")
+    part = getattr(config.layers[int(index)], sub_block)
+    if isinstance(part, LinkConfig):
+        names = ["link.down" if part.kind == "low_rank" else "link.weight"]
+    elif isinstance(part, AttentionConfig):
+        names = ["q.weight", "k.weight", "v.weight"]
+    else:
+        names = [f"{one}.weight" for one in part.neuron_parts]
+    return [f"{place}.{name}" for name in names], f"{place}.norm"
+
+
+def reading_metric(checkpoint: Checkpoint, place: str) -> Array:
+    """What errors of the normalised stream weigh there, [channels, channels].
+
+    The sum of W' W over the matrices W that read it, gains of the norm before them included: the
+    squared error of what is read of an error e is e' M e.
+    """
+    names, norm = readers(checkpoint, place)
+    gains = np.ones(checkpoint.config.n_channels, np.float32)
+    if f"{norm}.weight" in checkpoint.tensors:
+        gains = checkpoint.read_f32(f"{norm}.weight") + np.float32(checkpoint.config.norm_offset)
+    total = np.zeros((len(gains), len(gains)))
+    for name in names:
+        matrix = checkpoint.read_f32(name)
+        scaled = (np.diag(matrix) if matrix.ndim == 1 else matrix) * gains
+        total += scaled.T @ scaled
+    return total

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from prune.cases import random_model
+from reference.models import framing_tokenizer
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
+from slimformer.progress import silent
 from slimformer.prune import load_calibration, sample_calibration
-from slimformer.prune.calibrate import make_windows
+from slimformer.prune.calibrate import calibration_windows, make_windows
 from slimformer.tokenizer import Tokenizer
 
 
@@ -92,10 +94,31 @@ def test_a_window_begins_as_the_model_asks(model: Checkpoint) -> None:
     assert (windows[:, 1:] != 0).all()
 
 
-def test_text_that_is_too_little(model: Checkpoint) -> None:
+@pytest.fixture
+def encoder(model: Checkpoint) -> Checkpoint:
+    config = dataclasses.replace(model.config, causal=False, tied_head=True)
+    tensors = {name: model.tensors[name] for name in config.tensor_shapes()}
+    return dataclasses.replace(model, config=config, tensors=tensors, tokenizer=framing_tokenizer())
+
+
+def test_an_encoders_windows_are_framed_texts_of_their_median_length(encoder: Checkpoint) -> None:
+    lines = ["x" * 8] * 5 + ["y" * 3] * 4 + ["z" * 500] * 2
+    windows = make_windows(encoder, ["\n".join(lines)], tokens=50, seed=0)
+    assert windows.shape == (5, 10)
+    assert (windows[:, 0] == 0).all()
+    assert (windows[:, -1] == 1).all()
+    assert (windows[:, 1:-1] > 1).all()
+    assert make_windows(encoder, ["ab", "abc"], tokens=50, seed=0, window=4).shape == (2, 4)
+    with pytest.raises(DataError, match="an encoder writes no text"):
+        calibration_windows(encoder, None, 64, 0, 1, silent)
+
+
+def test_text_that_is_too_little(model: Checkpoint, encoder: Checkpoint) -> None:
     for texts in ([], [""], ["a"]):
         with pytest.raises(DataError, match="fewer than two tokens"):
             make_windows(model, texts, tokens=64, seed=0)
+        with pytest.raises(DataError, match="fewer than two tokens"):
+            make_windows(encoder, [text.strip("a") for text in texts], tokens=64, seed=0)
     with pytest.raises(DataError, match="no tokenizer"):
         make_windows(dataclasses.replace(model, tokenizer=None), ["text"], tokens=64, seed=0)
 

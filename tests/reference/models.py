@@ -252,3 +252,20 @@ def tiny_tokenizer(vocab_size: int = 300) -> TokenizerAssets:
         add_bos=False,
         stop_ids=(1,),
     )
+
+
+def framing_tokenizer() -> TokenizerAssets:
+    """The same tokenizer for an encoder, which frames a text with both special tokens."""
+    assets = tiny_tokenizer()
+    description = json.loads(assets.tokenizer_json)
+    begin, end = ({"SpecialToken": {"id": t, "type_id": 0}} for t in ("<|begin|>", "<|end|>"))
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    description["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, text, end],
+        "pair": [begin, text, end],
+        "special_tokens": {
+            t: {"id": t, "ids": [i], "tokens": [t]} for i, t in enumerate(("<|begin|>", "<|end|>"))
+        },
+    }
+    return dataclasses.replace(assets, tokenizer_json=json.dumps(description))

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from reference.models import random_checkpoint, tiny_tokenizer
+from reference.models import framing_tokenizer, random_checkpoint, tiny_tokenizer
 from slimformer.checkpoint import Checkpoint
 from slimformer.checkpoint.families import by_name
 from slimformer.checkpoint.fields import Fields
@@ -69,21 +69,7 @@ def test_batches_hold_texts_of_like_length_and_every_text_once() -> None:
 
 
 def test_long_texts_are_cut_and_keep_what_frames_them() -> None:
-    import json
-
-    assets = tiny_tokenizer()
-    description = json.loads(assets.tokenizer_json)
-    begin, end = ({"SpecialToken": {"id": t, "type_id": 0}} for t in ("<|begin|>", "<|end|>"))
-    text = {"Sequence": {"id": "A", "type_id": 0}}
-    description["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [begin, text, end],
-        "pair": [begin, text, end],
-        "special_tokens": {
-            t: {"id": t, "ids": [i], "tokens": [t]} for i, t in enumerate(("<|begin|>", "<|end|>"))
-        },
-    }
-    framed = Tokenizer(dataclasses.replace(assets, tokenizer_json=json.dumps(description)))
+    framed = Tokenizer(framing_tokenizer())
     whole = framed.encode_framed("the river <|end|>", 64)
     assert whole[0] == 0
     assert whole[-1] == 1

@@ -12,6 +12,7 @@ import numpy as np
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
 from slimformer.progress import Progress
+from slimformer.prune.framed_windows import framed_windows
 from slimformer.prune.sample import sample_calibration
 from slimformer.prune.stream import Windows
 from slimformer.tokenizer import Tokenizer
@@ -92,7 +93,15 @@ def calibration_windows(
     threads: int,
     progress: Progress,
 ) -> Windows:
-    """Windows of the user's texts, or of some that the model writes itself."""
+    """Windows of the user's texts, or of some that the model writes itself.
+
+    Raises
+    ------
+    DataError
+        There are no texts, and the model is an encoder; or they cannot be used.
+    """
+    if texts is None and not checkpoint.config.causal:
+        raise DataError(f"{checkpoint.name}: an encoder writes no text; give some to calibrate on")
     if texts is None:
         texts = sample_calibration(checkpoint, seed=seed, threads=threads, progress=progress)
     return make_windows(checkpoint, texts, tokens=tokens, seed=seed)
@@ -106,7 +115,8 @@ def make_windows(
     The windows are drawn evenly from all texts, from random places without overlap; texts that
     are shorter than a window are first joined with their neighbours. Fewer come back where the
     texts have no more, and one shorter window where they do not fill a single one. A window
-    begins with the beginning-of-sequence token where the model asks for it.
+    begins with the beginning-of-sequence token where the model asks for it. Those of an encoder
+    are short texts in their frames, see ``framed_windows``.
 
     Raises
     ------
@@ -118,6 +128,15 @@ def make_windows(
         raise DataError(f"{checkpoint.name} has no tokenizer, so it cannot read calibration text")
     tokenizer = Tokenizer(assets)
     rng = np.random.default_rng(seed)
+    if not checkpoint.config.causal:
+        return framed_windows(
+            tokenizer,
+            texts,
+            tokens=tokens,
+            longest=min(window, checkpoint.config.max_positions),
+            characters_per_token=CHARACTERS_PER_TOKEN,
+            rng=rng,
+        )
     start = [tokenizer.bos_id] if assets.add_bos and tokenizer.bos_id is not None else []
     body = window - len(start)
     wanted = max(1, tokens // window)

@@ -11,14 +11,12 @@ import dataclasses
 import importlib.resources
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from slimformer.config import ModelConfig
 from slimformer.engine import Weights
 from slimformer.errors import BudgetError, FormatError
 from slimformer.prune.zeros.choice import layer_sizes
-
-Mixing = Literal["auto"]
 
 TABLE = "mixes.json"
 

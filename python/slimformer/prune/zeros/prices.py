@@ -3,8 +3,12 @@
 A draft has the same share of zeros everywhere. In it all matrices of one kind get more of them, or
 all of one layer; by how much that raises the divergence from the predictions of the model without
 zeros is what they cost. Taking zeros away instead would tell little: what a matrix has lost, the
-others of the draft have partly made up for. What a single matrix costs would be lost in chance. All
-streams: the draft and its variants go through the layers side by side, one layer is held at a time.
+others of the draft have partly made up for (shares by such costs lost more than even ones: 1.99
+against 1.72 times the perplexity of the demo's model, half of it zero). What a single matrix costs
+would be lost in chance.
+
+All streams: the draft and its variants go through the layers side by side, one layer is held at a
+time.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -90,11 +91,17 @@ class Sweep:
         if self._path.exists():
             self._found = json.loads(self._path.read_text(encoding="utf-8"))
         self._source = load(MODEL)
-        self._texts = load_calibration([str(path) for path in options.calibration])
-        self._windows = cut(self._source, read_text(options.text), options.windows)
         variants = [Variant(keep, zeros) for keep in options.keep for zeros in options.sparsity]
         # The structure is pruned before the zeros of what is left are chosen.
         self._variants = sorted(variants, key=lambda one: (-one.keep, one.sparsity))
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        return load_calibration([str(path) for path in self._options.calibration])
+
+    @functools.cached_property
+    def _windows(self) -> list[list[int]]:
+        return cut(self._source, read_text(self._options.text), self._options.windows)
 
     def spent(self) -> bool:
         """Whether time is up."""

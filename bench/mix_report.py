@@ -43,6 +43,7 @@ class Row:
 
 
 SIZES = (0.8, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25)
+TICKS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 6)
 SPEEDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 
 
@@ -149,6 +150,8 @@ def _panel(axes: Axes, rows: list[Row], place: Callable[[Row], float]) -> None:
         label="frontier of the mixes",
     )
     axes.set_yscale("log")
+    axes.set_yticks(TICKS, labels=[f"{tick:g}" for tick in TICKS])
+    axes.minorticks_off()
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

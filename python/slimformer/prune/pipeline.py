@@ -137,12 +137,12 @@ def prune(
     checkpoint, recipe = _first("vocabulary", checkpoint, recipe)
     stored: DtypeChoice = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
     slim = _stored(apply(checkpoint, recipe), stored)
-    damaged = slim.config != checkpoint.config
+    damaged = slim.config != checkpoint.config or recipe.channels is not None
     wanted = recipe.zeros
     if wanted is None and slim.recipe is not None:  # a source that has zeros already
         wanted = Recipe.from_dict(slim.recipe).zeros
     windows = None
-    if (repair != "none" and damaged) or _needs_text(wish, wanted):
+    if (repair != "none" and damaged) or _needs_text(wish, wanted, refit=repair == "refit"):
         n_tokens = work(effort).repair_tokens if tokens is None else tokens
         windows = calibration_windows(checkpoint, calibration, n_tokens, seed, threads, progress)
     key = {
@@ -185,11 +185,10 @@ def prune(
     return add_zeros(slim, wanted, windows, refit=refit, journal=filling, **common)
 
 
-def _needs_text(wish: Wish | None, zeros: Zeros | None) -> bool:
-    """Whether zeros are chosen by what flows past."""
-    if wish is not None:
-        return wish.method != "magnitude"
-    return zeros is not None and zeros.method != "magnitude"
+def _needs_text(wish: Wish | None, zeros: Zeros | None, *, refit: bool) -> bool:
+    """Whether zeros are chosen by what flows past, or made up for by it."""
+    method = wish.method if wish is not None else None if zeros is None else zeros.method
+    return method is not None and (refit or method != "magnitude")
 
 
 def explicit(

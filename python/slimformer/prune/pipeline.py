@@ -137,7 +137,7 @@ def prune(
     checkpoint, recipe = _first("vocabulary", checkpoint, recipe)
     stored: DtypeChoice = "bf16" if dtype == "auto" and checkpoint.quantised else dtype
     slim = _stored(apply(checkpoint, recipe), stored)
-    damaged = slim.config != checkpoint.config
+    damaged = slim.config != checkpoint.config or recipe.channels is not None
     wanted = recipe.zeros
     if wanted is None and slim.recipe is not None:  # a source that has zeros already
         wanted = Recipe.from_dict(slim.recipe).zeros

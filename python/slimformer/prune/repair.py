@@ -149,9 +149,10 @@ class _Repair:
     def layer(self, source: int, method: Literal["refit", "mean"]) -> None:
         """Take both streams through the dense layer ``source`` and what is left of it."""
         index = self._position.get(source)
-        whole = keep_all(source, self.dense.config.layers[source])
-        changed = index is None or self.recipe.layers[index] != whole
-        self.cut |= changed or self._skipped(source + 1, "attention")
+        following = source + 1
+        self.cut |= self._changed(source) or (
+            self._skipped(following, "attention") and self._changed(following)
+        )
         if not self.cut:
             for rows, after, _ in chunks(self._layer_engine(source), self.target):
                 self.target[rows] = self.stream[rows] = after
@@ -198,6 +199,12 @@ class _Repair:
                 break
             ahead += 1
         return goal
+
+    def _changed(self, source: int) -> bool:
+        """Whether anything of a dense layer goes."""
+        index = self._position.get(source)
+        whole = keep_all(source, self.dense.config.layers[source])
+        return index is None or self.recipe.layers[index] != whole
 
     def _skipped(self, source: int, sub_block: SubBlock) -> bool:
         """Whether a dense layer is there, but not this sub-block of it in the pruned model."""

@@ -53,6 +53,7 @@ def tell(
                 "parameters": config.parameters(),
                 "non_embedding_parameters": config.non_embedding_parameters(),
                 "vocab_size": config.vocab_size,
+                "channels": config.n_channels,
                 "bytes": stored,
                 "zeros": share,
                 "speedup": gained,

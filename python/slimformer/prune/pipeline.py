@@ -159,7 +159,7 @@ def prune(
         return None if state is None else Journal(state / name, {"work": name, **key, **more})
 
     common: dict[str, Any] = {"threads": threads, "progress": progress}
-    if repair != "none" and recipe.channels is not None:
+    if damaged and repair != "none" and recipe.channels is not None:
         assert windows is not None
         channels = recipe.channels
         narrow, recipe = _first("channels", checkpoint, recipe)

@@ -3,10 +3,15 @@
 What writes to the stream writes to the channels that stay what it always did. What reads it misses
 those that went, and the length that norms divide by is that of the others alone. Both are made up
 for where the stream is read: the whole input is regressed on the narrow one, both as the dense
-model has them, and the regression is folded into the matrices that read it.
+model has them, and the regression is folded into the matrices that read it. A regression says less
+than there was, and what says a little less at every place says far too little in the end: so each
+row is scaled until what it reads is as strong as it was.
 """
 
 from __future__ import annotations
+
+import functools
+import operator
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +26,7 @@ from slimformer.prune.refit import Evidence, choose
 from slimformer.prune.repair import in_parts
 from slimformer.prune.stream import Hidden, Windows, precision
 
-Channels = npt.NDArray[np.intp]
+Array = npt.NDArray[np.float64]
 
 PARTS = 4
 """Parts of the text, of which the last is held out when a damping is chosen."""
@@ -69,19 +74,23 @@ def repair_narrow(
             continue
         if any(len(dense.tensors[name].shape) == 1 for name in names):
             continue
-        evidence = []
-        for part in np.split(stream, ends[:-1]):
-            wanted = _input(dense, norm, part)
-            given = _input(narrow, norm, np.ascontiguousarray(part[..., kept]))
-            evidence.append(_evidence(place, given, wanted, precision(dense), threads))
+        wanted = _input(dense, norm, stream)
+        given = _input(narrow, norm, np.ascontiguousarray(stream[..., kept]))
+        evidence = [
+            _evidence(place, *pair, precision(dense), threads)
+            for pair in zip(np.split(given, ends[:-1]), np.split(wanted, ends[:-1]), strict=True)
+        ]
         # What the kept channels say of all, [dense channels, kept channels].
         said = choose(evidence, selection, first=FIRST_DAMPING).weight
+        before = _second_moment(wanted, threads)
+        after = functools.reduce(operator.add, evidence).gram
         for name in names:
-            matrix = dense.read_f32(name)
+            matrix = dense.read_f32(name).astype(np.float64)
+            folded = matrix @ said
+            folded *= np.sqrt(_strength(matrix, before) / _strength(folded, after))[:, None]
             if name.endswith("link.weight"):  # writes the stream, too
-                matrix = matrix[kept]
-            dtype = DTYPES[narrow.tensors[name].dtype]
-            stored[name] = (matrix @ said).astype(dtype)
+                folded = folded[kept]
+            stored[name] = folded.astype(DTYPES[narrow.tensors[name].dtype])
     return narrow.with_tensors(stored)
 
 
@@ -109,3 +118,16 @@ def _evidence(place: str, inputs: Hidden, wanted: Hidden, products: str, threads
     if not (np.isfinite(gram).all() and np.isfinite(cross).all() and np.isfinite(energy)):
         raise DataError(f"{place}: activations on the calibration text are not finite")
     return Evidence(gram, cross, energy, moments.count)
+
+
+def _second_moment(values: Hidden, threads: int) -> Array:
+    """Sum of x x' of [windows, tokens, width], [width, width]."""
+    moments = Moments(values.shape[-1], gram=True, threads=threads)
+    moments.update(values.reshape(-1, values.shape[-1]))
+    return moments.gram
+
+
+def _strength(matrix: Array, second_moment: Array) -> Array:
+    """Sum of squares of what each row of a matrix reads, [rows]; 1 where that is nothing."""
+    squares = np.einsum("rc,rc->r", matrix @ second_moment, matrix)
+    return np.where(squares > 0, squares, 1.0)

@@ -9,9 +9,9 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
 from slimformer.prune.channels.choice import (
-    best_basis,
     check_count,
     measure_channels,
+    principal_basis,
     select,
 )
 from slimformer.prune.channels.rotation import check_rotatable, rotate
@@ -41,7 +41,7 @@ def plan_channels(
     count
         Channels that stay.
     rotated
-        Rotate the stream so that few directions tell most of it, and keep the first. A tied head
+        Rotate the stream onto its principal directions, and keep the first of them. A tied head
         is one no longer then; what that weighs is a second matrix of the vocabulary.
     calibration, seed
         As for ``plan``.
@@ -68,5 +68,5 @@ def plan_channels(
     statistics = measure_channels(checkpoint, windows, threads=threads, progress=progress)
     if not rotated:
         return checkpoint, select(checkpoint, statistics, count)
-    turned = rotate(checkpoint, best_basis(statistics))
+    turned = rotate(checkpoint, principal_basis(statistics))
     return turned, dataclasses.replace(Recipe.identity(turned), channels=tuple(range(count)))

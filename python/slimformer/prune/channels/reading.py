@@ -55,19 +55,17 @@ def readers(checkpoint: Checkpoint, place: str) -> tuple[list[str], str]:
     return [f"{place}.{name}" for name in names], f"{place}.norm"
 
 
-def reading_metric(checkpoint: Checkpoint, place: str) -> Array:
-    """What errors of the normalised stream weigh there, [channels, channels].
+def reading_weights(checkpoint: Checkpoint, place: str) -> Array:
+    """What errors of each channel of the normalised stream weigh there, [channels].
 
-    The sum of W' W over the matrices W that read it, gains of the norm before them included: the
-    squared error of what is read of an error e is e' M e.
+    The sum of squares of all weights that multiply it, the gain of the norm before them included.
     """
     names, norm = readers(checkpoint, place)
-    gains = np.ones(checkpoint.config.n_channels, np.float32)
-    if f"{norm}.weight" in checkpoint.tensors:
-        gains = checkpoint.read_f32(f"{norm}.weight") + np.float32(checkpoint.config.norm_offset)
-    total = np.zeros((len(gains), len(gains)))
+    total = np.zeros(checkpoint.config.n_channels)
     for name in names:
         matrix = checkpoint.read_f32(name)
-        scaled = (np.diag(matrix) if matrix.ndim == 1 else matrix) * gains
-        total += scaled.T @ scaled
+        total += np.square(matrix) if matrix.ndim == 1 else np.einsum("rc,rc->c", matrix, matrix)
+    if f"{norm}.weight" in checkpoint.tensors:
+        gains = checkpoint.read_f32(f"{norm}.weight") + np.float32(checkpoint.config.norm_offset)
+        total *= np.square(gains)
     return total

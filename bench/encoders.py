@@ -54,7 +54,7 @@ def encode_section(
         Encoder(f"slimformer {kind}", Engine(model, weights=kind, threads=threads).encode)
         for kind in weights
     ]
-    opened = [_open(peer, path, folder, threads) for peer in peers]
+    opened = [open_encoder(peer, path, folder, threads) for peer in peers]
     yield f"## Encoding of {BATCH} sentences at once"
     yield ""
     yield f"`{MODEL}`, text to vectors of length 1; peers in float32. Sentences of the prose that"
@@ -63,7 +63,7 @@ def encode_section(
     for order, texts in (("in order", sentences), ("sorted", sorted(sentences, key=len))):
         batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
         _check_same([*ours, *opened], batches[0])
-        seconds = _rounds([*ours, *opened], batches, rounds)
+        seconds = in_turns([*ours, *opened], batches, rounds)
         rates = [len(texts) / statistics.median(column) for column in seconds]
         yield ""
         heads = [f"{kind} is ×" for kind in weights]
@@ -94,7 +94,7 @@ def _check_same(encoders: Sequence[Encoder], texts: list[str]) -> None:
             raise SystemExit(f"{encoder.name}: expected the same vectors, found {cosine:.4f}")
 
 
-def _rounds(
+def in_turns(
     encoders: Sequence[Encoder], batches: Sequence[list[str]], rounds: int
 ) -> list[list[float]]:
     """Seconds for all batches, each encoder's in a list, everyone in turn."""
@@ -109,7 +109,8 @@ def _rounds(
     return seconds
 
 
-def _open(peer: str, model: Path, folder: Path, threads: int) -> Encoder:
+def open_encoder(peer: str, model: Path, folder: Path, threads: int) -> Encoder:
+    """A peer on the encoder in the folder ``model``; files that it needs go to ``folder``."""
     open_one = {"onnxruntime": _onnxruntime, "sentence-transformers": _sentence_transformers}[peer]
     return Encoder(peer, open_one(model, folder, threads))
 
@@ -147,13 +148,24 @@ def _export_onnx(model: Path, path: Path) -> None:
     import torch
     from transformers import AutoModel
 
-    body: Any = AutoModel.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager", return_dict=False
-    )
+    body: Any = AutoModel.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+
+    class States(torch.nn.Module):
+        """Of the many arguments and results of the model, those that are used."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = body.eval()
+
+        def forward(self, ids: Any, seen: Any, types: Any) -> Any:
+            return self.body(
+                input_ids=ids, attention_mask=seen, token_type_ids=types
+            ).last_hidden_state
+
     names = ["input_ids", "attention_mask", "token_type_ids"]
     ids = torch.ones(2, 7, dtype=torch.int64)
     torch.onnx.export(
-        body.eval(),
+        States(),
         (ids, ids, torch.zeros_like(ids)),
         path,
         input_names=names,

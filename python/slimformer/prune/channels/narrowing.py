@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
-from slimformer.config import LinkConfig
+from slimformer.config import LinkConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
@@ -115,7 +115,7 @@ class _Narrowing:
             first = sub_block == "attention" or layer.parallel
             self._refit_readers(f"layers.{index}.{sub_block}", entered if first else between, read)
             wanted = between if sub_block == "attention" else self._target
-            if isinstance(part, LinkConfig):
+            if isinstance(part, (LinkConfig, RoutedFfnConfig)):
                 self._pass_link(index, sub_block, read)
             else:
                 self._refit_projection(index, sub_block, wanted[..., self._channels], read)

@@ -29,6 +29,7 @@ PYTHON_LEVELS = {
     "arrays": 1,
     "checks": 1,
     "rope": 1,
+    "ffn": 1,
     "config": 1,
     "config_settings": 1,
     "checkpoint": 2,

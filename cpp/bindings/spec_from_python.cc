@@ -86,16 +86,32 @@ model::AttentionSpec Attention(const py::handle& config) {
   };
 }
 
-model::FfnSpec Ffn(const py::handle& config) {
+kernels::Activation ActivationOf(const py::handle& config) {
   using enum kernels::Activation;
+  return Choice<kernels::Activation>(
+      config, "activation",
+      {{"silu", silu}, {"gelu_tanh", gelu_tanh}, {"gelu", gelu}, {"relu", relu}});
+}
+
+model::FfnSpec Ffn(const py::handle& config) {
   return {
       .n_neurons = Get<int>(config, "n_neurons"),
       .bias = Get<bool>(config, "bias"),
       .norm_place = Place(config),
-      .activation = Choice<kernels::Activation>(
-          config, "activation",
-          {{"silu", silu}, {"gelu_tanh", gelu_tanh}, {"gelu", gelu}, {"relu", relu}}),
+      .activation = ActivationOf(config),
       .gated = Get<bool>(config, "gated"),
+  };
+}
+
+model::RoutedFfnSpec RoutedFfn(const py::handle& config) {
+  using enum ops::SoftmaxOver;
+  return {
+      .experts = Get<std::vector<int>>(config, "experts"),
+      .top_k = Get<int>(config, "top_k"),
+      .softmax_over = Choice<ops::SoftmaxOver>(config, "softmax_over",
+                                               {{"experts", experts}, {"chosen", chosen}}),
+      .norm_place = Place(config),
+      .activation = ActivationOf(config),
   };
 }
 
@@ -107,6 +123,7 @@ model::LinkSpec Link(const py::handle& config) {
 }
 
 bool IsLink(const py::handle& config) { return py::hasattr(config, "kind"); }
+bool IsRouted(const py::handle& config) { return py::hasattr(config, "experts"); }
 
 model::LayerSpec Layer(const py::handle& config) {
   model::LayerSpec layer{};
@@ -123,6 +140,8 @@ model::LayerSpec Layer(const py::handle& config) {
   if (!ffn.is_none()) {
     if (IsLink(ffn)) {
       layer.ffn_link = Link(ffn);
+    } else if (IsRouted(ffn)) {
+      layer.routed_ffn = RoutedFfn(ffn);
     } else {
       layer.ffn = Ffn(ffn);
     }

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <utility>
 
+#include "model/ffn.h"
 #include "model/normalise.h"
 #include "ops/activation.h"
-#include "ops/gated.h"
 #include "ops/linear.h"
 
 namespace slimformer::model {
@@ -188,32 +188,31 @@ const ops::Rotation* LayerPass::RotationOf(const AttentionStep& step,
 // hidden += down(activation(gate(x)) * up(x)) or down(activation(up(x))), x = norm(input)
 void LayerPass::Run(const FfnStep& step, const float* input, float* hidden) const {
   const FfnWeights& w = *step.weights;
-  tensor::Workspace& workspace = context_.workspace;
-  const std::size_t n = step.n_neurons;
-  const float* factors = step.neuron_mask.empty() ? nullptr : step.neuron_mask.data();
-  const kernels::GemmKernel& reader = w.down.weight->kernel();
-  float* neurons = nullptr;  // [rows, n], where somebody looks at them
-  if (!w.gate.weight || taps_.Has(step.layer, Site::ffn_neurons)) {
-    neurons = workspace.Take<float>(rows_ * n);
-  }
-  ops::LinearInput joined;
-  if (w.gate.weight) {
-    const ops::GatedLayers layers{*w.gate.weight,  w.gate.BiasData(), *w.up.weight,
-                                  w.up.BiasData(), step.activation,   factors};
-    const kernels::GemmKernel* const kernels[] = {&w.gate.weight->kernel(), &w.up.weight->kernel()};
-    ops::LinearInput inputs[2];
-    NormInputs(step.layer, Site::ffn_normed, input, w.norm, kernels, inputs);
-    joined = ops::GatedNeurons(context_, layers, inputs, reader, neurons);
-  } else {
-    const kernels::GemmKernel* const kernel = &w.up.weight->kernel();
-    ops::LinearInput x;
-    NormInputs(step.layer, Site::ffn_normed, input, w.norm, std::span(&kernel, 1), &x);
-    ops::Linear(context_.pool, workspace, x, {*w.up.weight, neurons, n, w.up.BiasData()});
-    ops::Activate(context_, step.activation, factors, rows_, n, neurons);
-    joined = ops::PrepareInput(context_.pool, workspace, reader, neurons, n, rows_, n);
-  }
-  if (neurons != nullptr) Observe(step.layer, Site::ffn_neurons, neurons, n);
+  const kernels::GemmKernel* const kernels[] = {FfnKernel(w), &w.up.weight->kernel()};
+  ops::LinearInput inputs[2];
+  NormInputs(step.layer, Site::ffn_normed, input, w.norm, kernels, inputs);
+  float* neurons = Observed(step.layer, Site::ffn_neurons, step.n_neurons);
+  const ops::LinearInput joined =
+      FfnNeurons(context_, w, step.activation,
+                 step.neuron_mask.empty() ? nullptr : step.neuron_mask.data(), inputs, neurons);
+  if (neurons != nullptr) Observe(step.layer, Site::ffn_neurons, neurons, step.n_neurons);
   AddOutput(w.down, w.post_norm, step.norm_place, joined, hidden);
+}
+
+// hidden += the weighted sum of the experts that norm(input) is routed to
+void LayerPass::Run(const RoutedFfnStep& step, const float* input, float* hidden) const {
+  const RoutedFfnWeights& w = *step.weights;
+  const float* x = Norm(step.layer, Site::ffn_normed, input, w.norm);
+  const std::size_t n_experts = w.experts.size();
+  const ExpertSites sites{Observed(step.layer, Site::ffn_neurons, step.n_neurons),
+                          Observed(step.layer, Site::ffn_experts, n_experts)};
+  auto* output = context_.workspace.Take<float>(rows_ * n_channels_);
+  RunExperts(context_, step, x, rows_, n_channels_, sites, output);
+  if (sites.neurons != nullptr) {
+    Observe(step.layer, Site::ffn_neurons, sites.neurons, step.n_neurons);
+  }
+  if (sites.lengths != nullptr) Observe(step.layer, Site::ffn_experts, sites.lengths, n_experts);
+  AddNormalised(w.post_norm, step.norm_place, output, hidden);
 }
 
 // hidden += W norm(input)
@@ -247,6 +246,12 @@ void LayerPass::NormInputs(std::size_t layer, Site site, const float* input,
     ops::NormaliseInputs(context_, kernels, NormOf(spec_, norm), input, rows_, n_channels_, inputs);
     return;
   }
+  ops::PrepareInputs(context_.pool, context_.workspace, kernels, Norm(layer, site, input, norm),
+                     n_channels_, rows_, n_channels_, inputs);
+}
+
+const float* LayerPass::Norm(std::size_t layer, Site site, const float* input,
+                             const NormWeights& norm) const {
   const float* x = input;
   if (norm.exists()) {
     auto* normed = context_.workspace.Take<float>(rows_ * n_channels_);
@@ -254,8 +259,7 @@ void LayerPass::NormInputs(std::size_t layer, Site site, const float* input,
     x = normed;
   }
   Observe(layer, site, x, n_channels_);
-  ops::PrepareInputs(context_.pool, context_.workspace, kernels, x, n_channels_, rows_, n_channels_,
-                     inputs);
+  return x;
 }
 
 void LayerPass::Normalise(const float* x, const NormWeights& norm, float* y) const {
@@ -272,8 +276,18 @@ void LayerPass::AddOutput(const LinearWeights& w, const NormWeights& post_norm, 
   }
   auto* output = context_.workspace.Take<float>(rows_ * n_channels_);
   ops::Linear(context_.pool, context_.workspace, x, {*w.weight, output, n_channels_, w.BiasData()});
-  Normalise(output, post_norm, output);
+  AddNormalised(post_norm, place, output, hidden);
+}
+
+void LayerPass::AddNormalised(const NormWeights& post_norm, NormPlace place, float* output,
+                              float* hidden) const {
+  if (place == NormPlace::after || place == NormPlace::both) Normalise(output, post_norm, output);
   ops::Add(context_, output, rows_, n_channels_, hidden);
+  if (place == NormPlace::stream) Normalise(hidden, post_norm, hidden);
+}
+
+float* LayerPass::Observed(std::size_t layer, Site site, std::size_t width) const {
+  return taps_.Has(layer, site) ? context_.workspace.Take<float>(rows_ * width) : nullptr;
 }
 
 void LayerPass::Observe(std::size_t layer, Site site, const float* x, std::size_t width) const {

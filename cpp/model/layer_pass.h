@@ -51,6 +51,7 @@ class LayerPass {
   void Run(const Step& step, float* hidden) const;
   void Run(const AttentionStep& step, const float* input, float* hidden) const;
   void Run(const FfnStep& step, const float* input, float* hidden) const;
+  void Run(const RoutedFfnStep& step, const float* input, float* hidden) const;
   void Run(const LinkStep& step, const float* input, float* hidden) const;
 
   // Normalises queries or keys x [rows, heads, head_dim] in place.
@@ -75,7 +76,18 @@ class LayerPass {
   void NormInputs(std::size_t layer, Site site, const float* input, const NormWeights& norm,
                   std::span<const kernels::GemmKernel* const> kernels,
                   ops::LinearInput* inputs) const;
+  // The same in float32.
+  const float* Norm(std::size_t layer, Site site, const float* input,
+                    const NormWeights& norm) const;
   void Normalise(const float* x, const NormWeights& norm, float* y) const;
+
+  // Room for what is observed at a site, [rows, width]; null where nobody looks.
+  float* Observed(std::size_t layer, Site site, std::size_t width) const;
+
+  // hidden += output [rows, n_channels], of which one or the other is normalised where the place
+  // says so. The output is spent.
+  void AddNormalised(const NormWeights& post_norm, NormPlace place, float* output,
+                     float* hidden) const;
 
   // hidden += w x, of which one or the other is normalised where the place says so.
   void AddOutput(const LinearWeights& w, const NormWeights& post_norm, NormPlace place,

@@ -36,6 +36,33 @@ bool Contains(std::span<const int> values, std::size_t value) {
   return std::ranges::find(values, static_cast<int>(value)) != values.end();
 }
 
+const RoutedFfnSpec& RoutedFfnOf(const ModelSpec& spec, int layer) {
+  CheckIndices({&layer, 1}, spec.layers.size(), "layer");
+  const auto& ffn = spec.layers[static_cast<std::size_t>(layer)].routed_ffn;
+  if (!ffn) Refuse("layer " + std::to_string(layer) + " has no experts that could be kept");
+  return *ffn;
+}
+
+void CheckExperts(const ModelSpec& spec, const Mask& mask) {
+  for (const auto& [layer, experts] : mask.experts) {
+    const std::size_t n_experts = RoutedFfnOf(spec, layer).experts.size();
+    const std::string where = "layer " + std::to_string(layer);
+    if (experts.empty()) Refuse(where + " keeps no expert; skip its FFN instead");
+    CheckIndices(experts, n_experts, where + ": expert");
+  }
+  for (const auto& [layer, neurons_by_expert] : mask.expert_neurons) {
+    const RoutedFfnSpec& ffn = RoutedFfnOf(spec, layer);
+    for (const auto& [expert, neurons] : neurons_by_expert) {
+      std::string where = "layer " + std::to_string(layer);
+      CheckIndices({&expert, 1}, ffn.experts.size(), where + ": expert");
+      where += ": expert " + std::to_string(expert);
+      if (neurons.empty()) Refuse(where + " keeps no neuron; leave the expert out instead");
+      CheckIndices(neurons, static_cast<std::size_t>(ffn.experts[static_cast<std::size_t>(expert)]),
+                   where + ": neuron");
+    }
+  }
+}
+
 void CheckMask(const ModelSpec& spec, const Mask& mask) {
   const std::size_t n_layers = spec.layers.size();
   CheckIndices(mask.skip_attention, n_layers, "layer");
@@ -57,6 +84,7 @@ void CheckMask(const ModelSpec& spec, const Mask& mask) {
     if (neurons.empty()) Refuse(where + " keeps no neuron; skip its FFN instead");
     CheckIndices(neurons, static_cast<std::size_t>(ffn->n_neurons), where + ": neuron");
   }
+  CheckExperts(spec, mask);
 }
 
 // The kept query heads, grouped by the KV head that they read.
@@ -85,9 +113,18 @@ std::vector<float> HeadMask(std::size_t heads, std::size_t head_dim,
   return mask;
 }
 
+// [n_neurons] of 0 and 1; empty where nothing is said of them.
+std::vector<float> NeuronMask(std::size_t n_neurons, const std::vector<int>* kept) {
+  std::vector<float> mask;
+  if (kept == nullptr) return mask;
+  mask.resize(n_neurons);
+  for (const int neuron : *kept) mask[static_cast<std::size_t>(neuron)] = 1.0F;
+  return mask;
+}
+
 template <class T>
-const std::vector<T>* Find(const std::map<int, std::vector<T>>& map, std::size_t layer) {
-  const auto found = map.find(static_cast<int>(layer));
+const T* Find(const std::map<int, T>& map, std::size_t key) {
+  const auto found = map.find(static_cast<int>(key));
   return found == map.end() ? nullptr : &found->second;
 }
 
@@ -100,6 +137,7 @@ std::size_t LayerOf(const Step& step) {
 Place PlaceOf(const Step& step) {
   return std::visit(Overloaded{[](const AttentionStep&) { return Place::attention; },
                                [](const FfnStep&) { return Place::ffn; },
+                               [](const RoutedFfnStep&) { return Place::ffn; },
                                [](const LinkStep& link) { return link.place; }},
                     step);
 }
@@ -121,6 +159,7 @@ Plan::Plan(std::shared_ptr<const Weights> weights, const Mask& mask)
     }
     if (!Contains(mask.skip_ffn, i)) {
       std::visit(Overloaded{[](std::monostate) {}, [&](const FfnWeights& w) { AddFfn(i, w, mask); },
+                            [&](const RoutedFfnWeights& w) { AddRoutedFfn(i, w, mask); },
                             [&](const LinkWeights& w) {
                               steps_.emplace_back(LinkStep{i, Place::ffn, &w});
                             }},
@@ -170,14 +209,36 @@ void Plan::AddAttention(std::size_t layer, const AttentionWeights& weights, cons
 void Plan::AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask) {
   const FfnSpec& spec = *weights_->spec.layers[layer].ffn;
   const auto n_neurons = static_cast<std::size_t>(spec.n_neurons);
-  std::vector<float> neuron_mask;
-  if (const std::vector<int>* kept = Find(mask.neurons, layer)) {
-    neuron_mask.resize(n_neurons);
-    for (const int neuron : *kept) neuron_mask[static_cast<std::size_t>(neuron)] = 1.0F;
-  }
   steps_.emplace_back(FfnStep{layer, &weights, n_neurons, spec.norm_place,
                               kernels::KernelOf(weights_->kernels, spec.activation),
-                              std::move(neuron_mask)});
+                              NeuronMask(n_neurons, Find(mask.neurons, layer))});
+}
+
+void Plan::AddRoutedFfn(std::size_t layer, const RoutedFfnWeights& weights, const Mask& mask) {
+  const RoutedFfnSpec& spec = *weights_->spec.layers[layer].routed_ffn;
+  RoutedFfnStep step{.layer = layer,
+                     .weights = &weights,
+                     .n_neurons = 0,
+                     .experts = {},
+                     .first_neurons = {},
+                     .neuron_masks = {},
+                     .top_k = static_cast<std::size_t>(spec.top_k),
+                     .softmax_over = spec.softmax_over,
+                     .norm_place = spec.norm_place,
+                     .activation = kernels::KernelOf(weights_->kernels, spec.activation)};
+  const std::vector<int>* kept = Find(mask.experts, layer);
+  const auto* kept_neurons = Find(mask.expert_neurons, layer);
+  for (std::size_t expert = 0; expert < spec.experts.size(); ++expert) {
+    const auto neurons = static_cast<std::size_t>(spec.experts[expert]);
+    if (kept == nullptr || Contains(*kept, expert)) {
+      step.experts.push_back(expert);
+      step.first_neurons.push_back(step.n_neurons);
+      step.neuron_masks.push_back(
+          NeuronMask(neurons, kept_neurons == nullptr ? nullptr : Find(*kept_neurons, expert)));
+    }
+    step.n_neurons += neurons;
+  }
+  steps_.emplace_back(std::move(step));
 }
 
 std::size_t Plan::RotaryIndex(const RotarySpec& rotary) {
@@ -206,6 +267,10 @@ bool Plan::Equals(const Plan& other) const {
     }
     if (const auto* ffn = std::get_if<FfnStep>(&a)) {
       return ffn->neuron_mask == std::get<FfnStep>(b).neuron_mask;
+    }
+    if (const auto* routed = std::get_if<RoutedFfnStep>(&a)) {
+      const auto& against = std::get<RoutedFfnStep>(b);
+      return routed->experts == against.experts && routed->neuron_masks == against.neuron_masks;
     }
     return true;
   });

@@ -23,6 +23,8 @@ struct Mask {
   std::optional<int> exit_after;            // the last layer that runs
   std::map<int, std::vector<int>> heads;    // query heads that are kept, by layer
   std::map<int, std::vector<int>> neurons;  // neurons that are kept, by layer
+  std::map<int, std::vector<int>> experts;  // experts that are kept, by layer
+  std::map<int, std::map<int, std::vector<int>>> expert_neurons;  // by layer and expert
 };
 
 // Dimensions of a step are those of its own layer.
@@ -54,6 +56,20 @@ struct FfnStep {
   std::vector<float> neuron_mask;  // [n_neurons] of 0 and 1, empty where all are kept
 };
 
+// Experts that are not kept are as good as not there: the router knows the others only.
+struct RoutedFfnStep {
+  std::size_t layer;
+  const RoutedFfnWeights* weights;
+  std::size_t n_neurons;                         // of all experts
+  std::vector<std::size_t> experts;              // that are kept, ascending
+  std::vector<std::size_t> first_neurons;        // of each of those, among all
+  std::vector<std::vector<float>> neuron_masks;  // of each: [its neurons] of 0 and 1, or empty
+  std::size_t top_k;
+  ops::SoftmaxOver softmax_over;
+  NormPlace norm_place;
+  kernels::ActivationKernel activation;
+};
+
 enum class Place { attention, ffn };
 
 // A linear map that stands in for a sub-block.
@@ -63,7 +79,7 @@ struct LinkStep {
   const LinkWeights* weights;
 };
 
-using Step = std::variant<AttentionStep, FfnStep, LinkStep>;
+using Step = std::variant<AttentionStep, FfnStep, RoutedFfnStep, LinkStep>;
 
 std::size_t LayerOf(const Step& step);
 Place PlaceOf(const Step& step);
@@ -71,7 +87,7 @@ Place PlaceOf(const Step& step);
 class Plan {
  public:
   // Error(config) where the mask names what the model does not have, or nothing would be left
-  // of the heads or neurons of a layer.
+  // of the heads, neurons or experts of a layer.
   Plan(std::shared_ptr<const Weights> weights, const Mask& mask);
 
   const Weights& weights() const { return *weights_; }
@@ -97,6 +113,7 @@ class Plan {
  private:
   void AddAttention(std::size_t layer, const AttentionWeights& weights, const Mask& mask);
   void AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask);
+  void AddRoutedFfn(std::size_t layer, const RoutedFfnWeights& weights, const Mask& mask);
   std::size_t RotaryIndex(const RotarySpec& rotary);
 
   std::shared_ptr<const Weights> weights_;

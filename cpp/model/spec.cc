@@ -59,6 +59,17 @@ void CheckAttention(const std::string& where, const AttentionSpec& attention) {
   }
 }
 
+void CheckRoutedFfn(const std::string& where, const RoutedFfnSpec& ffn) {
+  CheckDimension(where + "experts", static_cast<int>(ffn.experts.size()));
+  std::size_t n_neurons = 0;
+  for (const int neurons : ffn.experts) {
+    CheckDimension(where + "neurons of an expert", neurons);
+    n_neurons += static_cast<std::size_t>(neurons);
+  }
+  Check(n_neurons <= kMaxDimension, where + "experts: too many neurons in all");
+  CheckDimension(where + "top_k", ffn.top_k);
+}
+
 void CheckLink(const std::string& where, const LinkSpec& link) {
   Check((link.kind == LinkKind::low_rank) == link.rank.has_value(),
         where + "link: a rank belongs to low_rank links and to no other");
@@ -90,12 +101,14 @@ void Validate(const ModelSpec& spec) {
     const LayerSpec& layer = spec.layers[i];
     const std::string where = "layer " + std::to_string(i) + ": ";
     Check(!(layer.attention && layer.attention_link), where + "both attention and its link");
-    Check(!(layer.ffn && layer.ffn_link), where + "both FFN and its link");
+    Check(layer.ffn.has_value() + layer.routed_ffn.has_value() + layer.ffn_link.has_value() <= 1,
+          where + "more than one of FFN, routed FFN and link");
     Check(spec.causal || !layer.attention || !layer.attention->window,
           where + "window: expected none in an encoder");
     if (layer.attention) CheckAttention(where, *layer.attention);
     if (layer.attention_link) CheckLink(where, *layer.attention_link);
     if (layer.ffn) CheckDimension(where + "n_neurons", layer.ffn->n_neurons);
+    if (layer.routed_ffn) CheckRoutedFfn(where, *layer.routed_ffn);
     if (layer.ffn_link) CheckLink(where, *layer.ffn_link);
   }
 }

@@ -8,6 +8,7 @@
 
 #include "kernels/kernel_table.h"
 #include "ops/norm.h"
+#include "ops/routing.h"
 
 namespace slimformer::model {
 
@@ -64,6 +65,15 @@ struct FfnSpec {
   bool gated;
 };
 
+// An FFN of which a token runs the few experts that a router chooses, each a gated one.
+struct RoutedFfnSpec {
+  std::vector<int> experts;  // neurons of each
+  int top_k;                 // experts that a token runs, all where there are fewer
+  ops::SoftmaxOver softmax_over;
+  NormPlace norm_place;
+  kernels::Activation activation;
+};
+
 enum class LinkKind { full, low_rank, diagonal };
 
 // A linear map of a sub-block's normalised input that stands in for the sub-block.
@@ -72,11 +82,12 @@ struct LinkSpec {
   std::optional<int> rank;  // low_rank only
 };
 
-// At most one of a sub-block and its link is present.
+// At most one of a sub-block, its other form and its link is present.
 struct LayerSpec {
   std::optional<AttentionSpec> attention;
   std::optional<LinkSpec> attention_link;
   std::optional<FfnSpec> ffn;
+  std::optional<RoutedFfnSpec> routed_ffn;
   std::optional<LinkSpec> ffn_link;
   bool parallel;  // both sub-blocks read the stream that enters the layer
 };

@@ -12,7 +12,7 @@ Site SiteNamed(std::string_view name) {
       {"attention_input", Site::attention_input}, {"attention_normed", Site::attention_normed},
       {"attention_heads", Site::attention_heads}, {"ffn_input", Site::ffn_input},
       {"ffn_normed", Site::ffn_normed},           {"ffn_neurons", Site::ffn_neurons},
-      {"layer_output", Site::layer_output},
+      {"ffn_experts", Site::ffn_experts},         {"layer_output", Site::layer_output},
   };
   std::string known;
   for (const auto& [site_name, site] : kSites) {
@@ -52,9 +52,16 @@ std::optional<std::size_t> SiteWidth(const Plan& plan, std::size_t layer, Site s
     case Site::ffn_neurons: {
       const auto step = step_at(Place::ffn);
       if (step == plan.steps().end()) return std::nullopt;
-      const auto* ffn = std::get_if<FfnStep>(&*step);
-      if (ffn == nullptr) return std::nullopt;
-      return ffn->n_neurons;
+      if (const auto* ffn = std::get_if<FfnStep>(&*step)) return ffn->n_neurons;
+      if (const auto* routed = std::get_if<RoutedFfnStep>(&*step)) return routed->n_neurons;
+      return std::nullopt;
+    }
+    case Site::ffn_experts: {
+      const auto step = step_at(Place::ffn);
+      if (step == plan.steps().end()) return std::nullopt;
+      const auto* routed = std::get_if<RoutedFfnStep>(&*step);
+      if (routed == nullptr) return std::nullopt;
+      return routed->weights->experts.size();
     }
   }
   return std::nullopt;

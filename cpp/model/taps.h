@@ -18,7 +18,8 @@ enum class Site {
   attention_heads,   // the input of the output projection
   ffn_input,         // the residual stream as it enters the FFN sub-block
   ffn_normed,        // what gate and up, or the link, read
-  ffn_neurons,       // the input of the down projection
+  ffn_neurons,       // the input of the down projection, or of all experts', weighted
+  ffn_experts,       // the length of what each expert of a routed FFN adds
   layer_output,      // the residual stream as it leaves the layer
 };
 

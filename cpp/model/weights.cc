@@ -101,6 +101,7 @@ WeightsBuilder::WeightsBuilder(ModelSpec spec, tensor::WeightType type, tensor::
               w.layers[i].attention.emplace<LinkWeights>());
     }
     if (layer.ffn) AddFfn(prefix + ".ffn", *layer.ffn, w.layers[i].ffn);
+    if (layer.routed_ffn) AddRoutedFfn(prefix + ".ffn", *layer.routed_ffn, w.layers[i].ffn);
     if (layer.ffn_link) {
       AddLink(prefix + ".ffn", *layer.ffn_link, w.layers[i].ffn.emplace<LinkWeights>());
     }
@@ -137,19 +138,14 @@ void WeightsBuilder::AddLinear(const std::string& name, LinearWeights& target, s
 }
 
 void WeightsBuilder::AddAttention(const std::string& prefix, const AttentionSpec& spec,
-                                  SubBlock<AttentionWeights>& target) {
+                                  AttentionBlock& target) {
   auto& attention = target.emplace<AttentionWeights>();
   const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
   const auto n_heads = static_cast<std::size_t>(spec.n_heads);
   const auto n_kv_heads = static_cast<std::size_t>(spec.n_kv_heads);
   const auto head_dim = static_cast<std::size_t>(spec.head_dim);
   const auto value_dim = static_cast<std::size_t>(spec.value_dim);
-  if (spec.norm_place == NormPlace::before || spec.norm_place == NormPlace::both) {
-    AddNorm(prefix + ".norm", attention.norm, n_channels);
-  }
-  if (spec.norm_place != NormPlace::before) {
-    AddNorm(prefix + ".post_norm", attention.post_norm, n_channels);
-  }
+  AddNorms(prefix, spec.norm_place, attention.norm, attention.post_norm);
   if (spec.qk_norm) {
     const bool width = spec.qk_norm->over == QkNorm::width;
     AddNorm(prefix + ".q_norm", attention.q_norm, width ? n_heads * head_dim : head_dim);
@@ -162,19 +158,40 @@ void WeightsBuilder::AddAttention(const std::string& prefix, const AttentionSpec
   AddLinear(prefix + ".o", attention.o, n_channels, n_heads * value_dim, spec.output_bias);
 }
 
-void WeightsBuilder::AddFfn(const std::string& prefix, const FfnSpec& spec,
-                            SubBlock<FfnWeights>& target) {
-  auto& ffn = target.emplace<FfnWeights>();
+void WeightsBuilder::AddNorms(const std::string& prefix, NormPlace place, NormWeights& norm,
+                              NormWeights& post_norm) {
   const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
-  const auto n_neurons = static_cast<std::size_t>(spec.n_neurons);
-  if (spec.norm_place == NormPlace::before || spec.norm_place == NormPlace::both) {
-    AddNorm(prefix + ".norm", ffn.norm, n_channels);
+  if (place == NormPlace::before || place == NormPlace::both) {
+    AddNorm(prefix + ".norm", norm, n_channels);
   }
-  if (spec.norm_place != NormPlace::before)
-    AddNorm(prefix + ".post_norm", ffn.post_norm, n_channels);
-  if (spec.gated) AddLinear(prefix + ".gate", ffn.gate, n_neurons, n_channels, spec.bias);
-  AddLinear(prefix + ".up", ffn.up, n_neurons, n_channels, spec.bias);
-  AddLinear(prefix + ".down", ffn.down, n_channels, n_neurons, spec.bias);
+  if (place != NormPlace::before) AddNorm(prefix + ".post_norm", post_norm, n_channels);
+}
+
+void WeightsBuilder::AddFfn(const std::string& prefix, const FfnSpec& spec, FfnBlock& target) {
+  auto& ffn = target.emplace<FfnWeights>();
+  AddNorms(prefix, spec.norm_place, ffn.norm, ffn.post_norm);
+  AddFfnLayers(prefix, static_cast<std::size_t>(spec.n_neurons), spec.gated, spec.bias, ffn);
+}
+
+void WeightsBuilder::AddRoutedFfn(const std::string& prefix, const RoutedFfnSpec& spec,
+                                  FfnBlock& target) {
+  auto& ffn = target.emplace<RoutedFfnWeights>();
+  AddNorms(prefix, spec.norm_place, ffn.norm, ffn.post_norm);
+  AddMatrix(prefix + ".router.weight", ffn.router, spec.experts.size(),
+            static_cast<std::size_t>(weights_->spec.n_channels), Reach::choice);
+  ffn.experts.resize(spec.experts.size());  // slots point into it
+  for (std::size_t e = 0; e < spec.experts.size(); ++e) {
+    AddFfnLayers(prefix + ".experts." + std::to_string(e),
+                 static_cast<std::size_t>(spec.experts[e]), true, false, ffn.experts[e]);
+  }
+}
+
+void WeightsBuilder::AddFfnLayers(const std::string& prefix, std::size_t n_neurons, bool gated,
+                                  bool bias, FfnWeights& target) {
+  const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
+  if (gated) AddLinear(prefix + ".gate", target.gate, n_neurons, n_channels, bias);
+  AddLinear(prefix + ".up", target.up, n_neurons, n_channels, bias);
+  AddLinear(prefix + ".down", target.down, n_channels, n_neurons, bias);
 }
 
 void WeightsBuilder::AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target) {
@@ -203,6 +220,7 @@ void WeightsBuilder::AddLink(const std::string& prefix, const LinkSpec& spec, Li
 
 tensor::WeightType WeightsBuilder::PackedType(const Slot& slot) const {
   if (std::holds_alternative<Vector*>(slot.target)) return tensor::WeightType::f32;
+  if (slot.reach == Reach::choice) return tensor::WeightType::f32;
   const bool keep = slot.reach == Reach::wide && weights_->type == tensor::WeightType::int4;
   return keep ? tensor::WeightType::int8 : weights_->type;
 }

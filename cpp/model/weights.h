@@ -54,6 +54,13 @@ struct FfnWeights {
   LinearWeights down;     // [n_channels, n_neurons]
 };
 
+struct RoutedFfnWeights {
+  NormWeights norm;                 // [n_channels]
+  NormWeights post_norm;            // [n_channels]
+  Matrix router;                    // [experts, n_channels], float32 always
+  std::vector<FfnWeights> experts;  // without norms of their own
+};
+
 struct FullLink {
   Matrix weight;  // [n_channels, n_channels]
 };
@@ -70,12 +77,12 @@ struct LinkWeights {
   std::variant<FullLink, LowRankLink, DiagonalLink> map;
 };
 
-template <class Own>
-using SubBlock = std::variant<std::monostate, Own, LinkWeights>;
+using AttentionBlock = std::variant<std::monostate, AttentionWeights, LinkWeights>;
+using FfnBlock = std::variant<std::monostate, FfnWeights, RoutedFfnWeights, LinkWeights>;
 
 struct LayerWeights {
-  SubBlock<AttentionWeights> attention;
-  SubBlock<FfnWeights> ffn;
+  AttentionBlock attention;
+  FfnBlock ffn;
 };
 
 struct Weights {
@@ -135,8 +142,9 @@ class WeightsBuilder {
  private:
   // How far an error of a matrix goes. int4 loses much the same share of every matrix; but a row of
   // the embedding is all that its token begins with, nothing comes after the head, and several
-  // query heads read what shared keys and values lost. Those matrices are kept as int8.
-  enum class Reach { own, wide };
+  // query heads read what shared keys and values lost. Those matrices are kept as int8. What a
+  // router loses decides which experts run: it is always float32.
+  enum class Reach { own, wide, choice };
 
   struct Slot {
     std::vector<std::size_t> shape;
@@ -153,9 +161,14 @@ class WeightsBuilder {
   void AddNorm(const std::string& name, NormWeights& target, std::size_t size);
   void AddLinear(const std::string& name, LinearWeights& target, std::size_t rows, std::size_t cols,
                  bool bias, Reach reach = Reach::own);
-  void AddAttention(const std::string& prefix, const AttentionSpec& spec,
-                    SubBlock<AttentionWeights>& target);
-  void AddFfn(const std::string& prefix, const FfnSpec& spec, SubBlock<FfnWeights>& target);
+  void AddAttention(const std::string& prefix, const AttentionSpec& spec, AttentionBlock& target);
+  void AddFfn(const std::string& prefix, const FfnSpec& spec, FfnBlock& target);
+  void AddRoutedFfn(const std::string& prefix, const RoutedFfnSpec& spec, FfnBlock& target);
+  void AddFfnLayers(const std::string& prefix, std::size_t n_neurons, bool gated, bool bias,
+                    FfnWeights& target);
+  // The norms of a sub-block that are at that place.
+  void AddNorms(const std::string& prefix, NormPlace place, NormWeights& norm,
+                NormWeights& post_norm);
   void AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target);
   Slot& Open(const std::string& name);
   tensor::WeightType PackedType(const Slot& slot) const;

@@ -84,6 +84,8 @@ class Plan:
         exit_after: int | None = ...,
         heads: Mapping[int, Sequence[int]] | None = ...,
         neurons: Mapping[int, Sequence[int]] | None = ...,
+        experts: Mapping[int, Sequence[int]] | None = ...,
+        expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] | None = ...,
     ) -> None: ...
     @property
     def steps(self) -> list[str]: ...

@@ -19,6 +19,8 @@ Tensor names are Slimformer's own and independent of any file format:
 ``layers.{i}.ffn.norm.weight``              [n_channels]
 ``layers.{i}.ffn.gate.weight``, ``up``      [n_neurons, n_channels], ``gate`` where it is gated
 ``layers.{i}.ffn.down.weight``              [n_channels, n_neurons]
+``layers.{i}.ffn.router.weight``            [n_experts, n_channels], where it is routed
+``layers.{i}.ffn.experts.{e}.{part}``       the same parts for each expert
 ``layers.{i}.{sub_block}.{part}.bias``      [rows of the weight], where the config says so
 ``layers.{i}.{sub_block}.post_norm.weight`` [n_channels], where outputs are normalised
 ``layers.{i}.{sub_block}.link.weight``      [n_channels, n_channels] full, [n_channels] diagonal
@@ -46,6 +48,14 @@ from slimformer.checks import (
     check_dimension,
     check_flag,
     check_positive,
+)
+from slimformer.ffn import (
+    Activation,
+    FfnConfig,
+    NormPlace,
+    RoutedFfnConfig,
+    SoftmaxOver,
+    ffn_tensors,
 )
 from slimformer.rope import (
     DynamicRopeScaling,
@@ -76,6 +86,8 @@ __all__ = [
     "QkNorm",
     "RopeConfig",
     "RopeScaling",
+    "RoutedFfnConfig",
+    "SoftmaxOver",
     "YarnRopeScaling",
 ]
 
@@ -88,15 +100,8 @@ LinkKind = Literal["full", "low_rank", "diagonal"]
 NormKind = Literal["rms", "layer"]
 """Root mean square norm, or layer norm with its mean and bias."""
 
-NormPlace = Literal["before", "after", "both", "stream"]
-"""Whether a sub-block normalises what it reads, what it adds to the stream, both, or the stream
-after it has been added."""
-
 QkNorm = Literal["head", "width"]
 """Queries and keys are normalised head by head with one weight, or all heads as one vector."""
-
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
-"""``gelu_tanh`` is the approximation of ``gelu`` with a hyperbolic tangent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,31 +176,6 @@ class AttentionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FfnConfig:
-    """Feed-forward sub-block of one layer.
-
-    ``down(activation(gate(x)) * up(x))`` where it is ``gated``, else ``down(activation(up(x)))``.
-    """
-
-    n_neurons: int
-    bias: bool = False
-    norm_place: NormPlace = "before"
-    activation: Activation = "silu"
-    gated: bool = True
-
-    def __post_init__(self) -> None:
-        check_dimension("n_neurons", self.n_neurons)
-        check_choice("norm_place", self.norm_place, NormPlace)
-        check_choice("activation", self.activation, Activation)
-        check_flag("gated", self.gated)
-
-    @property
-    def neuron_parts(self) -> tuple[str, ...]:
-        """The matrices that have a row for each neuron."""
-        return ("gate", "up") if self.gated else ("up",)
-
-
-@dataclasses.dataclass(frozen=True)
 class LinkConfig:
     """A linear map of a sub-block's normalised input that stands in for the sub-block.
 
@@ -227,7 +207,7 @@ class LayerConfig:
     """
 
     attention: AttentionConfig | LinkConfig | None
-    ffn: FfnConfig | LinkConfig | None
+    ffn: FfnConfig | RoutedFfnConfig | LinkConfig | None
     parallel: bool = False
 
     def __post_init__(self) -> None:
@@ -375,7 +355,7 @@ class ModelConfig:
                 elif isinstance(sub_block, AttentionConfig):
                     yield from self._attention_tensors(prefix, sub_block)
                 else:
-                    yield from _ffn_tensors(prefix, sub_block, d)
+                    yield from ffn_tensors(prefix, sub_block, d)
                 if sub_block.norm_place != "before":
                     yield from self._norm_tensors(f"{prefix}.post_norm", d)
         if self.final_norm:
@@ -420,15 +400,3 @@ def _link_tensors(
         assert link.rank is not None
         yield f"{prefix}.link.down", (link.rank, channels)
         yield f"{prefix}.link.up", (channels, link.rank)
-
-
-def _ffn_tensors(
-    prefix: str, ffn: FfnConfig, channels: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for part in ffn.neuron_parts:
-        yield f"{prefix}.{part}.weight", (ffn.n_neurons, channels)
-        if ffn.bias:
-            yield f"{prefix}.{part}.bias", (ffn.n_neurons,)
-    yield f"{prefix}.down.weight", (channels, ffn.n_neurons)
-    if ffn.bias:
-        yield f"{prefix}.down.bias", (channels,)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig, RoutedFfnConfig
 
 _ALWAYS_WRITTEN = ("qkv_bias", "output_bias", "bias")
 
@@ -39,7 +39,7 @@ def family_settings_from(read: Callable[[str], Any], kind: type[Any]) -> dict[st
 
 _FAMILY_DEFAULTS = {
     field.name: field.default
-    for kind in (AttentionConfig, FfnConfig, LayerConfig, ModelConfig)
+    for kind in (AttentionConfig, FfnConfig, RoutedFfnConfig, LayerConfig, ModelConfig)
     for field in dataclasses.fields(kind)
     if _of_some_families(field)
 }

@@ -18,6 +18,10 @@ class Mask:
         The last layer that runs.
     heads, neurons:
         By layer, the query heads and FFN neurons that are kept.
+    experts:
+        By layer, the experts of a routed FFN that are kept, as if the router knew no others.
+    expert_neurons:
+        By layer and expert, the neurons that are kept.
     """
 
     skip_attention: tuple[int, ...] = ()
@@ -25,6 +29,10 @@ class Mask:
     exit_after: int | None = None
     heads: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     neurons: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    experts: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    expert_neurons: Mapping[int, Mapping[int, tuple[int, ...]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @staticmethod
     def skip_layers(layers: Iterable[int]) -> Mask:

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from slimformer.checkpoint import load
+from prune.cases import routed_model
+from slimformer.checkpoint import load, save
+from slimformer.config import RoutedFfnConfig
 from slimformer.engine import Engine
+from slimformer.prune import explicit, prune
 
 Run = Callable[..., Any]
 
@@ -28,6 +31,24 @@ def test_inspect(run: Run, run_json: Run, dense: Path) -> None:
     people = run("inspect", dense)
     assert people.exit_code == 0
     assert "0-3" in people.stdout
+
+
+def test_inspect_tells_experts(run: Run, run_json: Run, tmp_path: Path) -> None:
+    model = routed_model(layers=2)
+    save(
+        prune(model, explicit(model, expert_neurons={1: {3: (5,)}}), repair="none"), tmp_path / "m"
+    )
+    layers = run_json("inspect", tmp_path / "m")["layers"]
+    assert [layer["experts"] for layer in layers] == [[48] * 6, [48, 48, 48, 1, 48, 48]]
+    assert "2 of 6 experts with 1 to 48" in run("inspect", tmp_path / "m").stdout
+
+
+def test_prune_keeps_experts_by_name(run_json: Run, tmp_path: Path) -> None:
+    save(routed_model(layers=2), tmp_path / "m")
+    lists = ("--experts", "0=0,1,2", "--experts", "1=5", "--repair", "none")
+    run_json("prune", tmp_path / "m", tmp_path / "slim", *lists)
+    ffns = [layer.ffn for layer in load(tmp_path / "slim").config.layers]
+    assert [ffn.experts for ffn in ffns if isinstance(ffn, RoutedFfnConfig)] == [(48,) * 3, (48,)]
 
 
 def test_generate(run: Run, run_json: Run, dense: Path) -> None:

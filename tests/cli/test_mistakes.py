@@ -201,9 +201,9 @@ def test_indices() -> None:
     assert options.parse_protected(None) is None
     with pytest.raises(typer.BadParameter):
         options.parse_protected("all")
-    assert options.parse_kept_heads(["4=0,1", "2=3"]) == {4: (0, 1), 2: (3,)}
+    assert options.parse_kept(["4=0,1", "2=3"], "HEADS") == {4: (0, 1), 2: (3,)}
     with pytest.raises(typer.BadParameter):
-        options.parse_kept_heads(["4=0", "4=1"])
+        options.parse_kept(["4=0", "4=1"], "HEADS")
 
 
 def test_sizes() -> None:

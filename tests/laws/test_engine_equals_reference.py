@@ -26,6 +26,7 @@ from slimformer.config import (
     LinkConfig,
     ModelConfig,
     RopeConfig,
+    RoutedFfnConfig,
 )
 from slimformer.engine import Engine, Mask
 
@@ -74,6 +75,8 @@ def every_shape() -> ModelConfig:
         LayerConfig(LinkConfig("full"), LinkConfig("low_rank", rank=3)),
         LayerConfig(LinkConfig("diagonal"), FfnConfig(5)),
         LayerConfig(odd, LinkConfig("diagonal")),
+        LayerConfig(odd, RoutedFfnConfig((37, 1, 5, 70, 16), top_k=2)),
+        LayerConfig(None, RoutedFfnConfig((3, 8), top_k=2, softmax_over="experts")),
     )
     return ModelConfig("llama", 101, 23, 31, 1e-5, False, 300, layers)
 
@@ -125,15 +128,22 @@ def random_mask(config: ModelConfig, rng: np.random.Generator) -> Mask:
 
     layers = range(len(config.layers))
     heads, neurons = {}, {}
+    experts: dict[int, tuple[int, ...]] = {}
+    expert_neurons: dict[int, dict[int, tuple[int, ...]]] = {}
     for index, layer in enumerate(config.layers):
         if isinstance(layer.attention, AttentionConfig) and rng.random() < 0.5:
             heads[index] = some(layer.attention.n_heads)
         if isinstance(layer.ffn, FfnConfig) and rng.random() < 0.5:
             neurons[index] = some(layer.ffn.n_neurons)
+        if isinstance(layer.ffn, RoutedFfnConfig):
+            experts[index] = some(len(layer.ffn.experts))
+            expert_neurons[index] = {e: some(layer.ffn.experts[e]) for e in experts[index][:2]}
     return Mask(
         skip_attention=tuple(i for i in layers if rng.random() < 0.2),
         skip_ffn=tuple(i for i in layers if rng.random() < 0.2),
         exit_after=int(rng.integers(len(layers))) if len(layers) and rng.random() < 0.3 else None,
         heads=heads,
         neurons=neurons,
+        experts=experts,
+        expert_neurons=expert_neurons,
     )

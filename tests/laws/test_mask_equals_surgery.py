@@ -7,11 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference.engines import TOLERANCE, Case, difference, random_case, seeds
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Mask
 from slimformer.prune import surgery
 from slimformer.prune.masks import to_mask
-from slimformer.prune.recipe import KeptFfn, KeptLayer, Recipe, keep_all, keep_heads
+from slimformer.prune.recipe import (
+    KeptExperts,
+    KeptFfn,
+    KeptLayer,
+    Recipe,
+    keep_all,
+    keep_experts,
+    keep_heads,
+)
 
 
 def some(rng: np.random.Generator, count: int) -> tuple[int, ...]:
@@ -20,7 +28,7 @@ def some(rng: np.random.Generator, count: int) -> tuple[int, ...]:
 
 
 def recipe_of(case: Case, *, units: bool) -> Recipe:
-    """Removes layers and sub-blocks at random and, if asked, single heads and neurons."""
+    """Removes layers, sub-blocks and experts at random and, if asked, single heads and neurons."""
     rng = case.rng
     layers = []
     for index, layer in enumerate(case.checkpoint.config.layers):
@@ -31,6 +39,12 @@ def recipe_of(case: Case, *, units: bool) -> Recipe:
             attention = keep_heads(layer.attention, some(rng, layer.attention.n_heads))
         if units and ffn is not None and isinstance(layer.ffn, FfnConfig):
             ffn = KeptFfn(some(rng, layer.ffn.n_neurons))
+        if ffn is not None and isinstance(layer.ffn, RoutedFfnConfig):
+            experts = some(rng, len(layer.ffn.experts))
+            ffn = keep_experts(layer.ffn, experts)
+            if units:
+                neurons = tuple(some(rng, layer.ffn.experts[expert]) for expert in experts)
+                ffn = KeptExperts(experts, neurons)
         if attention is not None or ffn is not None:
             layers.append(KeptLayer(index, attention, ffn))
     name, fingerprint = case.checkpoint.name, case.checkpoint.fingerprint
@@ -44,7 +58,7 @@ def both(case: Case, recipe: Recipe, weights: str) -> tuple[Engine, Mask, Engine
 
 
 @given(seed=seeds, weights=st.sampled_from(["f32", "bf16", "int8", "int4"]))
-def test_layers_and_sub_blocks_bit_for_bit(seed: int, weights: str) -> None:
+def test_layers_sub_blocks_and_experts_bit_for_bit(seed: int, weights: str) -> None:
     case = random_case(seed, max_tokens=80)
     dense, mask, slim = both(case, recipe_of(case, units=False), weights)
     masked, cut = dense.session(mask), slim.session()

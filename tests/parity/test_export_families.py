@@ -8,23 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity.test_gguf_families import TOLERANCES, activation_of, has_experts
 from parity.test_random_families import CASES, Case, prefill_and_decode, write_random
 from reference.peers import llama_cpp_logits, open_in_llama_cpp
 from slimformer.checkpoint import Checkpoint, load
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig
 from slimformer.errors import UnsupportedModelError
 from slimformer.export import export
 from slimformer.prune import explicit, prune
-
-TOLERANCES = {"silu": 1e-5, "gelu": 1e-3, "gelu_tanh": 1e-3, "relu": 1e-5}
-"""Of the largest logit. llama.cpp takes gelu from a table in half precision, as
-``test_gguf_families`` shows."""
 
 LENGTH = 60
 
 # Scores scaled by something else than the width of a head have no word in GGUF.
 HEAD_SCALE = {"query_pre_attn_scalar": 10}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "olmoe": {"num_key_value_heads": 4},  # in llama.cpp its heads share none
     "gemma2": HEAD_SCALE,
     "gemma3": HEAD_SCALE,
     "gemma3, scaled": {**HEAD_SCALE, "layer_types": ["sliding_attention"] * 4},
@@ -44,6 +42,9 @@ REFUSED = {
     "smollm3, every fourth": "entries of a head are rotated",  # with biases
     "gemma3, scaled": "norm_offset",  # which of its layers have a window is not said
     "phi3": "window",
+    "mixtral, windows": "experts have no equivalent",
+    "qwen3_moe, windows and biases": "experts have no equivalent",
+    "olmoe, biases": "experts have no equivalent",
     "olmo2, biases": "norm_place",
     "opt": "norm",
 }
@@ -67,9 +68,8 @@ def check(checkpoint: Checkpoint, path: Path) -> None:
     scale = float(np.abs(expected).max())
     np.testing.assert_allclose(again, expected, rtol=0, atol=1e-5 * scale)
     theirs = llama_cpp_logits(open_in_llama_cpp(path, context=LENGTH), tokens)
-    ffns = [f for layer in checkpoint.config.layers if isinstance(f := layer.ffn, FfnConfig)]
-    (activation,) = {ffn.activation for ffn in ffns}
-    np.testing.assert_allclose(theirs, expected, rtol=0, atol=TOLERANCES[activation] * scale)
+    kind = "routed" if has_experts(checkpoint) else activation_of(checkpoint)
+    np.testing.assert_allclose(theirs, expected, rtol=0, atol=TOLERANCES[kind] * scale)
 
 
 @each
@@ -100,6 +100,17 @@ def test_pruned_raggedly_and_filled_up(name: str, tmp_path: Path) -> None:
     slim = prune(dense, recipe, repair="none")
     done = export(slim, tmp_path / "model.gguf", to="gguf", dtype="f32", pad=True)
     assert done.added_parameters > 0
+    check(slim, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
+def test_with_fewer_and_narrower_experts(name: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    dense = write(case, tmp_path / "model")
+    layers = range(len(dense.config.layers))
+    experts = {index: (0, 2) if index % 2 else (1, 2) for index in layers}
+    slim = prune(dense, explicit(dense, neurons=8, experts=experts), repair="none")
+    export(slim, tmp_path / "model.gguf", to="gguf", dtype="f32")
     check(slim, tmp_path / "model.gguf")
 
 

@@ -15,12 +15,13 @@ from reference.peers import Array
 from slimformer.checkpoint import Checkpoint, load
 from slimformer.checkpoint.families import by_name
 from slimformer.checkpoint.fields import Fields
-from slimformer.config import FfnConfig
+from slimformer.config import FfnConfig, RoutedFfnConfig
 from slimformer.engine import Engine
 
-TOLERANCES = {"silu": 1e-5, "gelu": 1e-3, "gelu_tanh": 1e-3}
+TOLERANCES = {"silu": 1e-5, "routed": 1e-4, "gelu": 1e-3, "gelu_tanh": 1e-3, "relu": 1e-5}
 """Of the largest logit. llama.cpp takes any GELU from a table of its approximation by a hyperbolic
-tangent that rounds argument and value to float16, which is 5e-4 of each; all else is float32."""
+tangent that rounds argument and value to float16, which is 5e-4 of each; all else is float32.
+Routers make exponentials of what their logits are off."""
 
 LENGTH = 90
 
@@ -48,6 +49,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "olmo2": {},
     "smollm3": {"num_hidden_layers": 4},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "num_key_value_heads": 4},
     "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256},
     "gpt_neox": {"rotary_pct": 0.5},
 }
@@ -109,8 +119,14 @@ def test_llama_cpp_agrees(name: str, tmp_path: Path) -> None:
     engine = Engine(model, weights="f32", threads=1)
     ours = engine.forward([engine.session()], [tokens], logits="all")
     theirs = peer_logits(path, tokens, model.config.vocab_size)
-    tolerance = TOLERANCES[activation_of(model)] * float(np.abs(theirs).max())
+    tolerance = TOLERANCES["routed" if has_experts(model) else activation_of(model)] * float(
+        np.abs(theirs).max()
+    )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
+
+
+def has_experts(model: Checkpoint) -> bool:
+    return any(isinstance(layer.ffn, RoutedFfnConfig) for layer in model.config.layers)
 
 
 def activation_of(model: Checkpoint) -> str:

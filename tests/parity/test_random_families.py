@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reference.peers import Array, open_in_transformers, transformers_logits
+from reference.peers import PLAIN, Array, open_in_transformers, transformers_logits
 from slimformer.checkpoint import Checkpoint, load, save
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.engine import Engine
 from slimformer.prune import explicit, prune, surgery
 from slimformer.prune.masks import to_mask
@@ -50,6 +50,7 @@ LONG = {
     "partial_rotary_factor": 0.75,
 }
 WINDOWED = {"use_sliding_window": True, "sliding_window": 29, "max_window_layers": 1}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 11}
 
 
 def scaled(kind: str, **settings: Any) -> dict[str, Any]:
@@ -150,6 +151,30 @@ CASES = (
     Case(
         "gpt_neox, in turn", "GPTNeoX", {**SIZES, "hidden_size": 32, "use_parallel_residual": False}
     ),
+    Case("mixtral", "Mixtral", {**SIZES, **HEAD, "num_local_experts": 3}),
+    Case(
+        "mixtral, windows",
+        "Mixtral",
+        {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 29},
+    ),
+    Case("qwen3_moe", "Qwen3Moe", {**SIZES, **HEAD, **EXPERTS, "norm_topk_prob": True}),
+    Case(
+        "qwen3_moe, windows and biases",
+        "Qwen3Moe",
+        {**SIZES, **HEAD, **EXPERTS, **WINDOWED, "attention_bias": True},
+    ),
+    Case("olmoe", "Olmoe", {**SIZES, "num_experts": 6, "num_experts_per_tok": 3}),
+    Case(
+        "olmoe, biases",
+        "Olmoe",
+        {
+            **SIZES,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "attention_bias": True,
+            "norm_topk_prob": True,
+        },
+    ),
     Case("opt", "OPT", {**SIZES, "ffn_dim": 37, "word_embed_proj_dim": 24}),
 )
 
@@ -170,7 +195,7 @@ def write_random(case: Case, folder: Path) -> Any:
         transformers, f"{prefix}LMHeadModel"
     )
     torch.manual_seed(len(case.name))
-    model = kind._from_config(config(**settings), attn_implementation="eager")
+    model = kind._from_config(config(**settings), **PLAIN)
     with torch.no_grad():
         for name, values in model.named_parameters():
             norm = "norm" in name or "ln_" in name
@@ -219,7 +244,7 @@ def test_what_transformers_wrote_runs_here_and_opens_there_again(
 
 @each
 def test_uniformly_pruned_it_opens_in_transformers(case: Case, tmp_path: Path) -> None:
-    """Neurons of every layer go, and two layers: no more than plain settings can say."""
+    """Neurons and an expert of every layer go, and a layer: what plain settings can say."""
     write_random(case, tmp_path / "theirs")
     dense = load(tmp_path / "theirs")
     n_layers = len(dense.config.layers)
@@ -228,7 +253,21 @@ def test_uniformly_pruned_it_opens_in_transformers(case: Case, tmp_path: Path) -
         for index, layer in enumerate(dense.config.layers)
         if isinstance(layer.ffn, FfnConfig) and index < n_layers - 1
     }
-    recipe = explicit(dense, drop_layers=(n_layers - 1,), neurons=neurons)
+    routed = {
+        index: layer.ffn
+        for index, layer in enumerate(dense.config.layers)
+        if isinstance(layer.ffn, RoutedFfnConfig)
+    }
+    recipe = explicit(
+        dense,
+        drop_layers=(n_layers - 1,),
+        neurons=neurons,
+        experts={index: range(1, len(ffn.experts)) for index, ffn in routed.items()},
+        expert_neurons={
+            index: {expert: range(index, 7 + index) for expert in range(len(ffn.experts))}
+            for index, ffn in routed.items()
+        },
+    )
     slim = prune(dense, recipe, repair="none")
     save(slim, tmp_path / "ours")
     tokens = random_tokens(slim)
@@ -238,7 +277,7 @@ def test_uniformly_pruned_it_opens_in_transformers(case: Case, tmp_path: Path) -
 
 @each
 def test_masked_equals_packed_after_pruning_every_structure(case: Case, tmp_path: Path) -> None:
-    """A head, a KV group, neurons, both kinds of sub-block and a layer; saved and loaded, too."""
+    """A head, a KV group, neurons, experts, both kinds of sub-block and a layer; saved, too."""
     write_random(case, tmp_path / "theirs")
     dense = load(tmp_path / "theirs")
     (*_, last) = range(len(dense.config.layers))
@@ -246,8 +285,13 @@ def test_masked_equals_packed_after_pruning_every_structure(case: Case, tmp_path
     assert isinstance(attention, AttentionConfig)
     group = {head for head, kv in enumerate(attention.q_to_kv) if kv == 0}
     without_group = tuple(head for head in range(attention.n_heads) if head not in group)
+    heads = {0: (0, 2, 3), last: without_group}
+    if isinstance(dense.config.layers[last].ffn, RoutedFfnConfig):
+        units = explicit(dense, heads=heads, experts={1: (1,)}, expert_neurons={0: {1: (1, 5, 7)}})
+    else:
+        units = explicit(dense, heads=heads, neurons={0: (1, 5, 7, 30)})
     recipes = [
-        explicit(dense, heads={0: (0, 2, 3), last: without_group}, neurons={0: (1, 5, 7, 30)}),
+        units,
         explicit(dense, drop_attention=(1,), drop_ffn=(last,)),
         explicit(dense, drop_layers=(1,), heads={0: (1, 3)}),
     ]

@@ -7,9 +7,18 @@ from hypothesis import strategies as st
 
 from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    LinkConfig,
+    ModelConfig,
+    RopeConfig,
+    RoutedFfnConfig,
+)
 from slimformer.prune.recipe import (
     KeptAttention,
+    KeptExperts,
     KeptFfn,
     KeptLayer,
     KeptLink,
@@ -25,7 +34,7 @@ seeds = st.integers(0, 1 << 31)
 
 
 def random_model(rng: np.random.Generator, *, ragged: bool = True) -> Checkpoint:
-    config = random_config(rng, ragged=ragged)
+    config = random_config(rng, ragged=ragged, experts=ragged and rng.random() < 0.3)
     return random_checkpoint(config, int(rng.integers(1 << 31)), tokenizer=True)
 
 
@@ -71,11 +80,15 @@ def random_layer(
 ) -> KeptLayer | None:
     whole = keep_all(index, layer)
     attention: KeptAttention | KeptLink | NewLink | None = whole.attention
-    ffn: KeptFfn | KeptLink | NewLink | None = whole.ffn
+    ffn: KeptFfn | KeptExperts | KeptLink | NewLink | None = whole.ffn
     if isinstance(layer.attention, AttentionConfig):
         attention = keep_heads(layer.attention, random_units(rng, layer.attention.n_heads))
     if isinstance(layer.ffn, FfnConfig):
         ffn = KeptFfn(random_units(rng, layer.ffn.n_neurons))
+    if isinstance(layer.ffn, RoutedFfnConfig):
+        experts = random_units(rng, len(layer.ffn.experts))
+        neurons = tuple(random_units(rng, layer.ffn.experts[expert]) for expert in experts)
+        ffn = KeptExperts(experts, neurons)
     if rng.random() < 0.15:
         attention = None
     elif links and layer.attention is not None and rng.random() < 0.15:
@@ -114,3 +127,29 @@ def silenced(checkpoint: Checkpoint, channels: tuple[int, ...]) -> Checkpoint:
             np.moveaxis(array, axis, 0)[gone] = nothing
         values[name] = array
     return checkpoint.with_tensors(values)
+
+
+IDLE = 2
+"""The expert that no token of these models runs."""
+
+
+def routed_model(layers: int = 4, experts: int = 6, neurons: int = 48) -> Checkpoint:
+    """Channel 0 is the same in every token and layer; routers like ``IDLE`` the less for it."""
+    attention = AttentionConfig(4, 2, 8, 8, (0, 0, 1, 1), 8**-0.5, RopeConfig(8))
+    layer = LayerConfig(attention, RoutedFfnConfig((neurons,) * experts, top_k=2))
+    config = ModelConfig("mixtral", 300, 32, 32, 1e-5, True, 512, (layer,) * layers)
+    model = random_checkpoint(config, 5, tokenizer=True)
+    embedding = model.read("embedding.weight").copy()
+    embedding[:, 0] = 1.0
+    changed = {"embedding.weight": embedding}
+    for name in config.tensor_shapes():
+        values = model.read(name).copy()
+        if name.endswith(("o.weight", "down.weight")):
+            values[0] = 0
+        elif name.endswith("router.weight"):
+            values[:, 0] = 0
+            values[IDLE, 0] = -100.0
+        else:
+            continue
+        changed[name] = values
+    return model.with_tensors(changed)

@@ -9,7 +9,15 @@ from prune.cases import random_model, seeds
 from reference.models import random_checkpoint
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig, RopeConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    LinkConfig,
+    ModelConfig,
+    RopeConfig,
+    RoutedFfnConfig,
+)
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.prune import apply, plan
 from slimformer.prune.recipe import KeptAttention, KeptFfn, Recipe, keep_all
@@ -33,7 +41,7 @@ def uniform_model(layers: int = 6, neurons: int = 320) -> Checkpoint:
 
 def kept_share(model: Checkpoint, recipe: Recipe) -> float:
     small = apply(model, recipe).config.non_embedding_parameters()
-    return small / model.config.non_embedding_parameters()
+    return small / max(1, model.config.non_embedding_parameters())
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
@@ -186,12 +194,13 @@ def test_prices_add_up_to_the_model(seed: int) -> None:
     total = config.fixed_parameters()
     for index, layer in enumerate(config.layers):
         attention = layer.attention if isinstance(layer.attention, AttentionConfig) else None
-        ffn = layer.ffn if isinstance(layer.ffn, FfnConfig) else None
+        ffn = layer.ffn if not isinstance(layer.ffn, LinkConfig) else None
         total += parameters_price(config, index).of(
             attention.n_heads if attention else 0,
             attention.n_kv_heads if attention else 0,
             ffn.n_neurons if ffn else 0,
             attention=layer.attention is not None,
             ffn=layer.ffn is not None,
+            experts=len(ffn.experts) if isinstance(ffn, RoutedFfnConfig) else 0,
         )
     assert total == config.non_embedding_parameters()

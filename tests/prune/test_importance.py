@@ -12,7 +12,7 @@ from prune.cases import random_model, seeds
 from prune.test_allocate import uniform_model
 from reference.forward import forward
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Mask
 from slimformer.errors import DataError
 from slimformer.prune import apply, plan, profile
@@ -20,6 +20,7 @@ from slimformer.prune.budget import keep_budget
 from slimformer.prune.importance import CRITERIA, RATES, Criterion, score_model
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.importance.statistics import layer_statistics
+from slimformer.prune.outputs import Output
 from slimformer.prune.stream import embed
 
 TEXT = ["the river of light and the stone engine " * 40]
@@ -53,7 +54,11 @@ def test_scores_have_the_shape_of_the_model(seed: int) -> None:
         assert len(scores) == len(model.config.layers)
         for rated, layer in zip(scores, model.config.layers, strict=True):
             if "neurons" in RATES[criterion]:
-                assert (rated.neurons is not None) == isinstance(layer.ffn, FfnConfig)
+                rates_experts = criterion in ("magnitude", "activation")
+                routed = rates_experts and isinstance(layer.ffn, RoutedFfnConfig)
+                dense = isinstance(layer.ffn, FfnConfig)
+                assert (rated.neurons is not None) == (dense or routed)
+                assert (rated.experts is not None) == routed
                 assert (rated.heads is not None) == isinstance(layer.attention, AttentionConfig)
 
 
@@ -86,11 +91,15 @@ def test_statistics_are_those_of_the_reference(seed: int) -> None:
         relative = np.mean(np.sum((after - before) ** 2, axis=1) / squares)
         assert found.layer.relative == pytest.approx(relative, rel=1e-3, abs=1e-6)
         if found.neurons is not None:
-            assert found.neurons.gram is not None
             x = np.concatenate([one[index, "ffn_neurons"] for one in captured])
             between = np.concatenate([one[index, "ffn_input"] for one in captured])
             x /= np.sqrt(squares)[:, None] * norm_divisors(model, index, between, x)
             scale = np.abs(x.T @ x / len(x)).max()
+            mean_square = np.mean(x**2, axis=0)
+            np.testing.assert_allclose(
+                found.neurons.mean_square, mean_square, rtol=0, atol=2e-3 * scale
+            )
+        if found.neurons is not None and found.neurons.gram is not None:
             np.testing.assert_allclose(
                 found.neurons.gram, x.T @ x / len(x), rtol=0, atol=2e-3 * scale
             )
@@ -99,12 +108,12 @@ def test_statistics_are_those_of_the_reference(seed: int) -> None:
 def norm_divisors(model: Checkpoint, index: int, stream: Any, neurons: Any) -> Any:
     """What a norm behind the down-projection divides its output or the stream by, [tokens, 1]."""
     config, ffn = model.config, model.config.layers[index].ffn
-    assert isinstance(ffn, FfnConfig)
+    assert isinstance(ffn, (FfnConfig, RoutedFfnConfig))
     if ffn.norm_place == "before":
         return 1.0
     name = f"layers.{index}.ffn.down"
-    output = neurons @ model.read_f32(f"{name}.weight").T.astype(np.float64)
-    if ffn.bias:
+    output = neurons @ Output(model, index, "ffn").weight.T.astype(np.float64)
+    if isinstance(ffn, FfnConfig) and ffn.bias:
         output += model.read_f32(f"{name}.bias")
     if ffn.norm_place == "stream":
         output += stream

@@ -59,9 +59,9 @@ class Case:
 
 
 def random_case(seed: int, *, max_tokens: int = 150, **shape: Any) -> Case:
-    """A model of any ragged shape, and 1 to ``max_tokens`` tokens."""
+    """A model of any ragged shape, a third of them with experts, and 1 to ``max_tokens`` tokens."""
     rng = np.random.default_rng(seed)
-    config = random_config(rng, **shape)
+    config = random_config(rng, **{"experts": seed % 3 == 2, **shape})
     tokens = rng.integers(0, config.vocab_size, int(rng.integers(1, max_tokens + 1)))
     return Case(random_checkpoint(config, seed), tokens, rng)
 
@@ -91,6 +91,7 @@ def packed_read(checkpoint: Checkpoint, weights: Weights) -> Read:
         if (
             values.ndim < 2
             or name in ("positions.weight", "token_types.weight")
+            or name.endswith("router.weight")
             or weights == "f32"
         ):
             return values

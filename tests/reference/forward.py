@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, ModelConfig, RopeConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LinkConfig,
+    ModelConfig,
+    RopeConfig,
+    RoutedFfnConfig,
+)
 
 Array = npt.NDArray[Any]
 Read = Callable[[str], Array]
@@ -23,13 +30,17 @@ Read = Callable[[str], Array]
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceMask:
-    """Which structures run; ``heads`` and ``neurons`` list what is kept, by layer."""
+    """Which structures run; ``heads`` and the like list what is kept, by layer (and expert)."""
 
     skip_attention: tuple[int, ...] = ()
     skip_ffn: tuple[int, ...] = ()
     exit_after: int | None = None
     heads: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     neurons: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+    experts: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+    expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def forward(
@@ -107,6 +118,18 @@ def forward(
             tap(index, "ffn_normed", x)
             if isinstance(layer.ffn, LinkConfig):
                 hidden = hidden + link(layer.ffn, prefix, tensor, x)
+            elif isinstance(layer.ffn, RoutedFfnConfig):
+                added, neurons = experts(
+                    layer.ffn,
+                    prefix,
+                    tensor,
+                    x,
+                    mask.experts.get(index),
+                    mask.expert_neurons.get(index, {}),
+                )
+                tap(index, "ffn_neurons", neurons)
+                tap(index, "ffn_experts", np.linalg.norm(added, axis=-1).T)
+                hidden = leave(layer.ffn, hidden, added.sum(axis=0), prefix)
             else:
                 neurons = ffn_neurons(layer.ffn, prefix, tensor, x)
                 kept = mask.neurons.get(index)
@@ -220,6 +243,37 @@ def ffn_neurons(config: FfnConfig, prefix: str, tensor: Read, x: Array) -> Array
     if not config.gated:
         return ACTIVATIONS[config.activation](up)
     return ACTIVATIONS[config.activation](linear(tensor, f"{prefix}.gate", x, config.bias)) * up
+
+
+def experts(
+    config: RoutedFfnConfig,
+    prefix: str,
+    tensor: Read,
+    x: Array,
+    kept: Sequence[int] | None,
+    kept_neurons: Mapping[int, Sequence[int]],
+) -> tuple[Array, Array]:
+    """What each expert adds, [n_experts, n_tokens, n_channels], and the weighted neurons of all.
+
+    The router chooses among the experts that are ``kept``.
+    """
+    logits = x @ tensor(f"{prefix}.router.weight").T  # [n_tokens, n_experts]
+    if kept is not None:
+        logits = np.where(np.isin(np.arange(len(config.experts)), kept), logits, -np.inf)
+    highest = np.argsort(-logits, axis=-1, kind="stable")[:, : config.top_k]
+    chosen = np.zeros(logits.shape, bool)
+    np.put_along_axis(chosen, highest, values=True, axis=-1)
+    counted = np.where(chosen, logits, -np.inf) if config.softmax_over == "chosen" else logits
+    gates = np.exp(counted - counted.max(axis=-1, keepdims=True))
+    gates = np.where(chosen, gates / gates.sum(axis=-1, keepdims=True), 0)
+    added, neurons = [], []
+    for index, width in enumerate(config.experts):
+        name = f"{prefix}.experts.{index}"
+        own = ffn_neurons(config.expert(index), name, tensor, x) * gates[:, [index]]
+        own = own * np.isin(np.arange(width), kept_neurons.get(index, range(width)))
+        neurons.append(own)
+        added.append(linear(tensor, f"{name}.down", own, bias=False))
+    return np.stack(added), np.concatenate(neurons, axis=-1)
 
 
 def gelu(x: Array) -> Array:

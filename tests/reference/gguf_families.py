@@ -12,7 +12,7 @@ from reference.gguf_files import add_value, finish
 from slimformer.checkpoint import Checkpoint
 from slimformer.checkpoint.families import by_name
 from slimformer.checkpoint.layout import gguf_layout
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 
 
 def write_family(path: Path, checkpoint: Checkpoint, **settings: Any) -> None:
@@ -38,7 +38,7 @@ def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     layers = [(layer.attention, layer.ffn, layer.parallel) for layer in config.layers]
     (attention, ffn, parallel), *_ = layers
     assert isinstance(attention, AttentionConfig)
-    assert isinstance(ffn, FfnConfig)
+    assert isinstance(ffn, (FfnConfig, RoutedFfnConfig))
     windows = [a.window for a, _, _ in layers if isinstance(a, AttentionConfig)]
     ropes = [(a.window, a.rope) for a, _, _ in layers if isinstance(a, AttentionConfig) and a.rope]
     kind = "layer_norm" if config.norm == "layer" else "layer_norm_rms"
@@ -46,7 +46,6 @@ def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "context_length": config.max_positions,
         "embedding_length": config.n_channels,
         "block_count": len(config.layers),
-        "feed_forward_length": ffn.n_neurons,
         "vocab_size": config.vocab_size,
         "attention.head_count": attention.n_heads,
         "attention.head_count_kv": attention.n_kv_heads,
@@ -58,6 +57,17 @@ def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "final_logit_softcapping": config.logit_soft_cap,
         "use_parallel_residual": parallel or None,
     }
+    if isinstance(ffn, RoutedFfnConfig):
+        experts = by_name(config.family, "test").description.blocks.experts
+        assert experts is not None
+        settings |= {
+            "feed_forward_length": 1000,
+            experts.gguf_neurons: min(ffn.experts),
+            "expert_count": len(ffn.experts),
+            "expert_used_count": ffn.top_k,
+        }
+    else:
+        settings["feed_forward_length"] = ffn.n_neurons
     for window, rope in ropes:
         settings["rope.dimension_count"] = rope.rotary_dim
         if window is None or len({theta for _, theta in ropes}) == 1:

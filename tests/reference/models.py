@@ -26,6 +26,8 @@ from slimformer.config import (
     QkNorm,
     RopeConfig,
     RopeScaling,
+    RoutedFfnConfig,
+    SoftmaxOver,
     YarnRopeScaling,
 )
 
@@ -39,8 +41,12 @@ def random_config(
     vocab_size: int = 300,
     ragged: bool = True,
     max_positions: int = 512,
+    experts: bool = False,
 ) -> ModelConfig:
-    """A random shape; ``ragged=False`` gives a uniform one that plain Llama can say."""
+    """A random shape; ``ragged=False`` gives a uniform one that plain Llama can say.
+
+    With ``experts`` most FFNs are routed ones.
+    """
     n_channels = int(rng.integers(2, 40))
     n_layers = int(rng.integers(0 if ragged else 1, max_layers + 1))
     shared = _random_layer(rng, n_channels, ragged=False)
@@ -57,7 +63,27 @@ def random_config(
         max_positions=max_positions,
         layers=layers,
     )
-    return _with_features(rng, config) if ragged and rng.random() < 0.5 else config
+    config = _with_features(rng, config) if ragged and rng.random() < 0.5 else config
+    return _with_experts(rng, config) if experts else config
+
+
+def _with_experts(rng: np.random.Generator, config: ModelConfig) -> ModelConfig:
+    """The same model with experts of any number and any widths in most layers that have an FFN."""
+    layers = []
+    for layer in config.layers:
+        ffn = layer.ffn
+        if isinstance(ffn, FfnConfig) and rng.random() < 0.8:
+            n_experts = int(rng.integers(1, 7))
+            routed = RoutedFfnConfig(
+                experts=tuple(int(n) for n in rng.integers(1, 40, n_experts)),
+                top_k=int(rng.integers(1, n_experts + 1)),
+                softmax_over=_choose(rng, SoftmaxOver),
+                norm_place=ffn.norm_place,
+                activation=ffn.activation,
+            )
+            layer = dataclasses.replace(layer, ffn=routed)
+        layers.append(layer)
+    return dataclasses.replace(config, layers=tuple(layers))
 
 
 def _with_features(rng: np.random.Generator, config: ModelConfig) -> ModelConfig:

@@ -16,6 +16,9 @@ from slimformer.config import AttentionConfig, FfnConfig
 Array = npt.NDArray[Any]
 GgufType = Literal["f32", "bf16", "f16", "q8_0", "q4_0"]
 
+PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+"""How transformers computes: its grouped products want rows of a multiple of 16 bytes."""
+
 FILE_TYPES: dict[GgufType, str] = {
     "f32": "ALL_F32",
     "f16": "MOSTLY_F16",
@@ -99,7 +102,7 @@ def open_in_transformers(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, **options
+        folder, dtype=torch.float32, output_loading_info=True, **{**PLAIN, **options}
     )
     assert not report["missing_keys"], report
     assert not report["unexpected_keys"], report

@@ -15,6 +15,7 @@ from slimformer.config import (
     LinkConfig,
     ModelConfig,
     RopeConfig,
+    RoutedFfnConfig,
 )
 
 
@@ -40,7 +41,7 @@ def ragged_llama(
     replaced = []
     for layer in layers:
         attention: AttentionConfig | LinkConfig | None = layer.attention
-        ffn: FfnConfig | LinkConfig | None = layer.ffn
+        ffn: FfnConfig | RoutedFfnConfig | LinkConfig | None = layer.ffn
         if rng.random() < 0.35:
             attention = _stand_in(rng, links=links)
         if rng.random() < 0.35:

@@ -36,6 +36,10 @@ def settings_of(family: Family, **more: Any) -> dict[str, Any]:
     windows = family.description.blocks.windows
     if windows is not None:
         own |= {windows.key: 7, windows.switch: True} if windows.switch else {windows.key: 7}
+    experts = family.description.blocks.experts
+    if experts is not None:
+        over_chosen = experts.gguf_softmax_over == "chosen"
+        own |= {experts.counts[0]: 3, experts.top_k: 2, "norm_topk_prob": over_chosen}
     return {"vocab_size": 50, **own, **more}
 
 
@@ -104,7 +108,7 @@ def without_tokenizer(model: Checkpoint) -> Checkpoint:
     ("setting", "value"),
     [
         ("quantization_config", {"bits": 4}),
-        ("num_local_experts", 8),
+        ("shared_expert_intermediate_size", 8),
         ("clip_qkv", 8.0),
         ("use_bidirectional_attention", True),
         ("residual_multiplier", 0.2),
@@ -119,6 +123,9 @@ def test_unknown_features_are_refused_by_name(family: Family, setting: str, valu
     ("name", "settings", "message"),
     [
         ("mistral", {"attention_bias": True}, "attention_bias: True"),
+        ("mistral", {"num_local_experts": 8}, "num_local_experts: 8"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step: 2"),
         ("qwen2", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("llama", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
         ("llama", {"layer_types": ["sliding_attention"] * 6}, "layer_types"),

@@ -272,7 +272,7 @@ def test_longrope_is_read_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"expert_count": 8}, "expert_count: 8 does not run here"),
+        ({"expert_shared_count": 1}, "expert_shared_count: 1 does not run here"),
         ({"attention.sliding_window": 128}, "sliding_window"),
         ({"rope.scaling.type": "mrope"}, "mrope"),
         ({"rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import FfnConfig
-from slimformer.errors import BudgetError
+from slimformer.config import FfnConfig, RoutedFfnConfig
+from slimformer.errors import BudgetError, ConfigError
 from slimformer.progress import Progress, silent
 from slimformer.prune import Recipe, apply, explicit
 from slimformer.prune.allocate import Allocation, allocate
@@ -30,6 +30,12 @@ class Task:
     windows: Windows
     threads: int = 0
     progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        if any(isinstance(layer.ffn, RoutedFfnConfig) for layer in self.dense.config.layers):
+            raise ConfigError(
+                f"{self.dense.name}: the methods to compare with know no experts; use plan"
+            )
 
     @property
     def budget(self) -> Budget:

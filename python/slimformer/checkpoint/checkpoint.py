@@ -34,17 +34,26 @@ DtypeChoice = Literal["auto", "f32", "bf16", "f16"]
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor that is read, dequantised or sliced only when it is asked for."""
+    """One tensor that is read, dequantised or sliced only when it is asked for.
+
+    ``read_entry`` reads what is at one place of the first axis, without the rest.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], npt.NDArray[Any]]
+    read_entry: Callable[[int], npt.NDArray[Any]] | None = None
 
     @staticmethod
     def of(array: npt.NDArray[Any]) -> Tensor:
         """A tensor that is already in memory."""
         names = {dtype: name for name, dtype in STORED_DTYPES.items()}
         return Tensor(tuple(array.shape), names[array.dtype], lambda: array)
+
+    def entry(self, index: int) -> Tensor:
+        """What is at one place of the first axis, as a tensor of its own."""
+        read_entry = self.read_entry or (lambda place: self.read()[place])
+        return Tensor(self.shape[1:], self.dtype, lambda: read_entry(index))
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ from slimformer.checkpoint.check_names import check_names
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.checkpoint.dequantise import QUANTISED, dequantise
 from slimformer.checkpoint.families import by_gguf_architecture
-from slimformer.checkpoint.families.metadata import ALL_ROPE_FACTORS
+from slimformer.checkpoint.families.metadata import ALL_ROPE_FACTORS, has_experts
 from slimformer.checkpoint.gguf_header import MAGIC, GgufFile, GgufTensor, open_gguf
 from slimformer.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from slimformer.checkpoint.layout import Layout, gguf_layout
@@ -50,7 +50,9 @@ def read_gguf(path: Path) -> Checkpoint:
             f"{path}: one of several pieces of a model; join them first, with llama.cpp's "
             "'llama-gguf-split --merge'"
         )
-    family = by_gguf_architecture(file.metadata.text("general.architecture"), str(path))
+    family = by_gguf_architecture(
+        file.metadata.text("general.architecture"), str(path), experts=has_experts(file.metadata)
+    )
     try:
         config = family.from_gguf(file)
     except ConfigError as error:
@@ -88,10 +90,10 @@ def _weights(file: GgufFile, layout: Layout) -> dict[str, GgufTensor]:
 def _lazy_tensor(file: GgufFile, tensor: GgufTensor) -> Tensor:
     dtype = _PLAIN.get(tensor.quantisation, "f32")
 
-    def read() -> npt.NDArray[Any]:
-        data = file.tensor_bytes(tensor)
-        if tensor.quantisation in QUANTISED:
-            return dequantise(data, tensor.shape, tensor.quantisation)
-        return data.view(DTYPES[dtype]).reshape(tensor.shape)
+    def read(part: GgufTensor = tensor) -> npt.NDArray[Any]:
+        data = file.tensor_bytes(part)
+        if part.quantisation in QUANTISED:
+            return dequantise(data, part.shape, part.quantisation)
+        return data.view(DTYPES[dtype]).reshape(part.shape)
 
-    return Tensor(tensor.shape, dtype, read)
+    return Tensor(tensor.shape, dtype, read, lambda index: read(tensor.entry(index)))

@@ -67,6 +67,13 @@ class GgufTensor:
     offset: int  # bytes from the start of the file
     nbytes: int
 
+    def entry(self, index: int) -> GgufTensor:
+        """What is at one place of the outermost axis."""
+        nbytes = self.nbytes // self.shape[0]
+        return dataclasses.replace(
+            self, shape=self.shape[1:], offset=self.offset + index * nbytes, nbytes=nbytes
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class GgufFile:

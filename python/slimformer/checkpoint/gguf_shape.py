@@ -15,11 +15,13 @@ from slimformer.checkpoint.families import Family
 from slimformer.checkpoint.families.family import GgufLack
 from slimformer.checkpoint.families.metadata import (
     ATTENTION_CAP,
+    EXPERTS,
     LOGIT_CAP,
     LONG_ROPE_FACTORS,
     PARALLEL,
     ROPE_FACTORS,
     SHORT_ROPE_FACTORS,
+    TOP_K,
     WINDOW,
     WINDOW_BASE,
 )
@@ -36,6 +38,7 @@ from slimformer.config import (
     LongRopeScaling,
     ModelConfig,
     RopeConfig,
+    RoutedFfnConfig,
 )
 from slimformer.errors import SlimformerError
 
@@ -65,7 +68,7 @@ def gguf_shape(family: Family, config: ModelConfig) -> GgufShape | None:
     if counts is None or not _same_width(family, attentions) or _lacking(family, config):
         return None
     settings = {**_sizes(config, attentions), **counts, **_rotation(family, attentions)}
-    settings |= _features(family, config, attentions)
+    settings |= _features(family, config, attentions) | _experts(family, config.layers)
     architecture = family.gguf_architecture
     said = {f"{architecture}.{key}": value for key, value in settings.items() if value is not None}
     shape = GgufShape(said, _rope_factors(family, attentions))
@@ -100,9 +103,25 @@ def _counts(family: Family, layers: Sequence[LayerConfig]) -> Settings | None:
 def _counts_of(layer: LayerConfig) -> tuple[int, int, int]:
     """A link in place of an attention is a head without KV heads."""
     neurons = layer.ffn.n_neurons if isinstance(layer.ffn, FfnConfig) else 0
+    if isinstance(layer.ffn, RoutedFfnConfig):
+        neurons = min(layer.ffn.experts)
     if isinstance(layer.attention, AttentionConfig):
         return layer.attention.n_heads, layer.attention.n_kv_heads, neurons
     return int(isinstance(layer.attention, LinkConfig)), 0, neurons
+
+
+def _experts(family: Family, layers: Sequence[LayerConfig]) -> Settings:
+    """How many experts there are and run, and how wide they are."""
+    experts = family.description.blocks.experts
+    ffns = [f for layer in layers if isinstance(f := layer.ffn, RoutedFfnConfig)]
+    if experts is None or not ffns:
+        return {}
+    ffn = ffns[-1]
+    return {
+        EXPERTS: len(ffn.experts),
+        TOP_K: ffn.top_k,
+        experts.gguf_neurons: min(ffn.experts),
+    }
 
 
 def _same_width(family: Family, attentions: Sequence[AttentionConfig]) -> bool:
@@ -119,6 +138,7 @@ def _lacking(family: Family, config: ModelConfig) -> bool:
     ffns = [f for layer in config.layers if isinstance(f := layer.ffn, FfnConfig)]
     has: dict[GgufLack, bool] = {
         "width": any(a.n_heads * a.head_dim != config.n_channels for a in attentions),
+        "groups": any(a.n_heads != a.n_kv_heads for a in attentions),
         "window": any(a.window is not None for a in attentions),
         "attention_bias": any(a.qkv_bias or a.output_bias for a in attentions),
         "ffn_bias": any(ffn.bias for ffn in ffns),

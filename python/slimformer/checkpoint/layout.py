@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from slimformer.checkpoint import native
 from slimformer.checkpoint.checkpoint import DTYPES, Tensor
-from slimformer.checkpoint.families.family import Family, Packed, RowOrder, split_name
+from slimformer.checkpoint.families.family import Family, Name, Packed, RowOrder
 from slimformer.config import AttentionConfig, ModelConfig
 
 
@@ -30,7 +30,7 @@ class StoredTensor:
         As the format has them.
     parts:
         Canonical tensors and the rows of the stored one that they are, all of it where that is
-        ``None``.
+        ``None``; of stacked tensors the one that it is.
     transposed:
         Whether it is stored as [inputs, outputs]; rows are counted along the outputs.
     added:
@@ -39,7 +39,7 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[tuple[str, RowOrder | None], ...]
+    parts: tuple[tuple[str, RowOrder | int | None], ...]
     transposed: bool = False
     added: float = 0.0
 
@@ -67,7 +67,9 @@ class StoredTensor:
 
         return Tensor(self.shape, dtype, read)
 
-    def _part(self, stored: Tensor, rows: RowOrder | None) -> Tensor:
+    def _part(self, stored: Tensor, rows: RowOrder | int | None) -> Tensor:
+        if isinstance(rows, int):
+            return stored.entry(rows)
         if rows is None and not self.transposed and not self.added:
             return stored
         shape = stored.shape[::-1] if self.transposed else stored.shape
@@ -133,10 +135,10 @@ def _packed(table: tuple[Packed, ...], config: ModelConfig) -> Layout:
     shapes = config.tensor_shapes()
     found: dict[str, tuple[Packed, list[str]]] = {}
     for name in shapes:
-        stem, layer, last = split_name(name)
-        if stem in holders:
-            stored = f"{holders[stem].name.replace('{i}', layer)}.{last}"
-            found.setdefault(stored, (holders[stem], []))[1].append(name)
+        split = Name.of(name)
+        if split.stem in holders:
+            stored = split.put_into(holders[split.stem].name)
+            found.setdefault(stored, (holders[split.stem], []))[1].append(name)
     return [
         _stack(stored, entry, {name: shapes[name] for name in names}, config)
         for stored, (entry, names) in found.items()
@@ -146,16 +148,21 @@ def _packed(table: tuple[Packed, ...], config: ModelConfig) -> Layout:
 def _stack(
     stored: str, entry: Packed, shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> StoredTensor:
-    """The parts one after another, or head by head."""
+    """The parts one after another, head by head, or as the experts of one tensor."""
+    if entry.stacked:
+        (one,) = set(shapes.values())
+        return StoredTensor(
+            stored, (len(shapes), *one), tuple(zip(shapes, range(len(shapes)), strict=True))
+        )
     counts = [shape[0] for shape in shapes.values()]
     starts = np.cumsum([0, *counts])
-    rows: list[RowOrder | None] = [
+    rows: list[RowOrder | int | None] = [
         np.arange(start, start + count) for start, count in zip(starts, counts, strict=False)
     ]
     if len(shapes) == 1:
         rows = [None]
     elif entry.by_head:
-        _, layer, _ = split_name(next(iter(shapes)))
+        layer = Name.of(next(iter(shapes))).layer
         attention = config.layers[int(layer)].attention
         assert isinstance(attention, AttentionConfig)
         width = attention.head_dim

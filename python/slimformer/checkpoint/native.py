@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from slimformer.checkpoint.families import Family, by_name
+from slimformer.checkpoint.families.experts import EXPERT_NAMES
 from slimformer.checkpoint.families.family import named, translated
 from slimformer.checkpoint.families.llama import NAMES as LLAMA_NAMES
 from slimformer.checkpoint.families.llama import QK_NORM_NAMES
@@ -29,6 +30,7 @@ from slimformer.config import (
     ModelConfig,
     RopeConfig,
     RopeScaling,
+    RoutedFfnConfig,
     YarnRopeScaling,
 )
 from slimformer.config_settings import family_settings, family_settings_from
@@ -49,7 +51,7 @@ NAMES = named(
     ("embedding_norm", "model.embed_norm", None),
     ("layers.{i}.attention.post_norm", "model.layers.{i}.attention_post_norm", None),
     ("layers.{i}.ffn.post_norm", "model.layers.{i}.mlp_post_norm", None),
-    base=(*LLAMA_NAMES, *QK_NORM_NAMES),
+    base=(*LLAMA_NAMES, *QK_NORM_NAMES, *EXPERT_NAMES),
 )
 """Tensor names of ragged models, of whatever family: Llama's, and what Llama does not have."""
 
@@ -101,7 +103,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def _describe_sub_block(
-    sub_block: AttentionConfig | FfnConfig | LinkConfig | None,
+    sub_block: AttentionConfig | FfnConfig | RoutedFfnConfig | LinkConfig | None,
 ) -> dict[str, Any] | None:
     if sub_block is None:
         return None
@@ -111,6 +113,12 @@ def _describe_sub_block(
         return {
             "n_neurons": sub_block.n_neurons,
             "bias": sub_block.bias,
+            **family_settings(sub_block),
+        }
+    if isinstance(sub_block, RoutedFfnConfig):
+        return {
+            "experts": list(sub_block.experts),
+            "top_k": sub_block.top_k,
             **family_settings(sub_block),
         }
     return {
@@ -193,15 +201,13 @@ def _parse_attention(layer: Fields) -> AttentionConfig | LinkConfig | None:
         *("n_heads", "n_kv_heads", "head_dim", "value_dim", "q_to_kv", "scale", "rope"),
         *("qkv_bias", "output_bias", *extra),
     )
-    q_to_kv = fields.raw("q_to_kv")
-    if not isinstance(q_to_kv, list) or not all(type(kv) is int for kv in q_to_kv):
-        fields.fail("q_to_kv", "a list of integers", q_to_kv)
+    q_to_kv = _integers(fields, "q_to_kv")
     return AttentionConfig(
         n_heads=fields.dimension("n_heads"),
         n_kv_heads=fields.dimension("n_kv_heads", limit=len(q_to_kv)),
         head_dim=fields.dimension("head_dim"),
         value_dim=fields.dimension("value_dim"),
-        q_to_kv=tuple(q_to_kv),
+        q_to_kv=q_to_kv,
         scale=fields.number("scale"),
         rope=_parse_rope(fields),
         qkv_bias=fields.boolean("qkv_bias"),
@@ -210,12 +216,24 @@ def _parse_attention(layer: Fields) -> AttentionConfig | LinkConfig | None:
     )
 
 
-def _parse_ffn(layer: Fields) -> FfnConfig | LinkConfig | None:
+def _integers(fields: Fields, key: str) -> tuple[int, ...]:
+    values = fields.raw(key)
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        fields.fail(key, "a list of integers", values)
+    return tuple(values)
+
+
+def _parse_ffn(layer: Fields) -> FfnConfig | RoutedFfnConfig | LinkConfig | None:
     if "ffn" not in layer:
         return None
     fields = layer.child("ffn")
     if "link" in fields:
         return _parse_link(fields)
+    if "experts" in fields:
+        extra = family_settings_from(fields.raw, RoutedFfnConfig)
+        _only(fields, "experts", "top_k", *extra)
+        experts = _integers(fields, "experts")
+        return RoutedFfnConfig(experts, fields.dimension("top_k"), **extra)
     extra = family_settings_from(fields.raw, FfnConfig)
     _only(fields, "n_neurons", "bias", *extra)
     return FfnConfig(fields.dimension("n_neurons"), fields.boolean("bias"), **extra)

@@ -138,14 +138,14 @@ def parse_size(text: str | None) -> int | None:
     return size
 
 
-def parse_kept_heads(texts: list[str]) -> dict[int, tuple[int, ...]]:
-    """Read ``4=0,1,2`` as the heads 0, 1 and 2 that layer 4 keeps."""
+def parse_kept(texts: list[str], units: str) -> dict[int, tuple[int, ...]]:
+    """Read ``4=0,1,2`` as the units 0, 1 and 2 that layer 4 keeps: its heads, say."""
     kept: dict[int, tuple[int, ...]] = {}
     for text in texts:
-        layer, equals, heads = text.partition("=")
-        if not equals or not layer.strip().isdecimal() or not heads.strip():
-            raise typer.BadParameter(f"expected LAYER=HEADS such as 4=0,1,2, found {text!r}")
+        layer, equals, kept_here = text.partition("=")
+        if not equals or not layer.strip().isdecimal() or not kept_here.strip():
+            raise typer.BadParameter(f"expected LAYER={units} such as 4=0,1,2, found {text!r}")
         if int(layer) in kept:
             raise typer.BadParameter(f"layer {int(layer)} is given twice")
-        kept[int(layer)] = parse_indices(heads)
+        kept[int(layer)] = parse_indices(kept_here)
     return kept

@@ -19,7 +19,7 @@ from slimformer.cli.options import (
     ThreadsOption,
     Weights,
     parse_indices,
-    parse_kept_heads,
+    parse_kept,
     parse_names,
     parse_protected,
     parse_size,
@@ -127,7 +127,15 @@ def prune(
     ] = None,
     neurons: Annotated[
         int | None,
-        typer.Option(min=1, help="Neurons that every layer keeps.", rich_help_panel=LISTS),
+        typer.Option(min=1, help="Neurons each layer or expert keeps.", rich_help_panel=LISTS),
+    ] = None,
+    experts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER=EXPERTS",
+            help="Experts that a layer keeps, such as 4=0,1,2; may repeat.",
+            rich_help_panel=LISTS,
+        ),
     ] = None,
     sparsity: Annotated[
         float | None,
@@ -179,7 +187,7 @@ def prune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What may go: layers, attention, ffn, kv_groups, heads, neurons.",
+            help="What may go: layers, attention, ffn, kv_groups, heads, experts, neurons.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -245,8 +253,9 @@ def prune(
         "drop_layers": parse_indices(drop_layers),
         "drop_attention": parse_indices(drop_attention),
         "drop_ffn": parse_indices(drop_ffn),
-        "heads": parse_kept_heads(heads or []),
+        "heads": parse_kept(heads or [], "HEADS"),
         "neurons": neurons,
+        "experts": parse_kept(experts or [], "EXPERTS"),
     }
     size = parse_size(max_bytes)
     budgets = (keep, size, speedup, decode_tokens_per_second)

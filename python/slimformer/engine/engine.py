@@ -267,7 +267,9 @@ class Engine:
         capture:
             Taps whose values are returned. Sites: ``attention_input``, ``attention_normed``,
             ``attention_heads`` (input of the output projection), ``ffn_input``, ``ffn_normed``,
-            ``ffn_neurons`` (input of the down projection), ``layer_output``.
+            ``ffn_neurons`` (input of the down projection; of a routed FFN those of all experts,
+            weighted as their outputs are), ``ffn_experts`` (length of what each expert adds),
+            ``layer_output``.
 
         Returns
         -------
@@ -414,13 +416,4 @@ class Engine:
         return self.tokenizer
 
     def _plan(self, mask: Mask | None) -> _core.Plan | None:
-        if mask is None:
-            return None
-        return _core.Plan(
-            self._packed,
-            skip_attention=mask.skip_attention,
-            skip_ffn=mask.skip_ffn,
-            exit_after=mask.exit_after,
-            heads=mask.heads,
-            neurons=mask.neurons,
-        )
+        return None if mask is None else _core.Plan(self._packed, **vars(mask))

@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from slimformer.checkpoint import Checkpoint, Tensor
 from slimformer.checkpoint.checkpoint import DTYPES
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig, ModelConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    LinkConfig,
+    ModelConfig,
+    RoutedFfnConfig,
+)
 from slimformer.errors import UnsupportedModelError
 
 Entries = npt.NDArray[np.intp]
@@ -57,7 +64,13 @@ Layer = tuple[Block | None, Block | None]
 def layers_of(checkpoint: Checkpoint) -> list[Layer]:
     """The layers of a model as they are."""
 
-    def block(index: int, kind: str, shape: Shape | None) -> Block | None:
+    def block(index: int, kind: str, shape: Shape | RoutedFfnConfig | None) -> Block | None:
+        if isinstance(shape, RoutedFfnConfig):
+            raise UnsupportedModelError(
+                f"{checkpoint.name}: layer {index}: experts have no equivalent in the shape that "
+                "was asked for; what is exported has the same number of experts, of the same "
+                "width, in every layer"
+            )
         prefix = f"layers.{index}.{kind}."
         tensors = {
             name.removeprefix(prefix): tensor

@@ -42,6 +42,9 @@ _FILE_TYPES = {
 _FAR_REACHING = ("embedding", "head")
 """Matrices that Q4_0 keeps as Q8_0: nothing averages an embedding row, nothing follows the head."""
 
+_ROUTER = "ffn_gate_inp.weight"
+"""What rounding it loses would decide which experts run."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
@@ -148,7 +151,7 @@ def _stored_tensors(
 
 
 def _kind(stored: StoredTensor, tensor: Tensor, dtype: GgufType) -> GGMLQuantizationType:
-    if len(tensor.shape) == 1:
+    if len(tensor.shape) == 1 or stored.name.endswith(_ROUTER):
         return GGMLQuantizationType.F32
     kind = GGMLQuantizationType[(tensor.dtype if dtype == "auto" else dtype).upper()]
     if kind is GGMLQuantizationType.Q4_0 and _reaches_far(stored):

@@ -12,6 +12,7 @@ from slimformer.checkpoint import Checkpoint, native, save
 from slimformer.checkpoint.checkpoint import DtypeChoice
 from slimformer.checkpoint.native import KEY, MODEL_TYPE, describe
 from slimformer.checkpoint.saving import MODEL_CODE, ModelCode
+from slimformer.config import RoutedFfnConfig
 from slimformer.errors import UnsupportedModelError
 
 _CLASSES = {"AutoConfig": "SlimformerConfig", "AutoModel": "SlimformerModel"}
@@ -67,6 +68,11 @@ def _check_modelled(checkpoint: Checkpoint) -> None:
     description = describe(checkpoint.config)
     if description["model_type"] != MODEL_TYPE:
         return
+    if any(isinstance(layer.ffn, RoutedFfnConfig) for layer in checkpoint.config.layers):
+        raise UnsupportedModelError(
+            f"{checkpoint.name}: layers that differ, with experts, are known to no class in "
+            "transformers; keep the same number of experts, of the same width, in every layer"
+        )
     for name in checkpoint.config.tensor_shapes():
         if native.tensor_name(name) == name:
             _refuse(checkpoint.name, f"the tensor {name}")

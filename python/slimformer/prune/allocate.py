@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
+from slimformer.config import AttentionConfig, FfnConfig, ModelConfig, RoutedFfnConfig
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.prune.budget import Budget
 from slimformer.prune.importance.scores import Scores
@@ -28,7 +28,7 @@ PANEL = 16
 GRANULE_SHARE = 0.0025
 """Largest share of the weight that rounding one width may cost."""
 
-UNIT_STRUCTURES = ("kv_groups", "heads", "neurons")
+UNIT_STRUCTURES = ("kv_groups", "heads", "experts", "neurons")
 
 
 def allocate(
@@ -172,7 +172,10 @@ def _steps(config: ModelConfig, free: list[int], granule: int) -> list[float]:
         if isinstance(layer.attention, AttentionConfig):
             for count in (layer.attention.n_heads, layer.attention.n_kv_heads):
                 shares.update(unit / count for unit in range(1, count))
-        if isinstance(layer.ffn, FfnConfig):
+        if isinstance(layer.ffn, RoutedFfnConfig):
+            n_experts = len(layer.ffn.experts)
+            shares.update(unit / n_experts for unit in range(1, n_experts))
+        if isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig)):
             neurons = layer.ffn.n_neurons
             shares.update(count / neurons for count in range(granule, neurons, granule))
     return sorted(shares)
@@ -201,7 +204,10 @@ def _at_share(
     if neurons is not None and "neurons" in structures:
         gone = _rounded(share, neurons, granule)
         neurons = max(neurons - gone, min(granule, neurons))
-    return Left(left.attention, left.ffn, heads, neurons)
+    experts = left.experts
+    if experts is not None and "experts" in structures and rated.experts is not None:
+        experts -= set(_cheapest(rated.experts, _rounded(share, len(experts))))
+    return Left(left.attention, left.ffn, heads, neurons, experts)
 
 
 def _rounded(share: float, count: int, granule: int = 1) -> int:
@@ -219,6 +225,8 @@ def _cost(remainder: Remainder, index: int, left: Left) -> float:
     cost = 0.0
     if rated.heads is not None and start.heads is not None and left.heads is not None:
         cost += float(sum(rated.heads[head] for head in sorted(start.heads - left.heads)))
+    if rated.experts is not None and start.experts is not None and left.experts is not None:
+        cost += float(sum(rated.experts[expert] for expert in sorted(start.experts - left.experts)))
     if rated.neurons is not None and start.neurons is not None and left.neurons is not None:
         cost += float(np.sort(rated.neurons)[: start.neurons - left.neurons].sum())
     return cost

@@ -204,4 +204,5 @@ def _layer_weight(config: ModelConfig, index: int, budget: Budget) -> int:
         all_of_it.neurons or 0,
         attention=all_of_it.attention,
         ffn=all_of_it.ffn,
+        experts=len(all_of_it.experts or ()),
     )

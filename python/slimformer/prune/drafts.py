@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig, LinkConfig
+from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Moments
 from slimformer.progress import Progress
 from slimformer.prune.divergence import Predictions
@@ -186,7 +186,7 @@ class Walk:
             self._read, self._read_trials = self._stream.copy(), self._trials.copy()
         for sub_block in SUB_BLOCKS:
             part = getattr(layer, sub_block)
-            if isinstance(part, LinkConfig):
+            if isinstance(part, (LinkConfig, RoutedFfnConfig)):
                 self._link(index, sub_block)
             elif part is not None:
                 wanted = between if sub_block == "attention" else self._target

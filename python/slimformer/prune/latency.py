@@ -123,7 +123,16 @@ class LayerTime:
         first, last = self.ffn.widths[0], self.ffn.widths[-1]
         return (self.ffn.at(last) - self.ffn.at(first)) / (last - first)
 
-    def of(self, heads: int, kv_heads: int, neurons: int, *, attention: bool, ffn: bool) -> int:
+    def of(
+        self,
+        heads: int,
+        kv_heads: int,
+        neurons: int,
+        *,
+        attention: bool,
+        ffn: bool,
+        experts: int = 0,
+    ) -> int:
         """Nanoseconds of a layer with that many units and those sub-blocks."""
         width = heads * self.head + kv_heads * self.kv_head
         total = self.attention.at(width) if attention else 0.0

@@ -5,7 +5,14 @@ from __future__ import annotations
 from slimformer.config import ModelConfig
 from slimformer.engine import Mask
 from slimformer.errors import RecipeError
-from slimformer.prune.recipe import KeptAttention, KeptFfn, NewLink, Recipe, keep_all
+from slimformer.prune.recipe import (
+    KeptAttention,
+    KeptExperts,
+    KeptFfn,
+    NewLink,
+    Recipe,
+    keep_all,
+)
 
 
 def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
@@ -25,6 +32,8 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
     skip_attention, skip_ffn = [], []
     heads: dict[int, tuple[int, ...]] = {}
     neurons: dict[int, tuple[int, ...]] = {}
+    experts: dict[int, tuple[int, ...]] = {}
+    expert_neurons: dict[int, dict[int, tuple[int, ...]]] = {}
     for index, layer in enumerate(config.layers):
         stays = kept.get(index)
         attention = None if stays is None else stays.attention
@@ -41,4 +50,19 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
             heads[index] = attention.heads
         if isinstance(ffn, KeptFfn) and ffn != whole.ffn:
             neurons[index] = ffn.neurons
-    return Mask(tuple(skip_attention), tuple(skip_ffn), None, heads, neurons)
+        if isinstance(ffn, KeptExperts) and isinstance(whole.ffn, KeptExperts):
+            if ffn.experts != whole.ffn.experts:
+                experts[index] = ffn.experts
+            expert_neurons[index] = {
+                expert: own
+                for expert, own in zip(ffn.experts, ffn.neurons, strict=True)
+                if own != whole.ffn.neurons[expert]
+            }
+    return Mask(
+        skip_attention=tuple(skip_attention),
+        skip_ffn=tuple(skip_ffn),
+        heads=heads,
+        neurons=neurons,
+        experts=experts,
+        expert_neurons=expert_neurons,
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
+from slimformer.config import AttentionConfig, FfnConfig, ModelConfig, RoutedFfnConfig
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
@@ -34,9 +34,9 @@ class Output:
     def __init__(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> None:
         name = f"layers.{index}.{PROJECTIONS[sub_block]}"
         part = getattr(checkpoint.config.layers[index], sub_block)
-        assert isinstance(part, (AttentionConfig, FfnConfig))
+        assert isinstance(part, (AttentionConfig, FfnConfig, RoutedFfnConfig))
         self._config = checkpoint.config
-        self.weight: Floats = checkpoint.read_f32(f"{name}.weight")  # [channels, columns]
+        self.weight: Floats = _weight(checkpoint, name, part)  # [channels, columns]
         self._bias = _read(checkpoint, f"{name}.bias", 0.0)
         self._place = part.norm_place
         norm = f"layers.{index}.{sub_block}.post_norm"
@@ -84,6 +84,17 @@ class Output:
         gains = self._gains.astype(np.float64)
         least = LEAST_GAIN**2 * float(np.mean(gains**2))
         return stream_change * (gains / (gains**2 + least))[:, None]
+
+
+def _weight(
+    checkpoint: Checkpoint, name: str, part: AttentionConfig | FfnConfig | RoutedFfnConfig
+) -> Floats:
+    """The projection; those of experts side by side, as their weighted neurons are tapped."""
+    if not isinstance(part, RoutedFfnConfig):
+        return checkpoint.read_f32(f"{name}.weight")
+    block, _, last = name.rpartition(".")
+    names = [f"{block}.experts.{expert}.{last}.weight" for expert in range(len(part.experts))]
+    return np.concatenate([checkpoint.read_f32(one) for one in names], axis=1)
 
 
 def _read(checkpoint: Checkpoint, name: str, default: float) -> Any:

@@ -7,18 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
 from slimformer.prune.channels import repair_narrow
 from slimformer.prune.effort import Effort, work
 from slimformer.prune.importance import magnitude
+from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.importance.statistics import layer_statistics
 from slimformer.prune.journal import Journal, digest
 from slimformer.prune.recipe import (
+    KeptExperts,
     KeptFfn,
     KeptLayer,
     KeptLink,
@@ -83,7 +87,8 @@ def prune(
     repair
         ``refit``: least squares towards the dense model's residual stream. ``mean``: only the
         mean output of what went is made up for. ``none``: surgery alone, and the recipe's new
-        links do nothing.
+        links do nothing. Experts stay as they are; what they lose is left to the
+        attention of later layers.
     effort
         fast, balanced or thorough: how much text the repair is fitted on.
     calibration, seed
@@ -199,6 +204,8 @@ def explicit(
     drop_ffn: Sequence[int] = (),
     heads: Mapping[int, Sequence[int]] | None = None,
     neurons: int | Mapping[int, Sequence[int]] | None = None,
+    experts: Mapping[int, Sequence[int]] | None = None,
+    expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] | None = None,
 ) -> Recipe:
     """A recipe from lists.
 
@@ -209,13 +216,17 @@ def explicit(
     heads
         For some layers, the query heads that stay.
     neurons
-        For some layers, the neurons that stay; or for all layers how many stay, those with the
-        largest weights.
+        For some layers, the neurons that stay; or for all layers, and each of their experts, how
+        many stay, those with the largest weights.
+    experts
+        For some layers, the experts that stay.
+    expert_neurons
+        For some layers and experts, the neurons that stay.
 
     Raises
     ------
     RecipeError
-        A layer, head or neuron that the model does not have.
+        A layer, head, neuron or expert that the model does not have.
     """
     config = checkpoint.config
     gone = _existing(checkpoint, "drop_layers", drop_layers)
@@ -225,6 +236,9 @@ def explicit(
     _existing(checkpoint, "heads", kept_heads)
     if isinstance(neurons, Mapping):
         _existing(checkpoint, "neurons", neurons)
+    kept_experts, kept_neurons = dict(experts or {}), dict(expert_neurons or {})
+    _existing(checkpoint, "experts", kept_experts)
+    _existing(checkpoint, "expert_neurons", kept_neurons)
     layers = []
     for index, layer in enumerate(config.layers):
         kept = keep_all(index, layer)
@@ -236,6 +250,13 @@ def explicit(
             kept = dataclasses.replace(kept, attention=keep_heads(layer.attention, units))
         if neurons is not None:
             kept = dataclasses.replace(kept, ffn=_kept_neurons(checkpoint, kept, neurons))
+        if index in kept_experts or index in kept_neurons:
+            if not isinstance(kept.ffn, KeptExperts) or not isinstance(layer.ffn, RoutedFfnConfig):
+                raise RecipeError(f"experts: layer {index} has no experts")
+            chosen = kept_experts.get(index, kept.ffn.experts)
+            own = {**dict(enumerate(kept.ffn.neurons)), **kept_neurons.get(index, {})}
+            ffn = _kept_experts(layer.ffn, chosen, own, index)
+            kept = dataclasses.replace(kept, ffn=ffn)
         if index in without_attention:
             kept = dataclasses.replace(kept, attention=None)
         if index in without_ffn:
@@ -309,19 +330,51 @@ def _units(where: str, units: Sequence[int], count: int) -> tuple[int, ...]:
 
 def _kept_neurons(
     checkpoint: Checkpoint, kept: KeptLayer, neurons: int | Mapping[int, Sequence[int]]
-) -> KeptFfn | KeptLink | NewLink | None:
+) -> KeptFfn | KeptExperts | KeptLink | NewLink | None:
     """What stays of the FFN of one layer."""
     ffn = checkpoint.config.layers[kept.source].ffn
     if isinstance(neurons, Mapping):
         if kept.source not in neurons:
             return kept.ffn
         if not isinstance(ffn, FfnConfig):
-            raise RecipeError(f"neurons: layer {kept.source} has no neurons")
+            hint = "; its experts have: use expert_neurons"
+            raise RecipeError(
+                f"neurons: layer {kept.source} has no neurons of its own"
+                f"{hint if isinstance(ffn, RoutedFfnConfig) else ''}"
+            )
         where = f"neurons: layer {kept.source}"
         units = _units(where, neurons[kept.source], ffn.n_neurons)
         return KeptFfn(units) if units else None
     if neurons < 1:
         raise RecipeError(f"neurons: expected at least 1, found {neurons}; use drop_ffn for none")
+    if isinstance(ffn, RoutedFfnConfig):
+        return _dearest_of_experts(checkpoint, kept.source, ffn, neurons)
     if not isinstance(ffn, FfnConfig) or neurons >= ffn.n_neurons:
         return kept.ffn
     return KeptFfn(dearest_neurons(magnitude.score(checkpoint, kept.source), neurons))
+
+
+def _dearest_of_experts(
+    checkpoint: Checkpoint, index: int, ffn: RoutedFfnConfig, neurons: int
+) -> KeptExperts:
+    """All experts with at most that many neurons each, those with the largest weights."""
+    scores = magnitude.score(checkpoint, index).neurons
+    assert scores is not None
+    own = np.split(scores, np.cumsum(ffn.experts)[:-1])
+    dearest = (dearest_neurons(LayerScores(neurons=one), min(neurons, len(one))) for one in own)
+    return KeptExperts(tuple(range(len(own))), tuple(dearest))
+
+
+def _kept_experts(
+    ffn: RoutedFfnConfig, experts: Sequence[int], neurons: Mapping[int, Sequence[int]], index: int
+) -> KeptExperts | None:
+    """Some experts of a layer, each with those neurons."""
+    where = f"experts: layer {index}"
+    chosen = _units(where, experts, len(ffn.experts))
+    kept = []
+    for expert in chosen:
+        own = _units(f"{where}: expert {expert}", neurons[expert], ffn.experts[expert])
+        if not own:
+            raise RecipeError(f"{where}: expert {expert} keeps no neuron; leave it out instead")
+        kept.append(own)
+    return KeptExperts(chosen, tuple(kept)) if chosen else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import RoutedFfnConfig
 from slimformer.engine import Weights
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.progress import Progress, silent
@@ -20,6 +21,7 @@ from slimformer.prune.importance import (
     PREDICTING,
     Criterion,
     check_criterion,
+    default_criterion,
     score_model,
 )
 from slimformer.prune.importance.scores import Scores
@@ -83,14 +85,16 @@ def plan(
         What a budget of time is for: the type of the packed weights, and ``decode`` or
         ``prefill``. ``threads`` are those that it runs on.
     structures
-        What may go: some of layers, attention, ffn, kv_groups, heads, neurons.
+        What may go: some of layers, attention, ffn, kv_groups, heads, experts, neurons. Of each
+        expert that stays one neuron stays.
     links
         Whether linear maps may stand in for layers and sub-blocks, where held-out text says that
         they are worth their weight; with the criterion greedy_loss.
     criterion
         What a unit costs: obs, loss, activation, magnitude; for layers, attention and ffn also
-        block_influence and greedy_loss, which tries each on the model as it is cut already. By
-        default loss, and greedy_loss where only layers and sub-blocks may go; obs for an encoder,
+        block_influence and greedy_loss, which tries each, and experts, on the model as it is cut
+        already. By default greedy_loss where only layers and sub-blocks may go, else loss; but
+        activation for models with experts, which obs and loss do not rate, and obs for an encoder,
         which makes no predictions to lose.
     allocation
         ``global``: wherever in the model it costs least. ``uniform``: the same share of every
@@ -128,15 +132,14 @@ def plan(
         )
     wanted = check_structures(tuple(structures))
     if criterion is None:
-        of_blocks: Criterion = "greedy_loss" if set(wanted) <= set(BLOCKS) else "loss"
-        criterion = of_blocks if checkpoint.config.causal else "obs"
-    if links and criterion != "greedy_loss":
+        criterion = default_criterion(checkpoint.config, wanted)
+    if links and (criterion != "greedy_loss" or not set(wanted) <= set(BLOCKS)):
         raise ConfigError(
             f"links: stand in for layers and sub-blocks that the criterion greedy_loss removes, "
             f"not for what {criterion} does; leave out links, or allow no structures but "
             f"{', '.join(BLOCKS)}"
         )
-    check_criterion(criterion, wanted)
+    check_criterion(criterion, wanted, checkpoint.config)
     if criterion in PREDICTING and not checkpoint.config.causal:
         raise ConfigError(f"criterion: {criterion} is of predictions, and an encoder makes none")
     if allocation is None:
@@ -181,7 +184,7 @@ def plan(
             windows = calibration_windows(
                 checkpoint, calibration, n_tokens, seed, threads, progress
             )
-        if criterion == "greedy_loss":
+        if criterion == "greedy_loss" and set(wanted) <= set(BLOCKS):
             assert windows is not None
             depth = DepthSearch(
                 checkpoint,
@@ -279,6 +282,10 @@ def _in_time(
     asked = speedup if speedup is not None else tokens_per_second
     if asked is None or not 0 < asked < float("inf"):
         raise BudgetError(f"{name}: expected a number above 0, found {asked}")
+    if any(isinstance(layer.ffn, RoutedFfnConfig) for layer in checkpoint.config.layers):
+        raise ConfigError(
+            f"{name}: how long layers with experts take is not predicted; give keep or max_bytes"
+        )
     table = latency_table(checkpoint, setting, progress=progress)
     whole = dense_time(table, checkpoint.config)
     if speedup is None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
+from slimformer.config import AttentionConfig, FfnConfig, ModelConfig, RoutedFfnConfig
 from slimformer.prune.budget import Budget
+from slimformer.prune.expert_neurons import ExpertNeurons
 from slimformer.prune.importance.scores import LayerScores, Scores
-from slimformer.prune.recipe import KeptFfn, KeptLayer, keep_all, keep_heads
+from slimformer.prune.recipe import KeptExperts, KeptFfn, KeptLayer, keep_all, keep_heads
 from slimformer.prune.structures import Price, Structure
 
 
@@ -19,13 +20,15 @@ class Left:
     """What is left of one layer.
 
     ``heads`` and ``neurons`` (how many; the cheapest go first) are ``None`` where the
-    sub-block is absent or a link.
+    sub-block is absent or a link, ``experts`` where it is no routed FFN. There ``neurons`` counts
+    those of all experts, of which only those of experts that are left are there.
     """
 
     attention: bool
     ffn: bool
     heads: frozenset[int] | None
     neurons: int | None
+    experts: frozenset[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Remainder:
         self.config = config
         self.scores = scores
         indices = range(len(config.layers))
+        self._expert_neurons = {
+            index: ExpertNeurons(layer.ffn, scores[index].neurons)
+            for index, layer in enumerate(config.layers)
+            if isinstance(layer.ffn, RoutedFfnConfig)
+        }
         self.prices = tuple(budget.price(config, index) for index in indices)
         self.layers = [whole(config, index) for index in indices]
         self.weight = budget.fixed + sum(
@@ -60,12 +68,16 @@ class Remainder:
         kv_heads = 0
         if left.heads is not None and isinstance(attention, AttentionConfig):
             kv_heads = len({attention.q_to_kv[head] for head in left.heads})
+        neurons = left.neurons or 0
+        if left.experts is not None:
+            neurons = self._expert_neurons[index].count(left.experts, neurons)
         return self.prices[index].of(
             len(left.heads or ()),
             kv_heads,
-            left.neurons or 0,
+            neurons,
             attention=left.attention,
             ffn=left.ffn,
+            experts=len(left.experts or ()),
         )
 
     def saving(self, index: int, left: Left) -> int:
@@ -88,7 +100,11 @@ class Remainder:
                 attention = keep_heads(layer.attention, tuple(sorted(left.heads)))
             ffn = all_of_it.ffn if left.ffn else None
             start = whole(self.config, index).neurons
-            if left.neurons is not None and left.neurons != start:
+            if left.experts is not None:
+                experts = tuple(sorted(left.experts))
+                neurons = self._expert_neurons[index].left(experts, left.neurons or 0)
+                ffn = KeptExperts(experts, neurons)
+            elif left.neurons is not None and left.neurons != start:
                 ffn = KeptFfn(dearest_neurons(self.scores[index], left.neurons))
             kept = KeptLayer(index, attention, ffn)
             if kept == all_of_it or attention is not None or ffn is not None:
@@ -104,7 +120,8 @@ def whole(config: ModelConfig, index: int) -> Left:
         attention is not None,
         ffn is not None,
         frozenset(range(attention.n_heads)) if isinstance(attention, AttentionConfig) else None,
-        ffn.n_neurons if isinstance(ffn, FfnConfig) else None,
+        ffn.n_neurons if isinstance(ffn, (FfnConfig, RoutedFfnConfig)) else None,
+        frozenset(range(len(ffn.experts))) if isinstance(ffn, RoutedFfnConfig) else None,
     )
 
 
@@ -144,6 +161,9 @@ def layer_moves(
     if "heads" in structures and rated.heads is not None:
         for head, cost in enumerate(rated.heads):
             add(float(cost), _drop_heads(frozenset((head,))))
+    if "experts" in structures and rated.experts is not None:
+        for expert, cost in enumerate(rated.experts):
+            add(float(cost), _drop_expert(expert))
     if "neurons" in structures and rated.neurons is not None:
         moves.extend(_neuron_moves(index, rated, price, granule))
     return moves
@@ -172,7 +192,7 @@ def _drop_attention(left: Left) -> Left | None:
 
 
 def _drop_ffn(left: Left) -> Left | None:
-    return dataclasses.replace(left, ffn=False, neurons=None) if left.ffn else None
+    return dataclasses.replace(left, ffn=False, neurons=None, experts=None) if left.ffn else None
 
 
 def _drop_heads(heads: frozenset[int]) -> Callable[[Left], Left | None]:
@@ -180,6 +200,15 @@ def _drop_heads(heads: frozenset[int]) -> Callable[[Left], Left | None]:
         if left.heads is None or not left.heads & heads or not left.heads - heads:
             return None
         return dataclasses.replace(left, heads=left.heads - heads)
+
+    return apply
+
+
+def _drop_expert(expert: int) -> Callable[[Left], Left | None]:
+    def apply(left: Left) -> Left | None:
+        if left.experts is None or expert not in left.experts or len(left.experts) == 1:
+            return None
+        return dataclasses.replace(left, experts=left.experts - {expert})
 
     return apply
 

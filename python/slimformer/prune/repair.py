@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
-from slimformer.config import LinkConfig
+from slimformer.config import LinkConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Moments
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
@@ -67,7 +67,7 @@ def repair(
     threads: int = 0,
     progress: Progress = silent,
 ) -> Checkpoint:
-    """New weights for every output- and down-projection of ``pruned``.
+    """New weights for every output- and down-projection of ``pruned``, but for those of experts.
 
     ``refit`` solves for the dense model's residual stream, see above. ``mean`` folds the mean
     output of the removed units into the kept columns and looks at no target.
@@ -174,8 +174,8 @@ class _Repair:
             wanted = between if sub_block == "attention" and layer.ffn is not None else goal
             if isinstance(getattr(self.recipe.layers[index], sub_block), NewLink):
                 self._fit_link(index, sub_block, wanted)
-            elif isinstance(part, LinkConfig):
-                self._pass_link(index, sub_block)
+            elif isinstance(part, (LinkConfig, RoutedFfnConfig)):
+                self._pass(index, sub_block)
             elif part is not None and method == "refit":
                 self._refit(source, index, sub_block, wanted)
             elif part is not None:
@@ -239,7 +239,8 @@ class _Repair:
         for rows, unseen in zip(self.parts, without, strict=True):
             self.stream[rows] += inputs[rows] @ unseen.T.astype(np.float32)
 
-    def _pass_link(self, index: int, sub_block: SubBlock) -> None:
+    def _pass(self, index: int, sub_block: SubBlock) -> None:
+        """Move the pruned stream on as it is: of links and experts nothing is refitted."""
         engine = self._engine(self.pruned, index, sub_block)
         for rows, after, _ in chunks(engine, self.read):
             self.stream[rows] = self._after(after, rows)

@@ -1,8 +1,9 @@
 """Which axes of which tensors move together when a structure goes.
 
 A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` and ``v``; a
-neuron is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``. Biases follow
-the rows, and so do the weights of norms over the whole width of queries or keys.
+neuron is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``; an expert is a
+row of ``router`` and all its neurons. Biases follow the rows, and so do the weights of norms over
+the whole width of queries or keys.
 Whole sub-blocks and layers own all tensors below their prefix. A token is a row of the embedding
 and of the head, which are one where it is tied. A channel of the residual stream is a column of
 all that reads it, a row of all that writes to it, and an entry of the norms between.
@@ -12,28 +13,39 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol, get_args
 
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    ModelConfig,
+    RoutedFfnConfig,
+)
 from slimformer.errors import ConfigError
-from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, NewLink
+from slimformer.prune.recipe import KeptAttention, KeptExperts, KeptFfn, KeptLayer, NewLink
 
-Structure = Literal["layers", "attention", "ffn", "kv_groups", "heads", "neurons"]
+Structure = Literal["layers", "attention", "ffn", "kv_groups", "heads", "experts", "neurons"]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
-UnitAxis = Literal["heads", "kv_heads", "neurons"]
+UnitAxis = Literal["heads", "kv_heads", "experts", "neurons"]
 
 VOCABULARY_TENSORS = frozenset(("embedding.weight", "head.weight"))
 """Tensors with a row for each token."""
 
-READERS = frozenset((*(f"{part}.weight" for part in ("q", "k", "v", "gate", "up")), "link.down"))
-"""Matrices of a sub-block that read the stream, with a column for each channel."""
+READERS = frozenset(
+    (*(f"{part}.weight" for part in ("q", "k", "v", "gate", "up", "router")), "link.down")
+)
+"""Matrices of a sub-block or expert that read the stream, with a column for each channel."""
 
 WRITERS = frozenset(
     (*(f"{part}.{kind}" for part in ("o", "down") for kind in ("weight", "bias")), "link.up")
 )
-"""Matrices and biases of a sub-block that write to the stream, with a row for each channel."""
+"""Matrices and biases of a sub-block or expert that write to the stream, a row each channel."""
+
+_EXPERT = re.compile(r"^experts\.\d+\.")
 
 Rate = Callable[[str], int]
 """What one element of a tensor counts: 1 for a budget of parameters, its bytes for one of bytes."""
@@ -53,7 +65,7 @@ def channel_axes(name: str, dimensions: int) -> tuple[int, ...]:
     """Axes of a tensor that have an entry for each channel of the residual stream."""
     part = name
     if name.startswith("layers."):
-        part = name.split(".", 3)[3]
+        part = _EXPERT.sub("", name.split(".", 3)[3])
     elif not part.endswith("_norm.weight"):
         return (1,)
     if part in READERS:
@@ -87,11 +99,19 @@ def attention_axes(attention: AttentionConfig) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
-def ffn_axes(ffn: FfnConfig) -> tuple[Axis, ...]:
-    """Axes that neurons own."""
+def ffn_axes(ffn: FfnConfig | RoutedFfnConfig) -> tuple[Axis, ...]:
+    """Axes that neurons own, those of each expert by themselves, and experts."""
+    if isinstance(ffn, RoutedFfnConfig):
+        return (Axis("router.weight", 0, 1, "experts"), *_axes_of_experts(ffn))
     rows = ("weight", "bias") if ffn.bias else ("weight",)
     axes = [Axis(f"{part}.{name}", 0, 1, "neurons") for part in ffn.neuron_parts for name in rows]
     return (*axes, Axis("down.weight", 1, 1, "neurons"))
+
+
+def _axes_of_experts(ffn: RoutedFfnConfig) -> Iterator[Axis]:
+    for index in range(len(ffn.experts)):
+        for axis in ffn_axes(ffn.expert(index)):
+            yield dataclasses.replace(axis, part=f"experts.{index}.{axis.part}")
 
 
 def pruned_attention(attention: AttentionConfig, kept: KeptAttention) -> AttentionConfig:
@@ -103,6 +123,12 @@ def pruned_attention(attention: AttentionConfig, kept: KeptAttention) -> Attenti
         n_kv_heads=len(kept.kv_heads),
         q_to_kv=tuple(position[attention.q_to_kv[head]] for head in kept.heads),
     )
+
+
+def pruned_experts(ffn: RoutedFfnConfig, kept: KeptExperts) -> RoutedFfnConfig:
+    """The shape of what stays; with fewer experts than a token runs it runs all."""
+    experts = tuple(map(len, kept.neurons))
+    return dataclasses.replace(ffn, experts=experts, top_k=min(ffn.top_k, len(experts)))
 
 
 def pruned_layer(layer: LayerConfig, kept: KeptLayer) -> LayerConfig:
@@ -119,6 +145,9 @@ def pruned_layer(layer: LayerConfig, kept: KeptLayer) -> LayerConfig:
         ffn = dataclasses.replace(layer.ffn, n_neurons=len(kept.ffn.neurons))
     elif isinstance(kept.ffn, NewLink):
         ffn = kept.ffn.shape
+    if isinstance(kept.ffn, KeptExperts):
+        assert isinstance(layer.ffn, RoutedFfnConfig)
+        ffn = pruned_experts(layer.ffn, kept.ffn)
     return dataclasses.replace(layer, attention=attention, ffn=ffn)
 
 
@@ -129,7 +158,16 @@ class Price(Protocol):
     def neuron(self) -> float:
         """What a neuron weighs, in the mean."""
 
-    def of(self, heads: int, kv_heads: int, neurons: int, *, attention: bool, ffn: bool) -> int:
+    def of(
+        self,
+        heads: int,
+        kv_heads: int,
+        neurons: int,
+        *,
+        attention: bool,
+        ffn: bool,
+        experts: int = 0,
+    ) -> int:
         """Weight of a layer with that many units and those sub-blocks."""
 
 
@@ -138,7 +176,8 @@ class LayerPrice:
     """What the parts of one layer weigh, in parameters or bytes.
 
     ``attention`` and ``ffn`` are what a sub-block weighs apart from its units: norm, output
-    bias, or all of a link. The others are the weight of one unit.
+    bias, or all of a link. The others are the weight of one unit;
+    of an expert it is what its neurons leave, its row of the router.
     """
 
     attention: int
@@ -146,11 +185,22 @@ class LayerPrice:
     kv_head: int
     ffn: int
     neuron: int
+    expert: int = 0
 
-    def of(self, heads: int, kv_heads: int, neurons: int, *, attention: bool, ffn: bool) -> int:
+    def of(
+        self,
+        heads: int,
+        kv_heads: int,
+        neurons: int,
+        *,
+        attention: bool,
+        ffn: bool,
+        experts: int = 0,
+    ) -> int:
         """See Price."""
         total = self.attention + heads * self.head + kv_heads * self.kv_head if attention else 0
-        return total + (self.ffn + neurons * self.neuron if ffn else 0)
+        units = neurons * self.neuron + experts * self.expert
+        return total + (self.ffn + units if ffn else 0)
 
 
 def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
@@ -159,10 +209,10 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
     axes: tuple[Axis, ...] = ()
     if isinstance(layer.attention, AttentionConfig):
         axes += attention_axes(layer.attention)
-    if isinstance(layer.ffn, FfnConfig):
+    if isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig)):
         axes += ffn_axes(layer.ffn)
     unit_of = {axis.part: axis for axis in axes}
-    weight = {"attention": 0, "ffn": 0, "heads": 0, "kv_heads": 0, "neurons": 0}
+    weight = dict.fromkeys(("attention", "ffn", *get_args(UnitAxis)), 0)
     prefix = f"layers.{index}."
     for name, shape in config.tensor_shapes().items():
         if not name.startswith(prefix):
@@ -172,11 +222,29 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
         if axis is None:
             weight[sub_block] += math.prod(shape) * rate(name)
         else:
-            units = shape[axis.axis] // axis.width
-            weight[axis.unit] += math.prod(shape) // units * rate(name)
+            weight[axis.unit] += math.prod(shape) * rate(name)
+    units = _unit_counts(layer)
+    one = {unit: weight[unit] // count for unit, count in units.items()}
     return LayerPrice(
-        weight["attention"], weight["heads"], weight["kv_heads"], weight["ffn"], weight["neurons"]
+        attention=weight["attention"],
+        head=one.get("heads", 0),
+        kv_head=one.get("kv_heads", 0),
+        ffn=weight["ffn"],
+        neuron=one.get("neurons", 0),
+        expert=one.get("experts", 0),
     )
+
+
+def _unit_counts(layer: LayerConfig) -> dict[str, int]:
+    """How many units of each kind a layer has."""
+    counts: dict[str, int] = {}
+    if isinstance(layer.attention, AttentionConfig):
+        counts |= {"heads": layer.attention.n_heads, "kv_heads": layer.attention.n_kv_heads}
+    if isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig)):
+        counts["neurons"] = layer.ffn.n_neurons
+    if isinstance(layer.ffn, RoutedFfnConfig):
+        counts["experts"] = len(layer.ffn.experts)
+    return counts
 
 
 def parameters_price(config: ModelConfig, index: int) -> LayerPrice:

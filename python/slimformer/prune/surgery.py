@@ -12,9 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor, TokenizerAssets
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig, RoutedFfnConfig
 from slimformer.errors import RecipeError
-from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer, NewLink, Recipe
+from slimformer.prune.recipe import (
+    KeptAttention,
+    KeptExperts,
+    KeptFfn,
+    KeptLayer,
+    NewLink,
+    Recipe,
+)
 from slimformer.prune.structures import (
     VOCABULARY_TENSORS,
     Axis,
@@ -62,7 +69,8 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
             tensors[name] = _cut(tensors[name], 0, rows)
     for index, kept in enumerate(recipe.layers):
         for sub_block, cuts in _cuts(checkpoint, kept).items():
-            tensors.update(_sub_block(checkpoint, kept.source, index, sub_block, cuts))
+            places = _places(checkpoint.config.layers[kept.source], kept, sub_block)
+            tensors.update(_sub_block(checkpoint, kept.source, index, sub_block, cuts, places))
         for sub_block, link in (("attention", kept.attention), ("ffn", kept.ffn)):
             if isinstance(link, NewLink):
                 tensors.update(new_link(checkpoint, kept.source, index, sub_block, link.shape))
@@ -88,13 +96,23 @@ def unit_entries(units: tuple[int, ...], width: int) -> Entries:
 
 
 def kept_columns(layer: LayerConfig, kept: KeptLayer) -> dict[str, Entries]:
-    """Columns that stay of the output-projection (``attention``) and down-projection (``ffn``)."""
+    """Columns that stay of the output-projection (``attention``) and down-projection (``ffn``).
+
+    The down-projections of experts count as one, side by side.
+    """
     columns = {}
     if isinstance(kept.attention, KeptAttention):
         assert isinstance(layer.attention, AttentionConfig)
         columns["attention"] = unit_entries(kept.attention.heads, layer.attention.value_dim)
     if isinstance(kept.ffn, KeptFfn):
         columns["ffn"] = unit_entries(kept.ffn.neurons, 1)
+    if isinstance(kept.ffn, KeptExperts):
+        assert isinstance(layer.ffn, RoutedFfnConfig)
+        starts = np.cumsum([0, *layer.ffn.experts])
+        own = zip(kept.ffn.experts, kept.ffn.neurons, strict=True)
+        columns["ffn"] = np.concatenate(
+            [starts[expert] + unit_entries(neurons, 1) for expert, neurons in own]
+        )
     return columns
 
 
@@ -125,7 +143,35 @@ def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[
             assert isinstance(layer.ffn, FfnConfig)
             for axis in ffn_axes(layer.ffn):
                 cuts["ffn"][axis.part] = (axis, unit_entries(kept.ffn.neurons, axis.width))
+        if isinstance(kept.ffn, KeptExperts):
+            assert isinstance(layer.ffn, RoutedFfnConfig)
+            cuts["ffn"] = _cuts_of_experts(layer.ffn, kept.ffn)
     return cuts
+
+
+def _cuts_of_experts(ffn: RoutedFfnConfig, kept: KeptExperts) -> dict[str, tuple[Axis, Entries]]:
+    neurons = dict(zip(kept.experts, kept.neurons, strict=True))
+    cuts = {}
+    for axis in ffn_axes(ffn):
+        stays: tuple[int, ...] | None = kept.experts
+        if axis.unit == "neurons":
+            stays = neurons.get(int(axis.part.split(".")[1]))
+        if stays is not None:
+            cuts[axis.part] = (axis, unit_entries(stays, axis.width))
+    return cuts
+
+
+def _places(layer: LayerConfig, kept: KeptLayer, sub_block: str) -> dict[str, str | None]:
+    """For experts by prefix, their prefix among those that stay; ``None`` for those that go."""
+    if sub_block != "ffn" or not isinstance(layer.ffn, RoutedFfnConfig):
+        return {}
+    assert isinstance(kept.ffn, KeptExperts)
+    places: dict[str, str | None] = {
+        f"experts.{expert}": None for expert in range(len(layer.ffn.experts))
+    }
+    return places | {
+        f"experts.{expert}": f"experts.{place}" for place, expert in enumerate(kept.ffn.experts)
+    }
 
 
 def _sub_block(
@@ -134,8 +180,9 @@ def _sub_block(
     index: int,
     sub_block: str,
     cuts: dict[str, tuple[Axis, Entries]],
+    places: dict[str, str | None],
 ) -> dict[str, Tensor]:
-    """The tensors of one sub-block under their new names."""
+    """The tensors of one sub-block under their new names; for ``places`` see ``_places``."""
     prefix = f"layers.{source}.{sub_block}."
     tensors = {}
     for name, tensor in checkpoint.tensors.items():
@@ -144,7 +191,11 @@ def _sub_block(
             if part in cuts:
                 axis, entries = cuts[part]
                 tensor = _cut(tensor, axis.axis, entries)
-            tensors[f"layers.{index}.{sub_block}.{part}"] = tensor
+            owner = ".".join(part.split(".")[:2])
+            place = places.get(owner, owner)
+            if place is not None:
+                new = place + part.removeprefix(owner)
+                tensors[f"layers.{index}.{sub_block}.{new}"] = tensor
     return tensors
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 from slimformer.checkpoint import packed
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, LinkConfig, ModelConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    LinkConfig,
+    ModelConfig,
+    RoutedFfnConfig,
+)
 from slimformer.errors import RecipeError
 from slimformer.prune import Recipe
 
@@ -78,6 +85,8 @@ def _describe(layer: LayerConfig) -> Layer:
         "head_dim": None,
         "q_to_kv": None,
         "neurons": None,
+        "experts": None,
+        "experts_run": None,
         "attention_link": attention.kind if isinstance(attention, LinkConfig) else None,
         "ffn_link": ffn.kind if isinstance(ffn, LinkConfig) else None,
     }
@@ -88,4 +97,8 @@ def _describe(layer: LayerConfig) -> Layer:
         described["q_to_kv"] = list(attention.q_to_kv)
     if isinstance(ffn, FfnConfig):
         described["neurons"] = ffn.n_neurons
+    if isinstance(ffn, RoutedFfnConfig):
+        described["neurons"] = ffn.n_neurons
+        described["experts"] = list(ffn.experts)
+        described["experts_run"] = ffn.top_k
     return described

@@ -72,7 +72,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             attention or _count(layer["heads"]),
             _count(layer["kv_heads"]),
             _count(layer["head_dim"]),
-            (layer["ffn_link"] and f"{layer['ffn_link']} link") or _count(layer["neurons"]),
+            _ffn(layer),
         )
     return table
 
@@ -201,6 +201,18 @@ def _compared(
 
 def _ratio(value: float, ratio: float) -> str:
     return f"{number(value)} ({ratio:.2f}x)"
+
+
+def _ffn(layer: Mapping[str, Any]) -> str:
+    """Neurons: 64; 2 of 8 experts with 64; 1 of 3 experts with 7 to 64."""
+    if layer["ffn_link"]:
+        return f"{layer['ffn_link']} link"
+    experts = layer.get("experts")
+    if not experts:
+        return _count(layer["neurons"])
+    least, most = min(experts), max(experts)
+    width = str(least) if least == most else f"{least} to {most}"
+    return f"{layer['experts_run']} of {len(experts)} experts with {width}"
 
 
 def _count(value: int | None) -> str:

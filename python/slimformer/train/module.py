@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, ModelConfig, RopeConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LinkConfig,
+    ModelConfig,
+    RopeConfig,
+    RoutedFfnConfig,
+)
 
 
 class TorchModel(nn.Module):
@@ -80,6 +87,8 @@ class _Layer(nn.Module):
             self.attention = _Link(config, layer.attention)
         if isinstance(layer.ffn, FfnConfig):
             self.ffn = _Ffn(config, layer.ffn)
+        elif isinstance(layer.ffn, RoutedFfnConfig):
+            self.ffn = _RoutedFfn(config, layer.ffn)
         elif layer.ffn is not None:
             self.ffn = _Link(config, layer.ffn)
 
@@ -111,7 +120,9 @@ class _Norm(nn.Module):
 class _SubBlock(nn.Module):
     """What reads the stream and adds to it, with its norms."""
 
-    def __init__(self, config: ModelConfig, shape: AttentionConfig | FfnConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, shape: AttentionConfig | FfnConfig | RoutedFfnConfig
+    ) -> None:
         super().__init__()
         self.place = shape.norm_place
         if self.place in ("before", "both"):
@@ -193,21 +204,60 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class _Ffn(_SubBlock):
+def _add_ffn_layers(module: nn.Module, config: ModelConfig, ffn: FfnConfig) -> None:
+    if ffn.gated:
+        module.gate = nn.Linear(config.n_channels, ffn.n_neurons, bias=ffn.bias)
+    module.up = nn.Linear(config.n_channels, ffn.n_neurons, bias=ffn.bias)
+    module.down = nn.Linear(ffn.n_neurons, config.n_channels, bias=ffn.bias)
+
+
+def _ffn_output(module: Any, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``down(activation(gate(x)) * up(x))``, or without the gate."""
+    up = module.up(x)
+    gated = activation(module.gate(x)) * up if hasattr(module, "gate") else None
+    output: Tensor = module.down(activation(up) if gated is None else gated)
+    return output
+
+
+class _Ffn(_SubBlock):
+    """A dense FFN."""
 
     def __init__(self, config: ModelConfig, ffn: FfnConfig) -> None:
         super().__init__(config, ffn)
         self.activation = _ACTIVATIONS[ffn.activation]
-        if ffn.gated:
-            self.gate = nn.Linear(config.n_channels, ffn.n_neurons, bias=ffn.bias)
-        self.up = nn.Linear(config.n_channels, ffn.n_neurons, bias=ffn.bias)
-        self.down = nn.Linear(ffn.n_neurons, config.n_channels, bias=ffn.bias)
+        _add_ffn_layers(self, config, ffn)
 
     def compute(self, x: Tensor, rotations: _Rotations) -> Tensor:
-        up = self.up(x)
-        gated = self.activation(self.gate(x)) * up if hasattr(self, "gate") else None
-        return self.down(self.activation(up) if gated is None else gated)
+        return _ffn_output(self, self.activation, x)
+
+
+class _RoutedFfn(_SubBlock):
+    """The weighted sum of the experts that the router chooses for a token."""
+
+    def __init__(self, config: ModelConfig, ffn: RoutedFfnConfig) -> None:
+        super().__init__(config, ffn)
+        self.ffn = ffn
+        self.activation = _ACTIVATIONS[ffn.activation]
+        self.router = nn.Linear(config.n_channels, len(ffn.experts), bias=False)
+        self.experts = nn.ModuleList(nn.Module() for _ in ffn.experts)
+        for index, expert in enumerate(self.experts):
+            _add_ffn_layers(expert, config, ffn.expert(index))
+
+    def compute(self, x: Tensor, rotations: _Rotations) -> Tensor:
+        rows = x.flatten(0, -2)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.router(rows.float())
+            ranked, order = logits.sort(stable=True, descending=True)
+            values, chosen = ranked[:, : self.ffn.top_k], order[:, : self.ffn.top_k]
+            over_chosen = self.ffn.softmax_over == "chosen"
+            total = (values if over_chosen else logits).logsumexp(-1, keepdim=True)
+            weights = (values - total).exp()
+        output = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
+        for index, expert in enumerate(self.experts):
+            here, place = (chosen == index).nonzero(as_tuple=True)
+            added = weights[here, place, None] * _ffn_output(expert, self.activation, rows[here])
+            output = output.index_add(0, here, added)
+        return output.view(x.shape)
 
 
 class _Link(nn.Module):

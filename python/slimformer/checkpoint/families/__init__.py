@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from slimformer.checkpoint.families.bert import BERT, DISTILBERT, ROBERTA
 from slimformer.checkpoint.families.deci import DECI
+from slimformer.checkpoint.families.experts import MIXTRAL, OLMOE, QWEN3_MOE
 from slimformer.checkpoint.families.family import Family
 from slimformer.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from slimformer.checkpoint.families.gpt import GPT2, GPT_NEOX, OPT
@@ -20,7 +21,7 @@ from slimformer.errors import UnsupportedModelError
 
 FAMILIES: tuple[Family, ...] = (
     *(LLAMA, MISTRAL, SMOLLM3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2),
-    *(GPT2, GPT_NEOX, OPT, BERT, ROBERTA, DISTILBERT),
+    *(GPT2, GPT_NEOX, OPT, BERT, ROBERTA, DISTILBERT, MIXTRAL, QWEN3_MOE, OLMOE),
 )
 
 RAGGED_GGUF: tuple[Family, ...] = (DECI,)
@@ -36,14 +37,16 @@ __all__ = [
 ]
 
 
-def by_gguf_architecture(architecture: str, where: str) -> Family:
-    """The family of a GGUF ``general.architecture``."""
-    known = {
-        family.gguf_architecture: family
-        for family in (*FAMILIES, *RAGGED_GGUF)
-        if family.gguf_architecture is not None
+def by_gguf_architecture(architecture: str, where: str, *, experts: bool = False) -> Family:
+    """The family of a GGUF ``general.architecture``, which two may share if one has experts."""
+    families = (*FAMILIES, *RAGGED_GGUF)
+    known = {f.gguf_architecture: f for f in families if f.gguf_architecture is not None}
+    alike = {
+        f.gguf_architecture: f
+        for f in families
+        if f.gguf_architecture is not None and experts == (f.description.blocks.experts is not None)
     }
-    return _known(known, architecture, where)
+    return _known(known | alike, architecture, where)
 
 
 def writers_of_gguf(family: Family) -> tuple[Family, ...]:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from slimformer.config import NormKind, NormPlace, QkNorm
+from slimformer.config import NormKind, NormPlace, QkNorm, SoftmaxOver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,23 @@ class Windows:
     full_every: int = 0
     full_every_key: str | None = None
     first_key: str | None = None
+    listed: bool = True  # whether the family's class knows ``layer_types``
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """FFNs that consist of experts.
+
+    ``counts`` are what the number of experts may be called, the first what it is called when it
+    is written. ``softmax_over`` ``None``: over the chosen ones where ``norm_topk_prob`` says so.
+    GGUF has no such setting: there it is ``gguf_softmax_over``.
+    """
+
+    counts: tuple[str, ...]
+    gguf_softmax_over: SoftmaxOver
+    softmax_over: SoftmaxOver | None = None
+    top_k: str = "num_experts_per_tok"
+    gguf_neurons: str = "feed_forward_length"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +95,7 @@ class Blocks:
     parallel: bool | str = False
     rope: Ropes | None = dataclasses.field(default_factory=Ropes)
     windows: Windows | None = None
+    experts: Experts | None = None
     scaled_embedding: bool = False  # by the root of the number of channels
     learned_positions: bool = False
     position_offset: int = 0
@@ -127,6 +145,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "quantization_config": (),
     "num_local_experts": (0, 1),
     "num_experts": (0,),
+    "shared_expert_intermediate_size": (0,),
+    "n_shared_experts": (0,),
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "attention_multiplier": (),

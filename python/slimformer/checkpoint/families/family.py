@@ -19,16 +19,18 @@ from slimformer.config import AttentionConfig, ModelConfig
 RowOrder = npt.NDArray[np.intp]
 
 
-GgufLack = Literal["width", "window", "attention_bias", "ffn_bias"]
-"""``width``: heads that together are not as wide as the residual stream."""
+GgufLack = Literal["width", "groups", "window", "attention_bias", "ffn_bias"]
+"""``width``: heads that together are not as wide as the residual stream; ``groups``: KV heads that
+several query heads read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorNames:
     """The names of one tensor, or of one tensor of every layer, without its last part.
 
-    Names of layers hold ``{i}``. The last part (``weight``, ``bias``) is the same in every
-    format. ``None`` for a format that has no tensor of that kind by itself.
+    Names of layers hold ``{i}``, those of experts ``{e}``, too. The last part (``weight``,
+    ``bias``) is the same in every format. ``None`` for a format that has no tensor of that kind
+    by itself.
     """
 
     canonical: str
@@ -50,13 +52,14 @@ class Packed:
 
     ``parts`` are the canonical ones that it holds, without their last part, one after another
     along the outputs, or head by head where ``by_head`` is set. ``transposed`` weights are
-    [inputs, outputs].
+    [inputs, outputs]. ``stacked`` ones are those of all experts, [experts, outputs, inputs].
     """
 
     name: str
     parts: tuple[str, ...]
     by_head: bool = False
     transposed: bool = False
+    stacked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,18 +163,35 @@ def translated(
     names: tuple[TensorNames, ...], canonical: str, target: Literal["huggingface", "gguf"]
 ) -> str | None:
     """A tensor's name in a format, by a table; ``None`` where that has none."""
-    stem, layer, last = split_name(canonical)
+    found = Name.of(canonical)
     for entry in names:
         name: str | None = getattr(entry, target)
-        if entry.canonical == stem and name is not None:
-            return f"{name.replace('{i}', layer)}.{last}"
+        if entry.canonical == found.stem and name is not None:
+            return found.put_into(name)
     return None
 
 
-def split_name(canonical: str) -> tuple[str, str, str]:
-    """``layers.3.ffn.up.weight`` as ``layers.{i}.ffn.up``, ``3`` and ``weight``."""
-    stem, _, last = canonical.rpartition(".")
-    if not stem.startswith("layers."):
-        return stem, "", last
-    _, layer, rest = stem.split(".", 2)
-    return f"layers.{{i}}.{rest}", layer, last
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A canonical name: ``layers.{i}.ffn.experts.{e}.up``, layer, expert, and ``weight``."""
+
+    stem: str
+    layer: str
+    expert: str
+    last: str
+
+    @staticmethod
+    def of(canonical: str) -> Name:
+        """``layers.3.ffn.up.weight``, say, in its parts."""
+        stem, _, last = canonical.rpartition(".")
+        if not stem.startswith("layers."):
+            return Name(stem, "", "", last)
+        _, layer, rest = stem.split(".", 2)
+        before, experts, after = rest.partition(".experts.")
+        expert, _, part = after.partition(".")
+        rest = f"{before}.experts.{{e}}.{part}" if experts else rest
+        return Name(f"layers.{{i}}.{rest}", layer, expert, last)
+
+    def put_into(self, name: str) -> str:
+        """The name of another table for the same tensor."""
+        return f"{name.replace('{i}', self.layer).replace('{e}', self.expert)}.{self.last}"

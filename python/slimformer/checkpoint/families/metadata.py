@@ -28,8 +28,10 @@ from slimformer.config import (
     LinkConfig,
     ModelConfig,
     RopeConfig,
+    RoutedFfnConfig,
 )
 from slimformer.errors import FormatError, UnsupportedModelError
+from slimformer.ffn import MAX_EXPERTS
 
 ROPE_FACTORS = "rope_freqs.weight"
 SHORT_ROPE_FACTORS, LONG_ROPE_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
@@ -74,6 +76,7 @@ _READ = frozenset(
 WINDOW, WINDOW_BASE = "attention.sliding_window", "rope.freq_base_swa"
 ATTENTION_CAP, LOGIT_CAP = "attn_logit_softcapping", "final_logit_softcapping"
 PARALLEL = "use_parallel_residual"
+EXPERTS, TOP_K = "expert_count", "expert_used_count"
 
 
 def read_metadata(
@@ -93,7 +96,8 @@ def read_metadata(
     kv_heads = heads
     if "attention.head_count_kv" in settings:
         kv_heads = settings.per_layer("attention.head_count_kv", n_layers, least, MAX_HEADS)
-    neurons = settings.per_layer("feed_forward_length", n_layers, least, MAX_DIMENSION)
+    length = "feed_forward_length" if blocks.experts is None else blocks.experts.gguf_neurons
+    neurons = settings.per_layer(length, n_layers, least, MAX_DIMENSION)
     windows = _windows(settings, blocks, n_layers)
     kind = "layer_norm" if blocks.norm == "layer" else "layer_norm_rms"
     layers = []
@@ -113,13 +117,7 @@ def read_metadata(
             attention = seen[key]
         elif heads[index]:
             attention = LinkConfig("full")
-        ffn = FfnConfig(
-            max(1, neurons[index]),
-            _bias(file, blocks.ffn_bias, f"{prefix}.ffn_down"),
-            blocks.norm_place,
-            cast(Activation, ACTIVATIONS[blocks.activation]),
-            blocks.gated,
-        )
+        ffn = _ffn(file, settings, blocks, max(1, neurons[index]), prefix)
         parallel = _parallel(settings, blocks)
         layers.append(LayerConfig(attention, ffn if neurons[index] else None, parallel))
     return ModelConfig(
@@ -139,6 +137,12 @@ def read_metadata(
         logit_soft_cap=settings.cap(description.keys.logit_cap, LOGIT_CAP),
         causal=blocks.causal,
     )
+
+
+def has_experts(metadata: Fields) -> bool:
+    """Whether the layers of a file consist of experts: its architecture does not tell."""
+    architecture = metadata.text("general.architecture")
+    return metadata.raw(f"{architecture}.{EXPERTS}") not in (None, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +179,8 @@ class _Settings:
             read |= {ATTENTION_CAP, LOGIT_CAP}
         if isinstance(blocks.parallel, str):
             read.add(PARALLEL)
+        if blocks.experts is not None:
+            read |= {EXPERTS, TOP_K, blocks.experts.gguf_neurons}
         return read
 
     def key(self, setting: str) -> str:
@@ -206,6 +212,22 @@ class _Settings:
         if values.min() < least or values.max() > limit:
             self.metadata.fail(key, f"integers from {least} to {limit}", values)
         return [int(value) for value in values]
+
+
+def _ffn(
+    file: GgufFile, settings: _Settings, blocks: Blocks, neurons: int, prefix: str
+) -> FfnConfig | RoutedFfnConfig:
+    activation = cast(Activation, ACTIVATIONS[blocks.activation])
+    if blocks.experts is not None:
+        return RoutedFfnConfig(
+            experts=(neurons,) * settings.dimension(EXPERTS, limit=MAX_EXPERTS),
+            top_k=settings.dimension(TOP_K),
+            softmax_over=blocks.experts.gguf_softmax_over,
+            norm_place=blocks.norm_place,
+            activation=activation,
+        )
+    bias = _bias(file, blocks.ffn_bias, f"{prefix}.ffn_down")
+    return FfnConfig(neurons, bias, blocks.norm_place, activation, blocks.gated)
 
 
 def _bias(file: GgufFile, source: bool | str, *names: str) -> bool:

@@ -14,6 +14,7 @@ from slimformer.checkpoint.families.description import (
     Ropes,
     Windows,
 )
+from slimformer.checkpoint.families.expert_settings import expert_settings, read_experts
 from slimformer.checkpoint.families.rope_scaling import (
     ORIGINAL_POSITIONS,
     rope_scaling_from,
@@ -29,6 +30,7 @@ from slimformer.config import (
     LongRopeScaling,
     ModelConfig,
     RopeConfig,
+    RoutedFfnConfig,
 )
 from slimformer.errors import FormatError, SlimformerError, UnsupportedModelError
 
@@ -90,7 +92,9 @@ def write_settings(
     """
     keys, blocks = description.keys, description.blocks
     attentions = [a for layer in config.layers if isinstance(a := layer.attention, AttentionConfig)]
-    ffns = [f for layer in config.layers if isinstance(f := layer.ffn, FfnConfig)]
+    ffns = [
+        f for layer in config.layers if isinstance(f := layer.ffn, (FfnConfig, RoutedFfnConfig))
+    ]
     if not config.layers or len(attentions) + len(ffns) != 2 * len(config.layers):
         return None
     attention, ffn = attentions[-1], ffns[-1]
@@ -100,7 +104,7 @@ def write_settings(
         keys.heads: attention.n_heads,
         keys.kv_heads: attention.n_kv_heads,
         keys.head_dim: attention.head_dim,
-        keys.neurons: ffn.n_neurons,
+        keys.neurons: ffn.n_neurons if isinstance(ffn, FfnConfig) else min(ffn.experts),
         keys.positions: config.max_positions + _uncounted(blocks),
         keys.norm_eps: config.norm_eps,
         keys.activation: _activation_name(blocks, ffn.activation),
@@ -112,11 +116,12 @@ def write_settings(
         **dict.fromkeys(description.as_wide_as_channels, config.n_channels),
         **_rope_settings(blocks.rope, attentions),
         **_window_settings(blocks.windows, attentions),
+        **expert_settings(blocks.experts, ffn),
     }
     flags = (
         (blocks.qkv_bias, attention.qkv_bias),
         (blocks.output_bias, attention.output_bias),
-        (blocks.ffn_bias, ffn.bias),
+        (blocks.ffn_bias, isinstance(ffn, FfnConfig) and ffn.bias),
         (blocks.parallel, any(layer.parallel for layer in config.layers)),
         (blocks.token_types, config.token_types),
     )
@@ -164,6 +169,8 @@ def _read_keys(description: Description) -> set[str]:
         values += ["no_rope_layers"] if blocks.rope.skips else []
     if blocks.windows is not None:
         values.append(blocks.windows.key)
+    if blocks.experts is not None:
+        values += blocks.experts.counts
     return {value for value in values if isinstance(value, str)}
 
 
@@ -234,21 +241,20 @@ def _attention(
     )
 
 
-def _ffn(config: Fields, keys: Keys, blocks: Blocks, channels: int) -> FfnConfig:
+def _ffn(config: Fields, keys: Keys, blocks: Blocks, channels: int) -> FfnConfig | RoutedFfnConfig:
     name = config.text(keys.activation, blocks.activation)
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"{config.where}: {keys.activation}: {name!r:.60} does not run here; known: "
             f"{', '.join(ACTIVATIONS)}"
         )
+    activation = cast(Activation, ACTIVATIONS[name])
     default = blocks.neurons_per_channel
-    return FfnConfig(
-        config.dimension(keys.neurons, None if default is None else default * channels),
-        _flag(config, blocks.ffn_bias),
-        blocks.norm_place,
-        cast(Activation, ACTIVATIONS[name]),
-        blocks.gated,
-    )
+    neurons = config.dimension(keys.neurons, None if default is None else default * channels)
+    if blocks.experts is not None:
+        return read_experts(config, blocks, neurons, activation)
+    bias = _flag(config, blocks.ffn_bias)
+    return FfnConfig(neurons, bias, blocks.norm_place, activation, blocks.gated)
 
 
 def _activation_name(blocks: Blocks, activation: str) -> str:
@@ -293,7 +299,7 @@ def _window_settings(
     }
     if windows.switch is not None:
         settings[windows.switch] = any(width is not None for width in widths)
-    if windows.full_every or windows.first_key or windows.switch:
+    if windows.listed and (windows.full_every or windows.first_key or windows.switch):
         settings["layer_types"] = [_FULL if width is None else _WINDOW for width in widths]
     return settings
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, LinkConfig
+from slimformer.config import AttentionConfig, LinkConfig, RoutedFfnConfig
 from slimformer.progress import Progress
 from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine
 
@@ -50,6 +50,13 @@ def readers(checkpoint: Checkpoint, place: str) -> tuple[list[str], str]:
         names = ["link.down" if part.kind == "low_rank" else "link.weight"]
     elif isinstance(part, AttentionConfig):
         names = ["q.weight", "k.weight", "v.weight"]
+    elif isinstance(part, RoutedFfnConfig):
+        experts = [
+            f"experts.{expert}.{one}.weight"
+            for expert in range(len(part.experts))
+            for one in ("gate", "up")
+        ]
+        names = ["router.weight", *experts]
     else:
         names = [f"{one}.weight" for one in part.neuron_parts]
     return [f"{place}.{name}" for name in names], f"{place}.norm"

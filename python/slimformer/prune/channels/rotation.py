@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
-from slimformer.config import LayerConfig, LinkConfig, ModelConfig
+from slimformer.config import LayerConfig, LinkConfig, ModelConfig, RoutedFfnConfig
 from slimformer.errors import ConfigError, UnsupportedModelError
 from slimformer.prune.structures import READERS, WRITERS
 
@@ -184,6 +184,8 @@ def _obstacle(config: ModelConfig) -> str | None:
     if config.embedding_norm:
         return "the norm of its embedding multiplies channels"
     for layer in config.layers:
+        if isinstance(layer.ffn, RoutedFfnConfig):
+            return "routers would have to turn with it and stay as exact as they are"
         for part in (layer.attention, layer.ffn):
             if part is not None and part.norm_place != "before":
                 return "norms behind its sub-blocks multiply channels"

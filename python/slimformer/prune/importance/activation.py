@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.prune.importance.scores import LayerScores, sum_groups
 from slimformer.prune.importance.statistics import LayerStatistics
 from slimformer.prune.outputs import Output
@@ -21,9 +21,13 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     weight norm, Sun et al. 2023, arXiv 2306.11695, summed over a structure); a head adds that
     of its columns, a sub-block what it adds in fact. All are relative to the energy of the
     stream that they are added to, so that layers compare.
+
+    An expert adds the mean over all tokens of ``|p f(x)|^2`` for its output f(x) and its
+    probability p, 0 where it does not run: how often it runs times how much it then does, as the
+    expert pruning of Lasby et al. 2025 (REAP, arXiv 2510.13999) rates it, but squared.
     """
     layer = checkpoint.config.layers[index]
-    heads = groups = neurons = None
+    heads = groups = neurons = experts = None
     if isinstance(layer.attention, AttentionConfig):
         assert statistics.heads is not None
         columns = _columns(
@@ -32,7 +36,10 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         )
         heads = columns.reshape(layer.attention.n_heads, -1).sum(axis=1)
         groups = sum_groups(layer.attention, heads)
-    if isinstance(layer.ffn, FfnConfig):
+    if isinstance(layer.ffn, RoutedFfnConfig):
+        assert statistics.experts is not None
+        experts = statistics.experts.mean_square
+    if isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig)):
         assert statistics.neurons is not None
         neurons = _columns(
             Output(checkpoint, index, "ffn").stream_weight,
@@ -45,6 +52,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         groups,
         heads,
         neurons,
+        experts,
     )
 
 

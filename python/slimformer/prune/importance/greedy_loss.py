@@ -1,7 +1,7 @@
 """Greedy loss: remove, again and again, the block whose loss on calibration text is lowest.
 
 Song et al. 2024, SLEB, arXiv 2402.09025, for layers; Zhong et al. 2024, BlockPruner, arXiv
-2406.10594, for sub-blocks.
+2406.10594, for sub-blocks. Experts are blocks like these.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig
+from slimformer.config import AttentionConfig, LayerConfig, ModelConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Mask
 from slimformer.progress import Progress, silent
 from slimformer.prune.budget import Budget
@@ -20,9 +21,11 @@ from slimformer.prune.remainder import whole
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import Structure
 
-Part = tuple[int, Literal["attention", "ffn"]]
-Block = tuple[int, Structure]
-"""A layer, and whether all of it, its attention or its FFN."""
+Part = tuple[int, Literal["attention", "ffn"], int | None]
+"""A layer, one of its sub-blocks, and an expert of that; ``None`` for what is none."""
+
+Block = tuple[int, Structure, int | None]
+"""A layer, what of it goes, and which of several."""
 
 
 def score_model(
@@ -35,7 +38,7 @@ def score_model(
     threads: int = 0,
     progress: Progress = silent,
 ) -> Scores:
-    """Rate layers and sub-blocks by the loss (nats a token) that their removal adds.
+    """Rate layers, sub-blocks and experts by the loss (nats a token) that their removal adds.
 
     Each round tries every block that is left on top of those already removed and removes the
     one that adds least loss for its weight, until the budget is met. A block's score is what
@@ -43,7 +46,6 @@ def score_model(
     round to round, so that ranking by them gives the greedy order.
     """
     engine = Engine(checkpoint, threads=threads)
-    n_layers = len(checkpoint.config.layers)
     prices = _part_prices(checkpoint, budget)
     blocks = _blocks(prices, structures, protect)
     scores: dict[Block, float] = {}
@@ -51,7 +53,11 @@ def score_model(
     loss = _loss(engine, windows, gone)
     reached = -float("inf")
     while budget.fixed + sum(prices[part] for part in prices.keys() - gone) > budget.limit:
-        left = {block: parts for block, parts in blocks.items() if parts - gone}
+        left = {
+            block: parts
+            for block, parts in blocks.items()
+            if parts - gone and _leaves_an_expert(block, gone, checkpoint.config)
+        }
         if not left:
             break
         ratios = {}
@@ -68,16 +74,30 @@ def score_model(
         gone |= blocks[chosen]
     return tuple(
         LayerScores(
-            layers=scores.get((index, "layers")),
-            attention=scores.get((index, "attention")),
-            ffn=scores.get((index, "ffn")),
+            layers=scores.get((index, "layers", None)),
+            attention=scores.get((index, "attention", None)),
+            ffn=scores.get((index, "ffn", None)),
+            experts=_of_experts(scores, index, layer),
         )
-        for index in range(n_layers)
+        for index, layer in enumerate(checkpoint.config.layers)
     )
 
 
+def _of_experts(
+    scores: dict[Block, float], index: int, layer: LayerConfig
+) -> npt.NDArray[np.float64] | None:
+    """What each expert costs, where all are rated; one that no budget could ask for is dearest."""
+    if not isinstance(layer.ffn, RoutedFfnConfig):
+        return None
+    found = [scores.get((index, "experts", expert)) for expert in range(len(layer.ffn.experts))]
+    rated = [cost for cost in found if cost is not None]
+    if not rated:
+        return None
+    return np.array([max(rated) if cost is None else cost for cost in found])
+
+
 def _part_prices(checkpoint: Checkpoint, budget: Budget) -> dict[Part, int]:
-    """Weight of each sub-block."""
+    """Weight of each sub-block, that of routed FFNs expert by expert."""
     prices: dict[Part, int] = {}
     for index, layer in enumerate(checkpoint.config.layers):
         all_of_it = whole(checkpoint.config, index)
@@ -87,32 +107,59 @@ def _part_prices(checkpoint: Checkpoint, budget: Budget) -> dict[Part, int]:
             kv_heads = layer.attention.n_kv_heads
         heads, neurons = len(all_of_it.heads or ()), all_of_it.neurons or 0
         if layer.attention is not None:
-            prices[index, "attention"] = price.of(heads, kv_heads, 0, attention=True, ffn=False)
-        if layer.ffn is not None:
-            prices[index, "ffn"] = price.of(0, 0, neurons, attention=False, ffn=True)
+            whole_attention = price.of(heads, kv_heads, 0, attention=True, ffn=False)
+            prices[index, "attention", None] = whole_attention
+        if isinstance(layer.ffn, RoutedFfnConfig):
+            prices[index, "ffn", None] = price.of(0, 0, 0, attention=False, ffn=True)
+            for expert, width in enumerate(layer.ffn.experts):
+                with_it = price.of(0, 0, width, attention=False, ffn=True, experts=1)
+                prices[index, "ffn", expert] = with_it - prices[index, "ffn", None]
+        elif layer.ffn is not None:
+            prices[index, "ffn", None] = price.of(0, 0, neurons, attention=False, ffn=True)
     return prices
 
 
 def _blocks(
     prices: dict[Part, int], structures: tuple[Structure, ...], protect: frozenset[int]
 ) -> dict[Block, frozenset[Part]]:
-    """The blocks that may go, each with the sub-blocks it consists of."""
+    """The blocks that may go, each with the parts that it consists of."""
     blocks: dict[Block, frozenset[Part]] = {}
-    for index, sub_block in prices:
-        if index not in protect:
-            if sub_block in structures:
-                blocks[index, sub_block] = frozenset({(index, sub_block)})
-            if "layers" in structures:
-                both = blocks.get((index, "layers"), frozenset())
-                blocks[index, "layers"] = both | {(index, sub_block)}
+    for part in prices:
+        index, sub_block, expert = part
+        if index in protect:
+            continue
+        owners: list[Block] = [(index, sub_block, None), (index, "layers", None)]
+        if expert is not None:
+            owners.append((index, "experts", expert))
+        for block in owners:
+            if block[1] in structures:
+                blocks[block] = blocks.get(block, frozenset()) | {part}
     return blocks
 
 
+def _leaves_an_expert(block: Block, gone: frozenset[Part], config: ModelConfig) -> bool:
+    """Whether a routed FFN of which an expert goes keeps another."""
+    index, structure, expert = block
+    ffn = config.layers[index].ffn
+    if structure != "experts" or not isinstance(ffn, RoutedFfnConfig):
+        return True
+    others = set(range(len(ffn.experts))) - {expert}
+    return bool({(index, "ffn", other) for other in others} - gone)
+
+
 def _loss(engine: Engine, windows: Windows, gone: frozenset[Part]) -> float:
-    """Mean negative log-likelihood of the windows' tokens without those sub-blocks."""
-    mask = Mask(
-        skip_attention=tuple(sorted(index for index, part in gone if part == "attention")),
-        skip_ffn=tuple(sorted(index for index, part in gone if part == "ffn")),
-    )
+    """Mean negative log-likelihood of the windows' tokens without those parts."""
+
+    def skipped(sub_block: str) -> tuple[int, ...]:
+        return tuple(sorted(i for i, part, expert in gone if part == sub_block and expert is None))
+
+    skip_ffn = skipped("ffn")
+    experts: dict[int, tuple[int, ...]] = {}
+    for index in {i for i, _, expert in gone if expert is not None} - set(skip_ffn):
+        ffn = engine.config.layers[index].ffn
+        assert isinstance(ffn, RoutedFfnConfig)
+        every = range(len(ffn.experts))
+        experts[index] = tuple(e for e in every if (index, "ffn", e) not in gone)
+    mask = Mask(skip_attention=skipped("attention"), skip_ffn=skip_ffn, experts=experts)
     scores = engine.score(list(windows), mask=mask)
     return -float(np.mean(np.concatenate(scores), dtype=np.float64))

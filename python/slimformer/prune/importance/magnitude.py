@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.prune.importance.scores import LayerScores, sum_groups
 from slimformer.prune.structures import Axis, attention_axes, ffn_axes
 
@@ -17,10 +17,10 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
     """Rate every structure of one layer; reads weights only.
 
     A query head counts its own rows and columns, a KV group those of its heads and of its keys
-    and values.
+    and values, an expert its neurons and its row of the router.
     """
     layer = checkpoint.config.layers[index]
-    heads = groups = neurons = None
+    heads = groups = neurons = experts = None
     attention = ffn = None
     if isinstance(layer.attention, AttentionConfig):
         axes = attention_axes(layer.attention)
@@ -33,8 +33,20 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
         prefix = f"layers.{index}.ffn."
         neurons = _norms(checkpoint, prefix, ffn_axes(layer.ffn), "neurons", layer.ffn.n_neurons)
         ffn = float(neurons.sum())
+    if isinstance(layer.ffn, RoutedFfnConfig):
+        prefix = f"layers.{index}.ffn."
+        own = [
+            _norms(checkpoint, f"{prefix}experts.{e}.", ffn_axes(expert), "neurons", width)
+            for e, width in enumerate(layer.ffn.experts)
+            for expert in (layer.ffn.expert(e),)
+        ]
+        axes = ffn_axes(layer.ffn)
+        experts = _norms(checkpoint, prefix, axes, "experts", len(own))
+        experts += [float(norms.sum()) for norms in own]
+        neurons = np.concatenate(own)
+        ffn = float(experts.sum())
     whole = None if attention is None and ffn is None else (attention or 0.0) + (ffn or 0.0)
-    return LayerScores(whole, attention, ffn, groups, heads, neurons)
+    return LayerScores(whole, attention, ffn, groups, heads, neurons, experts)
 
 
 def _norms(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Tensor
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, RoutedFfnConfig
 from slimformer.errors import DataError
 
 Array = npt.NDArray[np.float64]
@@ -30,7 +30,8 @@ class LayerScores:
     ffn: float | None = None
     kv_groups: Array | None = None  # [n_kv_heads]
     heads: Array | None = None  # [n_heads]
-    neurons: Array | None = None  # [n_neurons]
+    neurons: Array | None = None  # [n_neurons], of experts one after another
+    experts: Array | None = None  # [n_experts]
 
     def pack(self, prefix: str) -> dict[str, npt.NDArray[np.float32]]:
         """The scores bit for bit as pairs of float32, which files of tensors can hold."""
@@ -81,5 +82,8 @@ def check_scores(scores: Scores, layers: tuple[LayerConfig, ...]) -> None:
             assert isinstance(layer.attention, AttentionConfig)
             assert rated.kv_groups.shape == (layer.attention.n_kv_heads,)
         if rated.neurons is not None:
-            assert isinstance(layer.ffn, FfnConfig)
+            assert isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig))
             assert rated.neurons.shape == (layer.ffn.n_neurons,)
+        if rated.experts is not None:
+            assert isinstance(layer.ffn, RoutedFfnConfig)
+            assert rated.experts.shape == (len(layer.ffn.experts),)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.engine import Moments
 from slimformer.progress import Progress, silent
 from slimformer.prune.outputs import Output
@@ -53,7 +53,8 @@ class LayerStatistics:
     attention: Change
     ffn: Change
     heads: Inputs | None  # inputs of the output-projection
-    neurons: Inputs | None  # inputs of the down-projection
+    neurons: Inputs | None  # inputs of the down-projection, or of the experts', weighted
+    experts: Inputs | None  # lengths of what experts add
 
 
 def layer_statistics(
@@ -69,7 +70,8 @@ def layer_statistics(
 
     ``hidden`` is the stream [windows, tokens, channels] that enters that layer; whenever a layer
     is done it is the one that leaves it. ``inputs`` says how much to learn of the projections'
-    inputs: nothing, the mean squares or the Gram matrices too.
+    inputs: nothing, the mean squares or the Gram matrices too; of experts, which have too many
+    for that, the mean squares.
     """
     n_layers = len(checkpoint.config.layers)
     for index in range(first, n_layers):
@@ -95,8 +97,11 @@ def _pass_layer(
         width = layer.attention.n_heads * layer.attention.value_dim
         moments["attention_heads"] = Moments(width, gram=gram, threads=threads)
         outputs["attention_heads"] = Output(checkpoint, index, "attention")
-    if inputs != "none" and isinstance(layer.ffn, FfnConfig):
-        moments["ffn_neurons"] = Moments(layer.ffn.n_neurons, gram=gram, threads=threads)
+    if inputs != "none" and isinstance(layer.ffn, RoutedFfnConfig):
+        moments["ffn_experts"] = Moments(len(layer.ffn.experts), gram=False, threads=threads)
+    if inputs != "none" and isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig)):
+        ffn_gram = gram and isinstance(layer.ffn, FfnConfig)
+        moments["ffn_neurons"] = Moments(layer.ffn.n_neurons, gram=ffn_gram, threads=threads)
         outputs["ffn_neurons"] = Output(checkpoint, index, "ffn")
     engine = layer_engine(checkpoint, index, threads=threads)
     changes = (_ChangeSum(), _ChangeSum(), _ChangeSum())
@@ -109,7 +114,8 @@ def _pass_layer(
         for tap, accumulated in moments.items():
             stream = between if tap == "attention_heads" else after
             entered = hidden[rows] if tap == "attention_heads" else between
-            divisors = outputs[tap].divisors(entered, captured[tap])
+            read = "ffn_neurons" if tap == "ffn_experts" else tap
+            divisors = outputs[read].divisors(entered, captured[read])
             scaled = captured[tap] * (inverse_lengths(stream) / divisors)
             accumulated.update(scaled.reshape(-1, scaled.shape[-1]))
         hidden[rows] = after
@@ -118,7 +124,8 @@ def _pass_layer(
         changes[1].mean(),
         changes[2].mean(),
         _inputs(moments.get("attention_heads"), gram),
-        _inputs(moments.get("ffn_neurons"), gram),
+        _inputs(moments.get("ffn_neurons"), gram and isinstance(layer.ffn, FfnConfig)),
+        _inputs(moments.get("ffn_experts"), gram=False),
     )
 
 

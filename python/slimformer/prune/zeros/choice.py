@@ -18,6 +18,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Sharing = Literal["loss", "even"]
 SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
 
+_STAYS = re.compile(r"\.link\.|\.router\.")
+
 MAX_MATRICES = 1 << 20
 """Most matrices a recipe may give shares of; a hostile file must not fill the memory."""
 
@@ -130,9 +132,9 @@ def layer_of(name: str) -> int | None:
 
 
 def layer_sizes(config: ModelConfig) -> dict[str, int]:
-    """Weights of each matrix of attention and FFN, by name; links are small and stay dense."""
+    """Weights of each matrix of attention and FFN, by name; small links and routers stay dense."""
     return {
         name: math.prod(shape)
         for name, shape in config.tensor_shapes().items()
-        if layer_of(name) is not None and len(shape) == 2 and ".link." not in name
+        if layer_of(name) is not None and len(shape) == 2 and not _STAYS.search(name)
     }

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
-from slimformer.config import AttentionConfig, FfnConfig, LinkConfig
+from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Moments
-from slimformer.errors import DataError
+from slimformer.errors import ConfigError, DataError
 from slimformer.progress import Progress, silent
 from slimformer.prune.journal import Journal
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock, normalised
@@ -78,9 +78,16 @@ def fill(
 
     Raises
     ------
+    ConfigError
+        The model has experts.
     DataError
         Activations on the text that are not finite.
     """
+    if any(isinstance(layer.ffn, RoutedFfnConfig) for layer in checkpoint.config.layers):
+        raise ConfigError(
+            f"{checkpoint.name}: what experts read is not measured here; their matrices get zeros "
+            "by magnitude alone, all the same share, without repair"
+        )
     walk = _Walk(checkpoint, zeros, windows, refit, threads)
     n_layers = len(checkpoint.config.layers)
     first = walk.resume(journal)

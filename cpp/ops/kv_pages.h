@@ -47,13 +47,16 @@ struct KvLayout {
 
   bool operator==(const KvLayout&) const = default;
 
-  // A head's part of a page. Scales are there in pages of int8 only.
-  kernels::KvPart PartOf(const std::byte* page, std::size_t head) const noexcept {
-    const std::byte* keys = page + KeyOffset(head);
-    const std::byte* values = page + ValueOffset(head);
-    if (type != KvType::int8) return {keys, values, nullptr, nullptr};
-    return {keys, values, reinterpret_cast<const float*>(page + KeyScaleOffset(head)),
-            reinterpret_cast<const float*>(page + ValueScaleOffset(head))};
+  // A head's part of a page, which `next` follows. Scales are there in pages of int8 only.
+  kernels::KvPart PartOf(const std::byte* page, const std::byte* next,
+                         std::size_t head) const noexcept {
+    kernels::KvPart part{page + KeyOffset(head), page + ValueOffset(head), nullptr, nullptr,
+                         next + KeyOffset(head)};
+    if (type == KvType::int8) {
+      part.key_scales = reinterpret_cast<const float*>(page + KeyScaleOffset(head));
+      part.value_scales = reinterpret_cast<const float*>(page + ValueScaleOffset(head));
+    }
+    return part;
   }
 
   // Where a value lies within its head's keys or values, in elements.

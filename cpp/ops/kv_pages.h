@@ -13,10 +13,10 @@ namespace slimformer::ops {
 
 enum class KvType { f32, bf16, int8 };
 
-// A page holds kPagePositions positions of every KV head that one attention step uses: the keys of a
-// head before its values, each laid out as the kernels say, so that memory is read from end to end;
-// then, of int8, the scales of all heads' keys and of all heads' values, [kPagePositions] float32
-// each.
+// A page holds kPagePositions positions of every KV head that one attention step uses: the keys of
+// a head before its values, each laid out as the kernels say, so that memory is read from end to
+// end; then, of int8, the scales of all heads' keys and of all heads' values, [kPagePositions]
+// float32 each.
 struct KvLayout {
   KvType type;
   std::size_t heads;

@@ -20,6 +20,8 @@
 
 #include "base/cpu_features.h"
 #include "base/error.h"
+#include "bindings/names.h"
+#include "bindings/time_attention.h"
 #include "kernels/registry.h"
 #include "ops/linear.h"
 #include "ops/roofline.h"
@@ -214,7 +216,7 @@ void Attend(const std::string& tier, const F32Array& q, const py::array& keys,
                                      : keys.itemsize() == 4 ? table.attend_f32
                                                             : table.attend_bf16;
   const kernels::KvPart page{keys.data(), values.data(), scaled ? key_scales->data() : nullptr,
-                             scaled ? value_scales->data() : nullptr};
+                             scaled ? value_scales->data() : nullptr, keys.data()};
   attend(q.data(), head_dim, rows, page, head_dim, value_dim, begin.data(), end.data(), soft_cap,
          max.mutable_data(), sum.mutable_data(), out.mutable_data(), value_dim,
          scratch.mutable_data());
@@ -382,6 +384,22 @@ PYBIND11_MODULE(_kernels, m) {
            py::kw_only(), py::arg("accumulate") = false)
       .def("linear", &Matrix::Linear, py::arg("x").noconvert(), py::arg("y").noconvert(),
            py::arg("bias") = py::none(), py::kw_only(), py::arg("accumulate") = false);
+  m.def(
+      "time_attention",
+      [](const std::string& tier, const std::string& kv, std::size_t heads, std::size_t kv_heads,
+         std::size_t head_dim, std::size_t context, std::size_t rows, std::size_t layers,
+         int threads, int repeats) {
+        Require(0 < kv_heads && kv_heads <= heads, "expected heads on every KV head");
+        Require(0 < rows && rows <= context, "the rows are the last of the context");
+        const kernels::KernelTable& table = Table(tier);
+        const ops::KvType type = bindings::KvTypeNamed(kv);
+        const py::gil_scoped_release release;
+        return bindings::TimeAttention(table, *ThreadPool::Shared(threads), type,
+                                       {heads, kv_heads, head_dim, context, rows}, layers, repeats);
+      },
+      py::arg("tier"), py::arg("kv"), py::kw_only(), py::arg("heads"), py::arg("kv_heads"),
+      py::arg("head_dim"), py::arg("context"), py::arg("rows"), py::arg("layers"),
+      py::arg("threads"), py::arg("repeats"));
   m.def("time_linear", &Matrix::Time, py::arg("matrices"), py::arg("x").noconvert(),
         py::arg("y").noconvert(), py::arg("repeats"));
 }

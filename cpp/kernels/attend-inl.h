@@ -12,6 +12,11 @@
 // bit: each is one chain over dimensions or positions. The scores of a tile of 12 queries are
 // 6 KiB, and a page of 64 wide bfloat16 keys or values 16 KiB: both in turn stay in the L1 cache.
 //
+// Few queries use a page up faster than memory delivers the next. So all but the highest tiles fetch
+// as they go, a line for each that they read: the values while they read the keys, the keys of the
+// next page while they read the values. All at once the fetches would fill the buffers for misses,
+// and computing would wait for them.
+//
 // Maximum, sum and rescaling cost a row some 60 cycles a page whatever the page holds; its products
 // cost 128 positions * 128 multiply-adds / 16 lanes = 1024. That is why pages are not shorter.
 #pragma once
@@ -93,11 +98,14 @@ inline void AddPart(const typename Page::Multiplier* x, std::size_t x_stride,
   }
 }
 
+constexpr std::size_t kLine = 64;
+
 // Sums over `steps` steps; vector v of a step is at from[v], the next step step_values further.
+// All but the highest tiles fetch lines from `ahead` on.
 template <class Page, std::size_t kRows, std::size_t kVectors>
 inline void Accumulate(const typename Page::Multiplier* x, std::size_t x_stride, std::size_t steps,
                        const typename Page::Value* const (&from)[kVectors], std::size_t step_values,
-                       Vector::F (&sums)[kRows][kVectors]) noexcept {
+                       const std::byte* ahead, Vector::F (&sums)[kRows][kVectors]) noexcept {
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -107,6 +115,12 @@ inline void Accumulate(const typename Page::Multiplier* x, std::size_t x_stride,
     const typename Page::Value* step[kVectors];
 #pragma GCC unroll 8
     for (std::size_t v = 0; v < kVectors; ++v) step[v] = from[v] + i * step_values;
+    if constexpr (kRows < kAttendRows) {
+#pragma GCC unroll 8
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        Vector::Prefetch(ahead + (i * kVectors + v) * kLine);
+      }
+    }
     AddPart<Page, 0>(x, x_stride, step, sums);
     if constexpr (Page::kParts == 2) AddPart<Page, 1>(x, x_stride, step, sums);
     x += Page::kPerStep;
@@ -116,13 +130,13 @@ inline void Accumulate(const typename Page::Multiplier* x, std::size_t x_stride,
 // scores [kRows, kKeysAtOnce] (rows kPagePositions apart) = q [kRows, steps] keys.
 template <class Page, std::size_t kRows>
 inline void Scores(const typename Page::Multiplier* q, const typename Page::Value* keys,
-                   std::size_t steps, float* scores) noexcept {
+                   std::size_t steps, const std::byte* ahead, float* scores) noexcept {
   constexpr std::size_t kStepValues = kKeyLanes * Page::kPerStep;
   const std::size_t second =
       Vector::kLanes < kKeyLanes ? Vector::kLanes * Page::kPerStep : steps * kStepValues;
   const typename Page::Value* const from[kKeyVectors] = {keys, keys + second};
   Vector::F sums[kRows][kKeyVectors];
-  Accumulate<Page>(q, steps * Page::kPerStep, steps, from, kStepValues, sums);
+  Accumulate<Page>(q, steps * Page::kPerStep, steps, from, kStepValues, ahead, sums);
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -137,13 +151,13 @@ inline void Scores(const typename Page::Multiplier* q, const typename Page::Valu
 template <class Page, std::size_t kRows, std::size_t kVectors>
 inline void WeightedValues(const typename Page::Multiplier* weights,
                            const typename Page::Value* values, std::size_t steps,
-                           std::size_t value_dim, const float* factor, float* out,
-                           std::size_t out_stride) noexcept {
+                           std::size_t value_dim, const float* factor, const std::byte* ahead,
+                           float* out, std::size_t out_stride) noexcept {
   const typename Page::Value* from[kVectors];
 #pragma GCC unroll 8
   for (std::size_t v = 0; v < kVectors; ++v) from[v] = values + v * Vector::kLanes * Page::kPerStep;
   Vector::F sums[kRows][kVectors];
-  Accumulate<Page>(weights, kPagePositions, steps, from, value_dim * Page::kPerStep, sums);
+  Accumulate<Page>(weights, kPagePositions, steps, from, value_dim * Page::kPerStep, ahead, sums);
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -233,6 +247,7 @@ struct Attention {
   const typename Page::Value* values;
   const float* key_scales;
   const float* value_scales;
+  const std::byte* next_keys;
   std::size_t head_dim;
   std::size_t value_dim;
   const std::int32_t* begin;
@@ -289,7 +304,9 @@ inline void AttendRows(const Attention<Page>& a) noexcept {
   const std::size_t key_steps = KeySteps(a);
   for (std::int32_t group = first_group; group < last_group; group += kAtOnce) {
     const auto at = static_cast<std::size_t>(group);
+    const std::size_t lines = at / kKeysAtOnce * key_steps * kKeyVectors;
     Scores<Page, kRows>(a.multipliers, a.keys + at * key_steps * Page::kPerStep, key_steps,
+                        reinterpret_cast<const std::byte*>(a.values) + lines * kLine,
                         a.scores + at);
   }
   float factor[kRows];
@@ -308,12 +325,16 @@ inline void AttendRows(const Attention<Page>& a) noexcept {
   const typename Page::Value* values = a.values + skip * Page::kPerStep * a.value_dim;
   std::size_t column = 0;
   for (; column + kColumns <= a.value_dim; column += kColumns) {
+    const std::size_t lines = column / Vector::kLanes * steps;
     WeightedValues<Page, kRows, kVectors>(weights, values + column * Page::kPerStep, steps,
-                                          a.value_dim, factor, a.out + column, a.out_stride);
+                                          a.value_dim, factor, a.next_keys + lines * kLine,
+                                          a.out + column, a.out_stride);
   }
   for (; column + Vector::kLanes <= a.value_dim; column += Vector::kLanes) {
+    const std::size_t lines = column / Vector::kLanes * steps;
     WeightedValues<Page, kRows, 1>(weights, values + column * Page::kPerStep, steps, a.value_dim,
-                                   factor, a.out + column, a.out_stride);
+                                   factor, a.next_keys + lines * kLine, a.out + column,
+                                   a.out_stride);
   }
   if (column == a.value_dim) return;
   for (std::size_t r = 0; r < kRows; ++r) {
@@ -351,6 +372,7 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const KvPart
       .values = static_cast<const typename Page::Value*>(page.values),
       .key_scales = page.key_scales,
       .value_scales = page.value_scales,
+      .next_keys = static_cast<const std::byte*>(page.next_keys),
       .head_dim = head_dim,
       .value_dim = value_dim,
       .begin = begin,
@@ -383,12 +405,18 @@ struct VectorWidener {
   }
 };
 
-// to [n] = from [n]; n is a multiple of kPagePositions, and so of what a widener takes at once.
+// to [n] = from [n]; n is a multiple of kPagePositions, and so of what a widener takes at once. As
+// many bytes are fetched from `ahead` on.
 template <class Widener>
-inline void WidenInt8(const void* from, std::size_t n, std::uint16_t* to) noexcept {
-  static_assert(kPagePositions % Widener::kAtOnce == 0);
+inline void WidenInt8(const void* from, std::size_t n, const void* ahead,
+                      std::uint16_t* to) noexcept {
+  static_assert(kPagePositions % Widener::kAtOnce == 0 && Widener::kAtOnce <= kLine);
   const auto* bytes = static_cast<const std::byte*>(from);
-  for (std::size_t i = 0; i < n; i += Widener::kAtOnce) Widener::Widen(bytes + i, to + i);
+  const auto* next = static_cast<const std::byte*>(ahead);
+  for (std::size_t i = 0; i < n; i += Widener::kAtOnce) {
+    if (i % kLine == 0) Vector::Prefetch(next + i);
+    Widener::Widen(bytes + i, to + i);
+  }
 }
 
 // A page of int8, as pages of bfloat16 are read. Few rows then wait for some two instructions a
@@ -402,9 +430,9 @@ void AttendInt8(const float* q, std::size_t q_stride, std::size_t rows, const Kv
   const std::size_t n_values = kPagePositions * value_dim;
   auto* keys = reinterpret_cast<std::uint16_t*>(scratch);
   std::uint16_t* values = keys + n_keys;
-  WidenInt8<Widener>(page.keys, n_keys, keys);
-  WidenInt8<Widener>(page.values, n_values, values);
-  const KvPart widened{keys, values, page.key_scales, page.value_scales};
+  WidenInt8<Widener>(page.keys, n_keys, page.values, keys);
+  WidenInt8<Widener>(page.values, n_values, page.next_keys, values);
+  const KvPart widened{keys, values, page.key_scales, page.value_scales, keys};
   Attend<ScaledPage<Page>>(q, q_stride, rows, widened, head_dim, value_dim, begin, end, soft_cap,
                            max, sum, out, out_stride, scratch + (n_keys + n_values) / 2);
 }

@@ -112,6 +112,7 @@ struct KvPart {
   const void* values;
   const float* key_scales;    // [kPagePositions], of int8
   const float* value_scales;  // [kPagePositions], of int8
+  const void* next_keys;      // of the page that follows; fetched ahead, never read
 };
 
 // Floats that attention needs to work with: queries, scores and weights of a tile, and a page of

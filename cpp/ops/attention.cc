@@ -21,9 +21,6 @@ constexpr std::size_t kBlockRows = 72;
 // into ranges of this many, whose results are merged. 512 positions: merging is then noise.
 constexpr std::size_t kPagesPerRange = 512 / kPagePositions;
 
-// So few rows use a page up so fast that its successor has to be fetched meanwhile.
-constexpr std::size_t kFewRows = 12;
-
 std::size_t CeilDiv(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 // The running softmax of a block's rows.
@@ -151,13 +148,6 @@ void GatherQueries(const Context& context, const KvLayout& layout, const Block& 
   }
 }
 
-// Into the second-level cache. One head's part of a page is a few 4 KiB pages of memory, too short
-// a stream for the hardware to get ahead of.
-void Prefetch(const std::byte* data, std::size_t bytes) {
-  constexpr std::size_t kCacheLine = 64;
-  for (std::size_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(data + i, 0, 2);
-}
-
 kernels::AttendPage KernelFor(const Context& context, KvType type) {
   switch (type) {
     case KvType::f32:
@@ -191,16 +181,12 @@ void AttendPages(const Context& context, const KvLayout& layout, const ScoreRule
       begin = std::fill_n(begin, heads, within(first, page));
       end = std::fill_n(end, heads, within(last, page));
     }
-    if (rows <= kFewRows && page + 1 < page_end) {
-      const std::byte* next = block.sequence->pages[page + 1];
-      Prefetch(next + layout.KeyOffset(block.kv_slot), layout.KeyOffset(1));
-      Prefetch(next + layout.ValueOffset(block.kv_slot),
-               layout.ValueOffset(1) - layout.ValueOffset(0));
-    }
-    attend(scratch.q, layout.head_dim, rows,
-           layout.PartOf(block.sequence->pages[page], block.kv_slot), layout.head_dim,
-           layout.value_dim, scratch.begin, scratch.end, rule.soft_cap.value_or(0.0F), softmax.max,
-           softmax.sum, softmax.out, layout.value_dim, scratch.kernel);
+    const std::byte* data = block.sequence->pages[page];
+    const std::byte* next = page + 1 < page_end ? block.sequence->pages[page + 1] : data;
+    attend(scratch.q, layout.head_dim, rows, layout.PartOf(data, next, block.kv_slot),
+           layout.head_dim, layout.value_dim, scratch.begin, scratch.end,
+           rule.soft_cap.value_or(0.0F), softmax.max, softmax.sum, softmax.out, layout.value_dim,
+           scratch.kernel);
   }
 }
 

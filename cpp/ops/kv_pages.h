@@ -13,9 +13,10 @@ namespace slimformer::ops {
 
 enum class KvType { f32, bf16, int8 };
 
-// A page holds kPagePositions positions of every KV head that one attention step uses: first
-// the keys of all heads, then the values of all, each laid out as the kernels say; then, of int8,
-// the scales of all heads' keys and of all heads' values, [kPagePositions] float32 each.
+// A page holds kPagePositions positions of every KV head that one attention step uses: the keys of
+// a head before its values, each laid out as the kernels say, so that memory is read from end to
+// end; then, of int8, the scales of all heads' keys and of all heads' values, [kPagePositions]
+// float32 each.
 struct KvLayout {
   KvType type;
   std::size_t heads;
@@ -30,30 +31,33 @@ struct KvLayout {
   std::size_t PerStep() const noexcept { return type == KvType::f32 ? 1 : 2; }
 
   std::size_t KeyOffset(std::size_t head) const noexcept {
-    return head * kernels::kPagePositions * PaddedHeadDim() * ElementBytes();
+    return head * kernels::kPagePositions * (PaddedHeadDim() + value_dim) * ElementBytes();
   }
   std::size_t ValueOffset(std::size_t head) const noexcept {
-    return KeyOffset(heads) + head * kernels::kPagePositions * value_dim * ElementBytes();
+    return KeyOffset(head) + kernels::kPagePositions * PaddedHeadDim() * ElementBytes();
   }
   std::size_t KeyScaleOffset(std::size_t head) const noexcept {
-    return ValueOffset(heads) + head * kScaleBytes;
+    return KeyOffset(heads) + head * kScaleBytes;
   }
   std::size_t ValueScaleOffset(std::size_t head) const noexcept {
     return KeyScaleOffset(heads) + head * kScaleBytes;
   }
   std::size_t PageBytes() const noexcept {
-    return type == KvType::int8 ? ValueScaleOffset(heads) : ValueOffset(heads);
+    return type == KvType::int8 ? ValueScaleOffset(heads) : KeyOffset(heads);
   }
 
   bool operator==(const KvLayout&) const = default;
 
-  // A head's part of a page. Scales are there in pages of int8 only.
-  kernels::KvPart PartOf(const std::byte* page, std::size_t head) const noexcept {
-    const std::byte* keys = page + KeyOffset(head);
-    const std::byte* values = page + ValueOffset(head);
-    if (type != KvType::int8) return {keys, values, nullptr, nullptr};
-    return {keys, values, reinterpret_cast<const float*>(page + KeyScaleOffset(head)),
-            reinterpret_cast<const float*>(page + ValueScaleOffset(head))};
+  // A head's part of a page, which `next` follows. Scales are there in pages of int8 only.
+  kernels::KvPart PartOf(const std::byte* page, const std::byte* next,
+                         std::size_t head) const noexcept {
+    kernels::KvPart part{page + KeyOffset(head), page + ValueOffset(head), nullptr, nullptr,
+                         next + KeyOffset(head)};
+    if (type == KvType::int8) {
+      part.key_scales = reinterpret_cast<const float*>(page + KeyScaleOffset(head));
+      part.value_scales = reinterpret_cast<const float*>(page + ValueScaleOffset(head));
+    }
+    return part;
   }
 
   // Where a value lies within its head's keys or values, in elements.

@@ -78,4 +78,17 @@ class Matrix:
         self, x: _F32, y: _F32, bias: _F32 | None = ..., *, accumulate: bool = ...
     ) -> None: ...
 
+def time_attention(
+    tier: str,
+    kv: Literal["f32", "bf16", "int8"],
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    rows: int,
+    layers: int,
+    threads: int,
+    repeats: int,
+) -> float: ...
 def time_linear(matrices: Sequence[Matrix], x: _F32, y: _F32, repeats: int) -> float: ...

@@ -63,6 +63,16 @@ def test_generate(run: Run, run_json: Run, dense: Path) -> None:
     assert chat["text"] == engine.generate("the river", chat=True, max_tokens=12)
 
 
+def test_generate_tells_of_what_a_window_leaves_out(run: Run, run_json: Run, dense: Path) -> None:
+    options = ("--window", 6, "--sinks", 2, "--kv", "int8", "--max-tokens", 12)
+    seen = run_json("generate", dense, "-p", "the river", *options)
+    expected = Engine(dense, kv="int8", window=6, sinks=2).complete("the river", max_tokens=12)
+    assert (seen["tokens"], seen["out_of_sight"]) == (expected.tokens, expected.out_of_sight)
+    assert seen["out_of_sight"] > 0
+    streamed = run("generate", dense, "-p", "the river", *options)
+    assert "first 2 and the last 6 tokens" in streamed.stderr
+
+
 def test_generate_with_parts_switched_off(run_json: Run, dense: Path) -> None:
     def tokens(*options: object) -> Any:
         return run_json("generate", dense, "-p", "the river", "--max-tokens", 8, *options)["tokens"]

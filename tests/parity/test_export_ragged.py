@@ -10,7 +10,7 @@ import pytest
 
 from parity import test_random_encoders as encoders
 from parity.test_random_families import (
-    CASES,
+    WITHOUT_EXPERTS,
     Case,
     assert_same,
     prefill_and_decode,
@@ -24,7 +24,7 @@ from slimformer.errors import UnsupportedModelError
 from slimformer.export import export
 from slimformer.prune import explicit, prune
 
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each = pytest.mark.parametrize("case", WITHOUT_EXPERTS, ids=lambda case: case.name)
 
 
 def ragged(dense: Checkpoint) -> Checkpoint:

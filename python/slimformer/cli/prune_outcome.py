@@ -54,7 +54,6 @@ def tell(
                 "non_embedding_parameters": config.non_embedding_parameters(),
                 "vocab_size": config.vocab_size,
                 "channels": config.n_channels,
-                "channels": config.n_channels,
                 "bytes": stored,
                 "zeros": share,
                 "speedup": gained,

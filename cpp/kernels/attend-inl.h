@@ -12,10 +12,10 @@
 // bit: each is one chain over dimensions or positions. The scores of a tile of 12 queries are
 // 6 KiB, and a page of 64 wide bfloat16 keys or values 16 KiB: both in turn stay in the L1 cache.
 //
-// Few queries use a page up faster than memory delivers the next. So all but the highest tiles fetch
-// as they go, a line for each that they read: the values while they read the keys, the keys of the
-// next page while they read the values. All at once the fetches would fill the buffers for misses,
-// and computing would wait for them.
+// Few queries use a page up faster than memory delivers the next. So all but the highest tiles
+// fetch as they go, a line for each that they read: the values while they read the keys, the keys
+// of the next page while they read the values. All at once the fetches would fill the buffers for
+// misses, and computing would wait for them.
 //
 // Maximum, sum and rescaling cost a row some 60 cycles a page whatever the page holds; its products
 // cost 128 positions * 128 multiply-adds / 16 lanes = 1024. That is why pages are not shorter.

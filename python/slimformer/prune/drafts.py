@@ -29,12 +29,15 @@ from slimformer.prune.stream import (
     TAPS,
     Hidden,
     Windows,
+    advance,
     chunks,
     embed,
+    grown,
     head_engine,
     inverse_lengths,
     layer_engine,
     precision,
+    sub_block_engine,
 )
 from slimformer.prune.surgery import kept_columns, unit_entries
 
@@ -174,11 +177,8 @@ class Walk:
 
     def _layer(self, index: int) -> None:
         """Take all streams through a layer."""
-        between = np.empty_like(self._target)
         engine = layer_engine(self._checkpoint, index, threads=self._threads)
-        for rows, after, captured in chunks(engine, self._target, capture=["ffn_input"]):
-            between[rows] = captured["ffn_input"]
-            self._target[rows] = after
+        between = advance(engine, self._target)
         self._dense = _pass(engine, self._dense, self._dense)
         layer = self._checkpoint.config.layers[index]
         self._read, self._read_trials = self._stream, self._trials
@@ -238,7 +238,7 @@ class Walk:
         inputs = np.empty((*self._stream.shape[:2], width), np.float32)
         for rows, after, captured in chunks(engine, self._read, capture=[tap]):
             inputs[rows] = captured[tap]
-            drift = wanted[rows] - _onto(self._stream[rows], self._read[rows], after)
+            drift = wanted[rows] - grown(self._stream[rows], self._read[rows], after)
             scale = inverse_lengths(wanted[rows])
             divisors = output.divisors(self._stream[rows], inputs[rows])
             moments.update(
@@ -296,13 +296,7 @@ class Walk:
         return _variants(part, kept, self._scores[index])
 
     def _engine(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Engine:
-        return layer_engine(
-            checkpoint,
-            index,
-            attention=sub_block == "attention",
-            ffn=sub_block == "ffn",
-            threads=self._threads,
-        )
+        return sub_block_engine(checkpoint, index, sub_block, threads=self._threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,14 +313,7 @@ def _pass(engine: Engine, stream: Hidden, read: Hidden) -> Hidden:
     parts = [after for _, after, _ in chunks(engine, windows)]
     if not parts:
         return stream
-    return _onto(stream, read, np.concatenate(parts).reshape(read.shape))
-
-
-def _onto(stream: Hidden, read: Hidden, after: Hidden) -> Hidden:
-    """The stream after a sub-block, given what that made of what it reads."""
-    if np.may_share_memory(stream, read):
-        return after
-    return stream + (after - read)
+    return grown(stream, read, np.concatenate(parts).reshape(read.shape))
 
 
 def _variants(

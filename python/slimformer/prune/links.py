@@ -12,15 +12,13 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import LinkConfig
-from slimformer.engine import Moments
-from slimformer.prune.outputs import Floats, SubBlock, normalised
+from slimformer.prune.outputs import Floats, SubBlock, normed
 from slimformer.prune.refit import Evidence, choose
 
 Array = npt.NDArray[np.float64]
@@ -101,39 +99,4 @@ def fit_link(parts: Sequence[Evidence], shape: LinkConfig) -> tuple[dict[str, Ar
 
 def link_inputs(checkpoint: Checkpoint, index: int, sub_block: SubBlock, stream: Floats) -> Floats:
     """What a link in place of this sub-block, whose norm it takes over, reads; as the stream."""
-    config = checkpoint.config
-    name = f"layers.{index}.{sub_block}.norm"
-    normed = normalised(config, stream)
-    if f"{name}.weight" in checkpoint.tensors:
-        normed *= checkpoint.read_f32(f"{name}.weight") + np.float32(config.norm_offset)
-    if f"{name}.bias" in checkpoint.tensors:
-        normed += checkpoint.read_f32(f"{name}.bias")
-    return normed
-
-
-def gather(
-    inputs: Floats,
-    wanted: Floats,
-    scale: Floats,
-    *,
-    products: Literal["f32", "bf16"],
-    threads: int,
-) -> Evidence:
-    """Moments of inputs and wanted outputs [..., tokens, width], both times a scale for each token.
-
-    Parameters
-    ----------
-    scale
-        [..., tokens, 1].
-    products
-        Precision of the factors of each product; sums are exact enough in any case.
-    """
-    scaled, outputs = (
-        (values * scale).reshape(-1, values.shape[-1]) for values in (inputs, wanted)
-    )
-    moments = Moments(
-        scaled.shape[-1], target_width=outputs.shape[-1], products=products, threads=threads
-    )
-    moments.update(scaled, outputs)
-    energy = float(np.einsum("tc,tc->", outputs, outputs, dtype=np.float64))
-    return Evidence(moments.gram, moments.cross, energy, moments.count)
+    return normed(checkpoint, f"layers.{index}.{sub_block}.norm", stream)

@@ -101,6 +101,16 @@ def _read(checkpoint: Checkpoint, name: str, default: float) -> Any:
     return checkpoint.read_f32(name) if name in checkpoint.tensors else np.float32(default)
 
 
+def normed(checkpoint: Checkpoint, norm: str, stream: Floats) -> Floats:
+    """The stream behind the norm of this name; normalised alone where that has no tensors."""
+    values = normalised(checkpoint.config, stream)
+    if f"{norm}.weight" in checkpoint.tensors:
+        values *= checkpoint.read_f32(f"{norm}.weight") + np.float32(checkpoint.config.norm_offset)
+    if f"{norm}.bias" in checkpoint.tensors:
+        values += checkpoint.read_f32(f"{norm}.bias")
+    return values
+
+
 def normalised(config: ModelConfig, stream: Floats) -> Floats:
     """The stream as the model's norm leaves it, but for weights and bias."""
     lengths = _lengths(config, stream)

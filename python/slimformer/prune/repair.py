@@ -21,10 +21,10 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.config import LinkConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Moments
-from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
+from slimformer.prune.evidence import EvidenceSums, check_evidence, check_finite, gather
 from slimformer.prune.journal import Journal
-from slimformer.prune.links import fit_link, gather, link_inputs
+from slimformer.prune.links import fit_link, link_inputs
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
 from slimformer.prune.recipe import NewLink, Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, mean_compensation
@@ -32,11 +32,14 @@ from slimformer.prune.stream import (
     TAPS,
     Hidden,
     Windows,
+    advance,
     chunks,
     embed,
+    grown,
     inverse_lengths,
     layer_engine,
     precision,
+    sub_block_engine,
 )
 from slimformer.prune.surgery import kept_columns
 
@@ -157,12 +160,9 @@ class _Repair:
             for rows, after, _ in chunks(self._layer_engine(source), self.target):
                 self.target[rows] = self.stream[rows] = after
             return
-        between = np.empty_like(self.target)
+        between = self.target  # of which compensation wants nothing
         if method == "refit":
-            engine = self._layer_engine(source)
-            for rows, after, captured in chunks(engine, self.target, capture=["ffn_input"]):
-                between[rows] = captured["ffn_input"]
-                self.target[rows] = after
+            between = advance(self._layer_engine(source), self.target)
         if index is None:
             return
         layer = self.pruned.config.layers[index]
@@ -228,8 +228,7 @@ class _Repair:
             )
             for rows in self.parts
         ]
-        for part in parts:
-            _check_finite(f"{prefix}link", part.gram, part.cross, part.energy)
+        check_evidence(f"{prefix}link", *parts)
         shape = getattr(self.pruned.config.layers[index], sub_block)
         link, without = fit_link(parts, shape)
         for name, values in link.items():
@@ -243,13 +242,7 @@ class _Repair:
         """Move the pruned stream on as it is: of links and experts nothing is refitted."""
         engine = self._engine(self.pruned, index, sub_block)
         for rows, after, _ in chunks(engine, self.read):
-            self.stream[rows] = self._after(after, rows)
-
-    def _after(self, after: Hidden, rows: slice) -> Hidden:
-        """The stream after a sub-block, given what that made of what it reads."""
-        if self.read is self.stream:
-            return after
-        return self.stream[rows] + (after - self.read[rows])
+            self.stream[rows] = grown(self.stream[rows], self.read[rows], after)
 
     def _refit(self, source: int, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
         """Solve for the projection whose output takes the pruned stream to ``wanted``.
@@ -268,21 +261,26 @@ class _Repair:
         engine = self._engine(self.dense, source, sub_block)
         tap = TAPS[sub_block]
 
-        def gather(part: slice) -> list[Evidence]:
+        def evidence_of(part: slice) -> list[Evidence]:
             """The evidence of one part; its sums take a gigabyte in wide layers, and go with it."""
-            sums = _EvidenceSums(len(kept), weight.shape[0], self._products, self.threads)
+            sums = EvidenceSums(
+                len(kept), weight.shape[0], len(FIRST_DAMPINGS), self._products, self.threads
+            )
             for rows, after, captured in chunks(engine, self.read[part], capture=[tap]):
                 there = slice(part.start + rows.start, part.start + rows.stop)
                 target = wanted[there]
                 divisors = output.divisors(self.stream[there], captured[tap])
                 lost = captured[tap][..., gone] @ weight[:, gone].T
-                drift = (target - self._after(after, there)) * divisors
+                ends = grown(self.stream[there], self.read[there], after)
+                drift = (target - ends) * divisors
                 inputs[there] = captured[tap][..., kept]
                 sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
-            return sums.evidence(name)
+            found = sums.evidence()
+            check_evidence(name, *found)
+            return found
 
         # By wish; what is known of one goes when it is met.
-        wishes = [list(parts) for parts in zip(*map(gather, self.parts), strict=True)]
+        wishes = [list(parts) for parts in zip(*map(evidence_of, self.parts), strict=True)]
         old = output.weight[:, kept].astype(np.float64)
         new, without = old, [old.astype(np.float32)] * len(self.parts)
         for first in FIRST_DAMPINGS:
@@ -302,7 +300,7 @@ class _Repair:
         inputs = self._inputs(self.dense, source, sub_block)
         moments = Moments(inputs.shape[-1], gram=True, threads=self.threads)
         moments.update(inputs.reshape(-1, inputs.shape[-1]))
-        _check_finite(name, moments.sum)
+        check_finite(name, moments.sum)
         output = Output(self.dense, source, sub_block)
         new = mean_compensation(
             output.weight.astype(np.float64),
@@ -343,55 +341,7 @@ class _Repair:
         return layer_engine(self.dense, source, threads=self.threads)
 
     def _engine(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Engine:
-        return layer_engine(
-            checkpoint,
-            index,
-            attention=sub_block == "attention",
-            ffn=sub_block == "ffn",
-            threads=self.threads,
-        )
-
-
-class _EvidenceSums:
-    """Gathers the evidence for several wishes that one projection has to meet.
-
-    A token counts by the inverse square of the wanted stream's length: the next layer
-    normalises the stream, so what matters is the error relative to it. Unweighted, a few
-    tokens with massive activations would decide everything.
-    """
-
-    def __init__(
-        self, width: int, channels: int, products: Literal["f32", "bf16"], threads: int
-    ) -> None:
-        self._moments = Moments(
-            width, target_width=len(FIRST_DAMPINGS) * channels, products=products, threads=threads
-        )
-        self._energies = np.zeros(len(FIRST_DAMPINGS))
-
-    def add(self, inputs: Hidden, wishes: tuple[Hidden, ...], scale: Hidden) -> None:
-        """Add some windows: inputs and wishes [windows, tokens, width], scale one a token."""
-        outputs = np.concatenate(wishes, axis=-1) * scale
-        split = outputs.reshape(-1, len(wishes), wishes[0].shape[-1])
-        self._energies += np.einsum("twc,twc->w", split, split, dtype=np.float64)
-        scaled = inputs * scale
-        self._moments.update(
-            scaled.reshape(-1, scaled.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
-        )
-
-    def evidence(self, name: str) -> list[Evidence]:
-        """The evidence for each wish."""
-        gram, cross = self._moments.gram, self._moments.cross
-        crosses = [one.copy() for one in np.split(cross, len(self._energies), axis=1)]
-        _check_finite(name, gram, *crosses, *self._energies)
-        return [
-            Evidence(gram, cross, float(energy), self._moments.count)
-            for cross, energy in zip(crosses, self._energies, strict=True)
-        ]
-
-
-def _check_finite(name: str, *values: float | Array) -> None:
-    if not all(np.isfinite(value).all() for value in values):
-        raise DataError(f"{name}: activations on the calibration text are not finite")
+        return sub_block_engine(checkpoint, index, sub_block, threads=self.threads)
 
 
 def _parts(pruned: Checkpoint) -> int:

@@ -140,11 +140,13 @@ def sparsify(
         tensor = checkpoint.tensors.get(name)
         if tensor is None or len(tensor.shape) != 2:
             raise ConfigError(f"tensor {name}: expected a matrix of the model")
-    cut = {name: _cut(checkpoint.tensors[name], choose) for name in names}
-    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **cut})
+    made = {name: cut(checkpoint.tensors[name], choose) for name in names}
+    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **made})
 
 
-def _cut(tensor: Tensor, choose: Callable[[npt.NDArray[Any]], Kept]) -> Tensor:
+def cut(tensor: Tensor, choose: Callable[[npt.NDArray[Any]], Kept]) -> Tensor:
+    """A tensor that keeps what ``choose`` takes of its magnitudes; cut when it is read."""
+
     def read() -> npt.NDArray[Any]:
         values = tensor.read()
         kept = choose(np.abs(values.astype(np.float32)))

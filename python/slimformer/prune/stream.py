@@ -17,7 +17,7 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.config import LayerConfig
 from slimformer.engine import Engine, Moments
-from slimformer.prune.outputs import normalised
+from slimformer.prune.outputs import SubBlock, normed
 
 Hidden = npt.NDArray[np.float32]
 Windows = npt.NDArray[np.int32]
@@ -42,10 +42,7 @@ def embed(checkpoint: Checkpoint, windows: Windows) -> Hidden:
     if config.token_types:
         hidden += checkpoint.read_f32("token_types.weight")[0]
     if config.embedding_norm:
-        gains = checkpoint.read_f32("embedding_norm.weight") + np.float32(config.norm_offset)
-        hidden = normalised(config, hidden) * gains
-        if config.norm == "layer":
-            hidden += checkpoint.read_f32("embedding_norm.bias")
+        hidden = normed(checkpoint, "embedding_norm", hidden)
     return hidden
 
 
@@ -107,6 +104,19 @@ def layer_engine(
     return Engine(single, weights=precision(checkpoint), threads=threads)
 
 
+def sub_block_engine(
+    checkpoint: Checkpoint, index: int, sub_block: SubBlock, *, threads: int = 0
+) -> Engine:
+    """An engine that holds one sub-block of a layer; see ``layer_engine``."""
+    return layer_engine(
+        checkpoint,
+        index,
+        attention=sub_block == "attention",
+        ffn=sub_block == "ffn",
+        threads=threads,
+    )
+
+
 def head_engine(checkpoint: Checkpoint, *, threads: int = 0) -> Engine:
     """An engine that holds what follows the layers: only ``logits`` may be called."""
     config = dataclasses.replace(checkpoint.config, layers=())
@@ -157,3 +167,25 @@ def chunks(
             output.reshape(shape),
             {site: captured[0, site].reshape(shape) for site in capture},
         )
+
+
+def advance(engine: Engine, stream: Hidden) -> Hidden:
+    """Take a stream [windows, tokens, channels] through the engine's layer, in place.
+
+    Returns
+    -------
+    The stream between the layer's sub-blocks, likewise.
+    """
+    between = np.empty_like(stream)
+    for rows, after, captured in chunks(engine, stream, capture=["ffn_input"]):
+        between[rows] = captured["ffn_input"]
+        stream[rows] = after
+    return between
+
+
+def grown(stream: Hidden, read: Hidden, after: Hidden) -> Hidden:
+    """The stream behind a sub-block, given what that made of what it reads.
+
+    It reads the stream itself, or in a parallel layer what that was before the layer.
+    """
+    return after if np.may_share_memory(stream, read) else stream + (after - read)

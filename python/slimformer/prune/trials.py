@@ -21,12 +21,14 @@ from slimformer.errors import DataError
 from slimformer.progress import Progress
 from slimformer.prune.cuts import Cut, Replacement, output_tensors
 from slimformer.prune.divergence import Predictions
-from slimformer.prune.links import LinearMap, gather, link_inputs, link_matrix, link_shapes
+from slimformer.prune.evidence import gather
+from slimformer.prune.links import LinearMap, link_inputs, link_matrix, link_shapes
 from slimformer.prune.outputs import SubBlock
 from slimformer.prune.refit import Evidence, least_squares
 from slimformer.prune.stream import (
     Hidden,
     Windows,
+    advance,
     chunks,
     embed,
     head_engine,
@@ -320,10 +322,8 @@ def _without(cut: Cut, here: _Steps) -> Hidden:
 
 
 def _steps(engine: Engine, stream: Hidden) -> _Steps:
-    between, after = np.empty_like(stream), np.empty_like(stream)
-    for rows, end, captured in chunks(engine, stream, capture=["ffn_input"]):
-        between[rows], after[rows] = captured["ffn_input"], end
-    return _Steps(stream, between, after)
+    after = stream.copy()
+    return _Steps(stream, advance(engine, after), after)
 
 
 def _advance(engine: Engine, stream: Hidden) -> None:

@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.engine import Moments
-from slimformer.errors import BudgetError, DataError
+from slimformer.errors import BudgetError
 from slimformer.progress import Progress, silent
 from slimformer.prune.channels.reading import places, reading_weights
+from slimformer.prune.evidence import check_finite
 from slimformer.prune.recipe import Recipe
 from slimformer.prune.stream import Windows, inverse_lengths
 
@@ -50,8 +51,7 @@ def measure_channels(
         moments = Moments(size, gram=True, threads=threads)
         moments.update((stream * inverse_lengths(stream)).reshape(-1, size))
         second = moments.gram / moments.count
-        if not np.isfinite(second).all():
-            raise DataError(f"{place}: activations on the calibration text are not finite")
+        check_finite(place, second)
         total += second
         shares = second.diagonal() * reading_weights(checkpoint, place)
         reading += shares / max(float(shares.sum()), float(np.finfo(np.float64).tiny))

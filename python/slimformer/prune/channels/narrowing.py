@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint
 from slimformer.engine import Moments
-from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
 from slimformer.prune.channels.reading import places, readers
-from slimformer.prune.outputs import normalised
-from slimformer.prune.refit import Evidence, choose
+from slimformer.prune.evidence import check_evidence, gather
+from slimformer.prune.outputs import normed
+from slimformer.prune.refit import choose
 from slimformer.prune.repair import in_parts
 from slimformer.prune.stream import Hidden, Windows, precision
 
@@ -77,9 +77,10 @@ def repair_narrow(
         wanted = _input(dense, norm, stream)
         given = _input(narrow, norm, np.ascontiguousarray(stream[..., kept]))
         evidence = [
-            _evidence(place, *pair, precision(dense), threads)
+            gather(*pair, products=precision(dense), threads=threads)
             for pair in zip(np.split(given, ends[:-1]), np.split(wanted, ends[:-1]), strict=True)
         ]
+        check_evidence(place, *evidence)
         # What the kept channels say of all, [dense channels, kept channels].
         said = choose(evidence, selection, first=FIRST_DAMPING).weight
         before = _second_moment(wanted, threads)
@@ -96,28 +97,7 @@ def repair_narrow(
 
 def _input(checkpoint: Checkpoint, norm: str, stream: Hidden) -> Hidden:
     """What the matrices behind a norm read; the stream itself where there is none."""
-    name = f"{norm}.weight"
-    if name not in checkpoint.tensors:
-        return stream
-    gains = checkpoint.read_f32(name) + np.float32(checkpoint.config.norm_offset)
-    values: Hidden = normalised(checkpoint.config, stream) * gains
-    return values
-
-
-def _evidence(place: str, inputs: Hidden, wanted: Hidden, products: str, threads: int) -> Evidence:
-    """Second moments of two arrays [windows, tokens, width]."""
-    moments = Moments(
-        inputs.shape[-1], target_width=wanted.shape[-1], products=products, threads=threads
-    )
-    moments.update(
-        inputs.reshape(-1, inputs.shape[-1]),
-        np.ascontiguousarray(wanted).reshape(-1, wanted.shape[-1]),
-    )
-    energy = float(np.einsum("wtc,wtc->", wanted, wanted, dtype=np.float64))
-    gram, cross = moments.gram, moments.cross
-    if not (np.isfinite(gram).all() and np.isfinite(cross).all() and np.isfinite(energy)):
-        raise DataError(f"{place}: activations on the calibration text are not finite")
-    return Evidence(gram, cross, energy, moments.count)
+    return normed(checkpoint, norm, stream) if f"{norm}.weight" in checkpoint.tensors else stream
 
 
 def _second_moment(values: Hidden, threads: int) -> Array:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, LinkConfig, RoutedFfnConfig
 from slimformer.progress import Progress
-from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine
+from slimformer.prune.stream import Hidden, Windows, advance, embed, layer_engine
 
 Array = npt.NDArray[np.float64]
 
@@ -28,10 +28,8 @@ def places(
         progress("read channels", index, len(layers))
         if layer.attention is not None:
             yield f"layers.{index}.attention", hidden
-        between, after = np.empty_like(hidden), np.empty_like(hidden)
-        engine = layer_engine(checkpoint, index, threads=threads)
-        for rows, output, captured in chunks(engine, hidden, capture=["ffn_input"]):
-            between[rows], after[rows] = captured["ffn_input"], output
+        after = hidden.copy()
+        between = advance(layer_engine(checkpoint, index, threads=threads), after)
         if layer.ffn is not None:
             yield f"layers.{index}.ffn", hidden if layer.parallel else between
         hidden = after

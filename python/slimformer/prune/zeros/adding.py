@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
+from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import ConfigError
 from slimformer.progress import Progress, silent
 from slimformer.prune.journal import Journal
 from slimformer.prune.recipe import Recipe
+from slimformer.prune.sparsify import cut
 from slimformer.prune.stream import Windows
 from slimformer.prune.zeros.choice import METHODS, SHARINGS, Method, Sharing, Zeros, layer_sizes
 from slimformer.prune.zeros.pattern import Pattern
@@ -196,17 +194,8 @@ def _draft_windows(windows: Windows) -> tuple[Windows, Windows]:
 
 def _by_magnitude(checkpoint: Checkpoint, zeros: Zeros) -> Checkpoint:
     """The smallest weights zero; tensors are read and cut when they are asked for."""
-
-    def cut(tensor: Tensor, share: float) -> Tensor:
-        def read() -> npt.NDArray[Any]:
-            values = tensor.read()
-            kept = zeros.pattern.select(np.abs(values.astype(np.float32)), share)
-            return np.where(kept, values, values.dtype.type(0))
-
-        return Tensor(tensor.shape, tensor.dtype, read)
-
     made = {
-        name: cut(checkpoint.tensors[name], share)
+        name: cut(checkpoint.tensors[name], functools.partial(zeros.pattern.select, sparsity=share))
         for name, share in zeros.shares.items()
         if share > 0
     }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.engine import Moments
-from slimformer.prune.outputs import normalised
+from slimformer.prune.outputs import normed
 from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine, precision
 from slimformer.prune.zeros.choice import Zeros
 from slimformer.prune.zeros.problem import Inputs, Solver
@@ -62,10 +62,7 @@ def _head_moments(checkpoint: Checkpoint, windows: Windows, threads: int) -> Arr
         engine = layer_engine(checkpoint, index, threads=threads)
         stream = np.concatenate([after for _, after, _ in chunks(engine, stream)])
     if config.final_norm:
-        gains = checkpoint.read_f32("final_norm.weight") + np.float32(config.norm_offset)
-        stream = normalised(config, stream) * gains
-        if config.norm == "layer":
-            stream = stream + checkpoint.read_f32("final_norm.bias")
+        stream = normed(checkpoint, "final_norm", stream)
     moments = Moments(stream.shape[-1], products=precision(checkpoint), threads=threads)
     moments.update(stream.reshape(-1, stream.shape[-1]).astype(np.float32))
     return moments.gram

@@ -18,21 +18,25 @@ import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, RoutedFfnConfig
-from slimformer.engine import Engine, Moments
-from slimformer.errors import ConfigError, DataError
+from slimformer.engine import Engine
+from slimformer.errors import ConfigError
 from slimformer.progress import Progress, silent
+from slimformer.prune.evidence import EvidenceSums, check_evidence
 from slimformer.prune.journal import Journal
-from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock, normalised
+from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock, normed
 from slimformer.prune.refit import DAMPINGS, Evidence, choose
 from slimformer.prune.stream import (
     TAPS,
     Hidden,
     Windows,
+    advance,
     chunks,
     embed,
+    grown,
     inverse_lengths,
     layer_engine,
     precision,
+    sub_block_engine,
 )
 from slimformer.prune.zeros.choice import Zeros
 from slimformer.prune.zeros.problem import Inputs, Solver
@@ -174,11 +178,8 @@ class _Walk:
         """Give the matrices of a layer their zeros and take both streams through it."""
         layer = self._checkpoint.config.layers[index]
         before = self._target.copy()
-        between = np.empty_like(before)
         engine = layer_engine(self._checkpoint, index, threads=self._threads)
-        for rows, after, captured in chunks(engine, before, capture=["ffn_input"]):
-            between[rows] = captured["ffn_input"]
-            self._target[rows] = after
+        between = advance(engine, self._target)
         # What sub-blocks read: the streams as they grow, or as they entered a parallel layer.
         read = self._stream.copy() if layer.parallel else self._stream
         streams = {
@@ -196,13 +197,7 @@ class _Walk:
 
     def _pass(self, index: int, sub_block: SubBlock, read: Hidden) -> None:
         for rows, after, _ in chunks(self._engine(index, sub_block), read):
-            self._stream[rows] = self._after(read, after, rows)
-
-    def _after(self, read: Hidden, after: Hidden, rows: slice) -> Hidden:
-        """The sparse stream after a sub-block, given what that made of what it reads."""
-        if read is self._stream:
-            return after
-        return self._stream[rows] + (after - read[rows])
+            self._stream[rows] = grown(self._stream[rows], read[rows], after)
 
     def _enter(
         self,
@@ -224,8 +219,9 @@ class _Walk:
             for first in range(some.start, some.stop, ROWS):
                 rows = slice(first, min(first + ROWS, some.stop))
                 inputs = self._normed(index, sub_block, read[rows])
-                sums.add(inputs, self._normed(index, sub_block, entering[rows]) - inputs)
-            parts.append(sums.evidence(matrices[0]))
+                sums.add(inputs, (self._normed(index, sub_block, entering[rows]) - inputs,))
+            parts += sums.evidence()
+        check_evidence(matrices[0], *parts)
         # What gives the drift from the input serves whatever matrix reads them.
         change = self._change(parts, 2 * SUB_BLOCKS.index(sub_block))
         inputs_of_all = Inputs(parts[0].gram + parts[1].gram)
@@ -247,10 +243,11 @@ class _Walk:
                 there = slice(some.start + rows.start, some.start + rows.stop)
                 inputs[there] = captured[tap]
                 divisors = output.divisors(self._stream[there], captured[tap])
-                drift = wanted[there] - self._after(read, after, there)
+                drift = wanted[there] - grown(self._stream[there], read[there], after)
                 scale = inverse_lengths(wanted[there])
-                sums.add(captured[tap] * (scale / divisors), drift * scale)
-            parts.append(sums.evidence(name))
+                sums.add(captured[tap] * (scale / divisors), (drift * scale,))
+            parts += sums.evidence()
+        check_evidence(name, *parts)
         weight = output.weight
         if self._zeros.shares.get(name):
             change = output.change(self._change(parts, 2 * SUB_BLOCKS.index(sub_block) + 1))
@@ -259,8 +256,8 @@ class _Walk:
             rows = slice(first, first + ROWS)
             self._stream[rows] = output.after(self._stream[rows], inputs[rows], weight)
 
-    def _sums(self, width: int, target_width: int) -> _Sums:
-        return _Sums(width, target_width, self._products, self._threads)
+    def _sums(self, width: int, channels: int) -> EvidenceSums:
+        return EvidenceSums(width, channels, 1, self._products, self._threads)
 
     def _change(self, parts: Sequence[Evidence], place: int) -> Array:
         """What makes up for the drift as far as held-out text confirms it, [outputs, inputs].
@@ -287,47 +284,9 @@ class _Walk:
     def _normed(self, index: int, sub_block: SubBlock, stream: Hidden) -> Hidden:
         """What the matrices at the entry of a sub-block read of a stream."""
         name = f"layers.{index}.{sub_block}.norm"
-        if f"{name}.weight" not in self._checkpoint.tensors:
-            return stream
-        config = self._checkpoint.config
-        gains = self._checkpoint.read_f32(f"{name}.weight") + np.float32(config.norm_offset)
-        normed: Hidden = normalised(config, stream) * gains
-        if config.norm == "layer":
-            normed += self._checkpoint.read_f32(f"{name}.bias")
-        return normed
+        has_norm = f"{name}.weight" in self._checkpoint.tensors
+        return normed(self._checkpoint, name, stream) if has_norm else stream
 
     def _engine(self, index: int, sub_block: SubBlock) -> Engine:
         """The sub-block with the weights found so far."""
-        return layer_engine(
-            self._sparse,
-            index,
-            attention=sub_block == "attention",
-            ffn=sub_block == "ffn",
-            threads=self._threads,
-        )
-
-
-class _Sums:
-    """Second moments of inputs and of the drift that is to be made up for."""
-
-    def __init__(self, width: int, target_width: int, products: Any, threads: int) -> None:
-        self._moments = Moments(
-            width, target_width=target_width, products=products, threads=threads
-        )
-        self._energy = 0.0
-
-    def add(self, inputs: Hidden, drift: Hidden) -> None:
-        """Some windows, [windows, tokens, width] each."""
-        self._energy += float(np.einsum("wtc,wtc->", drift, drift, dtype=np.float64))
-        self._moments.update(
-            inputs.reshape(-1, inputs.shape[-1]), drift.reshape(-1, drift.shape[-1])
-        )
-
-    def evidence(self, name: str) -> Evidence:
-        """What has been added up, for the matrix ``name``."""
-        moments = self._moments
-        found = Evidence(moments.gram, moments.cross, self._energy, moments.count)
-        for values in (found.gram, found.cross, found.energy):
-            if not np.isfinite(values).all():
-                raise DataError(f"{name}: activations on the calibration text are not finite")
-        return found
+        return sub_block_engine(self._sparse, index, sub_block, threads=self._threads)

@@ -13,7 +13,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
 from slimformer.progress import silent
 from slimformer.prune import load_calibration, sample_calibration
-from slimformer.prune.calibrate import calibration_windows, make_windows
+from slimformer.prune.calibrate import LEAST_END, calibration_windows, hold_out, make_windows
 from slimformer.tokenizer import Tokenizer
 
 
@@ -136,3 +136,15 @@ def test_the_model_writes_its_own_text(model: Checkpoint) -> None:
     assert again == texts
     assert told == []  # remembered
     assert sample_calibration(model, tokens=640, seed=4) != texts
+
+
+def test_what_is_held_out_is_not_calibrated_on(model: Checkpoint) -> None:
+    long = "a" * (16 * LEAST_END) + "b" * (LEAST_END + 1)
+    short = [chr(ord("c") + index) * 100 for index in range(20)]
+    read, held_out = hold_out([*short, long])
+    assert read == [*short[:15], *short[16:], long[: len(read[-1])]]
+    assert held_out == [short[15], long[len(read[-1]) :]]
+    assert len(held_out[-1]) == len(long) // 16 >= LEAST_END
+    windows = calibration_windows(model, [long], 10**6, 0, 1, silent)
+    assert windows.size < len(long) - LEAST_END
+    assert hold_out(short[:3]) == (short[:3], [])

@@ -30,14 +30,24 @@ SHAPES["diagonal"] = LinkConfig("diagonal")
 
 @pytest.mark.parametrize("kind", MATRICES)
 def test_a_link_of_the_right_shape_is_found(kind: str) -> None:
-    link, without = fit_link(parts(MATRICES[kind]), SHAPES[kind])
+    whole = MATRICES[kind]
+    wishes = [parts(0.75 * whole), parts(0.25 * whole)]
+    link, without = fit_link(wishes, SHAPES[kind])
     for found in (link_matrix(link), *without):
-        assert np.abs(found - MATRICES[kind]).max() < 0.1 * np.abs(MATRICES[kind]).max()
+        assert np.abs(found - whole).max() < 0.1 * np.abs(whole).max()
 
 
 def test_a_link_that_explains_nothing_stays_zero() -> None:
-    link, without = fit_link(parts(np.zeros((12, 12)), noise=1.0), LinkConfig("full"))
+    nothing = parts(np.zeros((12, 12)), noise=1.0)
+    link, without = fit_link([nothing, nothing], LinkConfig("full"))
     assert not any(values.any() for values in (*link.values(), *without))
+
+
+def test_a_drift_that_is_chance_leaves_the_map_as_it_is() -> None:
+    own, drift = parts(MATRICES["full"]), parts(np.zeros((12, 12)), noise=30.0)
+    alone, _ = fit_link([own, parts(np.zeros((12, 12)))], LinkConfig("full"))
+    link, _ = fit_link([own, drift], LinkConfig("full"))
+    np.testing.assert_array_equal(link["link.weight"], alone["link.weight"])
 
 
 def test_more_weights_leave_less_error() -> None:

@@ -13,11 +13,14 @@ from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import ConfigError, DataError, FormatError
+from slimformer.progress import silent
 from slimformer.prune import Recipe, apply, cut_to_text, explicit, prune
+from slimformer.prune.calibrate import LEAST_END, calibration_windows
+from slimformer.tokenizer import Tokenizer
 from slimformer.train import Recovery, Settings, Step, recover
 from slimformer.train.recovery import stream_pairs
 from slimformer.train.schedule import rate
-from slimformer.train.windows import Feed
+from slimformer.train.windows import Feed, training_windows
 
 TEXT = ["the river of light and the stone engine in the layer of it 0123456789 " * 400]
 QUICK = Settings(tokens=4096, window=64, batch=256, learning_rate=3e-3)
@@ -156,6 +159,21 @@ def test_without_text_the_teacher_writes_some(monkeypatch: pytest.MonkeyPatch) -
     dense, student = pair()
     found = recover(student, dense, dataclasses.replace(QUICK, tokens=1024), threads=1)
     assert found.after < found.before
+
+
+def test_a_recovery_is_judged_on_what_was_not_calibrated_on() -> None:
+    dense, _ = pair()
+    rng = np.random.default_rng(1)
+    text = "".join(chr(ord("a") + place) for place in rng.integers(0, 26, 16 * LEAST_END))
+    calibrated = calibration_windows(dense, [text], 10**6, 0, 1, silent)
+    train, held_out = training_windows(dense, [text], window=64, seed=0)
+    tokenizer = Tokenizer(dense.tokenizer) if dense.tokenizer else None
+    assert tokenizer is not None
+    assert all(tokenizer.decode(window.tolist()) in text[-len(text) // 16 :] for window in held_out)
+    assert len(held_out) > 1
+    end = tokenizer.encode(text[-len(text) // 16 :], add_bos=False)
+    for windows in (calibrated, train):
+        assert windows.size + len(end) <= len(text)
 
 
 def test_a_clock_ends_it_too() -> None:

@@ -22,6 +22,14 @@ WINDOW = 512
 
 SUFFIXES = (".txt", ".jsonl")
 
+HELD_OUT = 16
+"""One part in so many of the texts is not calibrated on, so that a recovery on the same texts can
+be judged on what the closed-form repair has not seen either."""
+
+LEAST_END = 4096
+"""Characters of an end that is held out at least, about two windows; of texts that are too short
+for that whole ones are held out."""
+
 CHARACTERS_PER_TOKEN = 16
 """Characters of a text that are tokenised for each token wanted; most text has 3 to 5."""
 
@@ -93,7 +101,7 @@ def calibration_windows(
     threads: int,
     progress: Progress,
 ) -> Windows:
-    """Windows of the user's texts, or of some that the model writes itself.
+    """Windows of the user's texts but for what is held out, or of some that the model writes.
 
     Raises
     ------
@@ -104,7 +112,23 @@ def calibration_windows(
         raise DataError(f"{checkpoint.name}: an encoder writes no text; give some to calibrate on")
     if texts is None:
         texts = sample_calibration(checkpoint, seed=seed, threads=threads, progress=progress)
-    return make_windows(checkpoint, texts, tokens=tokens, seed=seed)
+    return make_windows(checkpoint, hold_out(texts)[0], tokens=tokens, seed=seed)
+
+
+def hold_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Text to read, and text that is held out: the end of each long one, some of the short ones."""
+    read: list[str] = []
+    held_out: list[str] = []
+    short = 0
+    for text in texts:
+        end = len(text) // HELD_OUT
+        if end >= LEAST_END:
+            read.append(text[:-end])
+            held_out.append(text[-end:])
+        else:
+            short += 1
+            (read if short % HELD_OUT else held_out).append(text)
+    return read, held_out
 
 
 def make_windows(

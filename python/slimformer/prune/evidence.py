@@ -63,16 +63,15 @@ class EvidenceSums:
 
 def gather(
     inputs: Floats,
-    wanted: Floats,
+    *wishes: Floats,
     scale: Floats | float = 1.0,
-    *,
     products: Products,
     threads: int,
-) -> Evidence:
-    """All the evidence for one wish at once; see ``EvidenceSums.add``."""
-    sums = EvidenceSums(inputs.shape[-1], wanted.shape[-1], 1, products, threads)
-    sums.add(inputs, (wanted,), scale)
-    return sums.evidence()[0]
+) -> list[Evidence]:
+    """All the evidence for each wish at once; see ``EvidenceSums.add``."""
+    sums = EvidenceSums(inputs.shape[-1], wishes[0].shape[-1], len(wishes), products, threads)
+    sums.add(inputs, wishes, scale)
+    return sums.evidence()
 
 
 def check_evidence(name: str, *found: Evidence) -> None:

@@ -26,8 +26,9 @@ Array = npt.NDArray[np.float64]
 RANK_SHARES = (0.0625, 0.125, 0.25)
 """Ranks that are tried, as shares of the channels; from half of them on a matrix is smaller."""
 
-FIRST_DAMPING = 0.01
-"""Where the search for the damping begins: inputs of links are few and known well."""
+FIRST_DAMPINGS = (0.01, 3.0)
+"""Where the search for dampings begins: inputs of links are few and known well, but hardly say
+anything of the drift."""
 
 
 def link_shapes(channels: int) -> tuple[LinkConfig, ...]:
@@ -78,23 +79,31 @@ def link_matrix(tensors: Mapping[str, Array]) -> Array:
     return np.diag(weight) if weight.ndim == 1 else weight
 
 
-def fit_link(parts: Sequence[Evidence], shape: LinkConfig) -> tuple[dict[str, Array], list[Array]]:
+def fit_link(
+    wishes: Sequence[Sequence[Evidence]], shape: LinkConfig
+) -> tuple[dict[str, Array], list[Array]]:
     """A link of this shape, as far as text that it is not fitted on confirms it.
 
     Parameters
     ----------
-    parts
-        Evidence from the parts of the text, two at least.
+    wishes
+        What its output is the sum of: what went, and the drift. Of each, evidence from the parts
+        of the text, two at least. Fitted as one, the drift, of which inputs know little, draws the
+        map of what went towards zero.
 
     Returns
     -------
     Its tensors, and for each part the matrix of a link that has not seen it.
     """
-    channels = len(parts[0].gram)
-    found = choose(parts, np.zeros((channels, channels)), first=FIRST_DAMPING)
-    gram = functools.reduce(operator.add, parts).gram
-    without = [link_matrix(LinearMap(unseen, gram).shaped(shape)) for unseen in found.without]
-    return LinearMap(found.weight, gram).shaped(shape), without
+    gram = functools.reduce(operator.add, wishes[0]).gram
+    start = np.zeros_like(gram)
+    found = [
+        choose(parts, start, first=first)
+        for parts, first in zip(wishes, FIRST_DAMPINGS, strict=True)
+    ]
+    whole = LinearMap(sum((one.weight for one in found), start), gram)
+    unseen = [sum(maps, start) for maps in zip(*(one.without for one in found), strict=True)]
+    return whole.shaped(shape), [link_matrix(LinearMap(m, gram).shaped(shape)) for m in unseen]
 
 
 def link_inputs(checkpoint: Checkpoint, index: int, sub_block: SubBlock, stream: Floats) -> Floats:

@@ -160,20 +160,18 @@ class _Repair:
             for rows, after, _ in chunks(self._layer_engine(source), self.target):
                 self.target[rows] = self.stream[rows] = after
             return
-        between = self.target  # of which compensation wants nothing
-        if method == "refit":
-            between = advance(self._layer_engine(source), self.target)
+        between = advance(self._layer_engine(source), self.target)
         if index is None:
             return
         layer = self.pruned.config.layers[index]
-        goal = self._goal(source) if method == "refit" else self.target
+        goal = self._goal(source)
         # What sub-blocks read: the stream as it grows, or as it entered a parallel layer.
         self.read = self.stream.copy() if layer.parallel else self.stream
         for sub_block in SUB_BLOCKS:
             part = getattr(layer, sub_block)
             wanted = between if sub_block == "attention" and layer.ffn is not None else goal
             if isinstance(getattr(self.recipe.layers[index], sub_block), NewLink):
-                self._fit_link(index, sub_block, wanted)
+                self._fit_link(source, index, sub_block, wanted)
             elif isinstance(part, (LinkConfig, RoutedFfnConfig)):
                 self._pass(index, sub_block)
             elif part is not None and method == "refit":
@@ -213,24 +211,29 @@ class _Repair:
         index = self._position.get(source)
         return index is None or getattr(self.pruned.config.layers[index], sub_block) is None
 
-    def _fit_link(self, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
-        """Fit a link, from what its sub-block would read to what is missing of ``wanted``."""
+    def _fit_link(self, source: int, index: int, sub_block: SubBlock, wanted: Hidden) -> None:
+        """Fit a link, from what its sub-block would read, for the two wishes of ``_refit``."""
         prefix = f"layers.{index}.{sub_block}."
+        shapes = self.pruned.config.layers[index]
+        whole = sub_block == "attention" and shapes.ffn is None
+        engine = (
+            self._layer_engine(source) if whole else self._engine(self.dense, source, sub_block)
+        )
         inputs = link_inputs(self.pruned, index, sub_block, self.read)
-        scale = inverse_lengths(wanted)
+        added = np.concatenate([after for _, after, _ in chunks(engine, self.read)]) - self.read
         parts = [
             gather(
                 inputs[rows],
-                wanted[rows] - self.stream[rows],
-                scale[rows],
+                added[rows],
+                wanted[rows] - self.stream[rows] - added[rows],
+                scale=inverse_lengths(wanted[rows]),
                 products=self._products,
                 threads=self.threads,
             )
             for rows in self.parts
         ]
-        check_evidence(f"{prefix}link", *parts)
-        shape = getattr(self.pruned.config.layers[index], sub_block)
-        link, without = fit_link(parts, shape)
+        check_evidence(f"{prefix}link", *itertools.chain(*parts))
+        link, without = fit_link(list(zip(*parts, strict=True)), getattr(shapes, sub_block))
         for name, values in link.items():
             stored = DTYPES[self.pruned.tensors[prefix + name].dtype]
             self._found[prefix + name] = values.astype(stored)

@@ -48,7 +48,7 @@ TRIAL_BYTES = 1 << 30
 PREDICTIONS = 1 << 26
 """Logits that are held at once: the head runs on as many tokens as that allows, evenly spread."""
 
-DAMPINGS = (0.001, 0.01, 0.1, 1.0)
+DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Multiples of the mean diagonal of the Gram matrix that maps are fitted with."""
 
 
@@ -215,11 +215,11 @@ class Trials:
         attention_only = cut.parts == ("attention",)
         goal = wanted.between if attention_only else wanted.after
         kept = here.between if attention_only else here.after
-        missed = goal - _without(cut, here)
+        wishes = (kept - _without(cut, here), goal - kept)
         scale = inverse_lengths(goal)
         # The error that is there without the cut.
-        least = self._energy((goal - kept) * scale)
-        options = list(self._options(draft, cut, here, last, missed, scale))
+        least = self._energy(wishes[1] * scale)
+        options = list(self._options(draft, cut, here, last, wishes, scale))
         if not np.isfinite([least, *(option.error for option in options)]).all():
             raise DataError(
                 f"layer {cut.layer}: activations on the calibration text are not finite"
@@ -234,16 +234,17 @@ class Trials:
         cut: Cut,
         here: _Steps,
         last: _Added | None,
-        missed: Hidden,
+        wishes: tuple[Hidden, Hidden],
         scale: Hidden,
     ) -> Iterable[_Option]:
         place = cut.parts[0]
+        missed = wishes[0] + wishes[1]
         parallel = draft.config.layers[cut.layer].parallel
         yield _Option(None, self._energy(missed * scale), missed, None, dict)
         if self._fit.stop == 0:
             return
         if last is not None and last.tensors and not parallel:
-            found, judge = self._fitted(last.output, missed, scale)
+            found, judge = self._fitted(last.output, wishes, scale)
             turn = np.eye(len(found.matrix)) + found.matrix
 
             def folded(names: tuple[str, ...] = last.tensors) -> dict[str, Hidden]:
@@ -253,7 +254,7 @@ class Trials:
         if self._links:
             read = here.between if place == "ffn" and not parallel else here.before
             inputs = link_inputs(draft, cut.layer, place, read)
-            found, judge = self._fitted(inputs, missed, scale)
+            found, judge = self._fitted(inputs, wishes, scale)
             for shape in link_shapes(draft.config.n_channels):
                 parts = found.shaped(shape)
                 matrix = link_matrix(parts)
@@ -263,18 +264,30 @@ class Trials:
                 }
                 yield _Option(shape, judge.error(matrix), inputs, matrix, named.copy)
 
-    def _fitted(self, inputs: Hidden, missed: Hidden, scale: Hidden) -> tuple[LinearMap, Evidence]:
-        """The map to what is missed that does best on text not fitted, and the evidence there."""
-        products = precision(self._dense)
-        fit, judge = (
-            gather(
-                inputs[rows], missed[rows], scale[rows], products=products, threads=self._threads
+    def _fitted(
+        self, inputs: Hidden, wishes: tuple[Hidden, Hidden], scale: Hidden
+    ) -> tuple[LinearMap, Evidence]:
+        """The map to the sum of the wishes, and the evidence for it on text not fitted.
+
+        Each wish has the damping that does best there, see ``fit_link``.
+        """
+
+        def known(rows: slice, *wanted: Hidden) -> list[Evidence]:
+            return gather(
+                inputs[rows],
+                *(one[rows] for one in wanted),
+                scale=scale[rows],
+                products=precision(self._dense),
+                threads=self._threads,
             )
-            for rows in (self._fit, self._trial)
-        )
-        start = np.zeros((missed.shape[-1], inputs.shape[-1]))
-        tried = (least_squares(fit, start, damping) for damping in DAMPINGS)
-        return LinearMap(min(tried, key=judge.error), fit.gram), judge
+
+        fits = known(self._fit, *wishes)
+        *judges, judge = known(self._trial, *wishes, wishes[0] + wishes[1])
+        matrix = np.zeros((wishes[0].shape[-1], inputs.shape[-1]))
+        for fit, judged in zip(fits, judges, strict=True):
+            tried = (least_squares(fit, np.zeros_like(matrix), damping) for damping in DAMPINGS)
+            matrix = matrix + min(tried, key=judged.error)
+        return LinearMap(matrix, fits[0].gram), judge
 
     def _after(self, draft: Checkpoint, cut: Cut, here: _Steps, option: _Option) -> Hidden:
         """The trial's stream after the layer of its cut."""

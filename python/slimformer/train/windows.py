@@ -9,7 +9,7 @@ import numpy as np
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
-from slimformer.prune.calibrate import make_windows
+from slimformer.prune.calibrate import hold_out, make_windows
 from slimformer.prune.sample import sample_calibration
 from slimformer.prune.stream import Windows
 
@@ -21,7 +21,7 @@ HELD_OUT_TOKENS = 4096
 as long as training on a third of them."""
 
 HELD_OUT = 8
-"""At most one window in so many is held out."""
+"""At most one window in so many is held out where texts are too few for ``hold_out``."""
 
 SAMPLES = 2
 SAMPLE_TOKENS = 32768
@@ -40,6 +40,8 @@ def training_windows(
 ) -> tuple[Windows, Windows]:
     """Windows to train on, [windows, tokens], and those held out.
 
+    Held out is what no calibration reads, if there is enough of it, see ``hold_out``.
+
     Raises
     ------
     DataError
@@ -57,7 +59,12 @@ def training_windows(
                 progress=progress,
             )
         ]
-    found = make_windows(teacher, texts, tokens=MAX_TOKENS, seed=seed, window=window)
+    read, ends = hold_out(texts)
+    found = make_windows(teacher, read, tokens=MAX_TOKENS, seed=seed, window=window)
+    if sum(map(len, ends)) > HELD_OUT * window:
+        held_out = make_windows(teacher, ends, tokens=HELD_OUT_TOKENS, seed=seed, window=window)
+        if held_out.shape[1] == found.shape[1]:
+            return found, held_out
     if len(found) < 2:
         raise DataError(f"recover: the text does not fill two windows of {window} tokens")
     count = max(1, min(HELD_OUT_TOKENS // window, len(found) // HELD_OUT))

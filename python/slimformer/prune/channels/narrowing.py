@@ -77,7 +77,7 @@ def repair_narrow(
         wanted = _input(dense, norm, stream)
         given = _input(narrow, norm, np.ascontiguousarray(stream[..., kept]))
         evidence = [
-            gather(*pair, products=precision(dense), threads=threads)
+            gather(*pair, products=precision(dense), threads=threads)[0]
             for pair in zip(np.split(given, ends[:-1]), np.split(wanted, ends[:-1]), strict=True)
         ]
         check_evidence(place, *evidence)

@@ -70,14 +70,13 @@ class _Divergence(torch.autograd.Function):
         for start in range(0, len(student), BLOCK):
             rows = slice(start, start + BLOCK)
             logits = _logits(student[rows], head, soft_cap)
-            slope = None if soft_cap is None else 1 - (logits / soft_cap).square()
-            logs = torch.log_softmax(logits, -1, dtype=torch.float32)
             wanted_logits = _logits(wanted[rows], wanted_head, soft_cap)
-            wanted_logs = torch.log_softmax(wanted_logits, -1, dtype=torch.float32)
-            probabilities = wanted_logs.exp()
-            total += torch.dot(probabilities.view(-1), wanted_logs.sub_(logs).view(-1))
+            slope = None if soft_cap is None else 1 - (logits / soft_cap).square()
+            found, probabilities = logits.softmax(-1), wanted_logits.softmax(-1)
+            total += (_normaliser(logits, found) - _normaliser(wanted_logits, probabilities)).sum()
+            total += torch.dot(probabilities.view(-1), wanted_logits.sub_(logits).view(-1))
             if gradient is not None:
-                difference = logs.exp_().sub_(probabilities).div_(len(student))
+                difference = found.sub_(probabilities).div_(len(student))
                 if slope is not None:
                     difference.mul_(slope)
                 gradient[rows] = difference.to(head.dtype) @ head
@@ -90,7 +89,13 @@ class _Divergence(torch.autograd.Function):
         return gradient * outer, None, None, None, None
 
 
+def _normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """log(sum(exp(logits))) of each row, of which the probabilities are known already."""
+    best = logits.argmax(-1, keepdim=True)
+    return logits.gather(-1, best) - probabilities.gather(-1, best).log()
+
+
 def _logits(hidden: Tensor, head: Tensor, soft_cap: float | None) -> Tensor:
-    """[tokens, vocab_size], in the head's type, or in float32 where they are capped."""
-    logits = hidden.to(head.dtype) @ head.T
-    return logits if soft_cap is None else soft_cap * torch.tanh(logits.float() / soft_cap)
+    """[tokens, vocab_size] in float32, computed in the head's type."""
+    logits = (hidden.to(head.dtype) @ head.T).float()
+    return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)

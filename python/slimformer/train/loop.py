@@ -20,6 +20,7 @@ from slimformer.prune.stream import Windows
 from slimformer.train.convert import from_torch, to_torch
 from slimformer.train.divergence import divergence, residual_error
 from slimformer.train.low_rank import add_low_rank, merge_low_rank
+from slimformer.train.memory import kept_memory
 from slimformer.train.schedule import rate
 from slimformer.train.settings import Recovery, Report, Settings, Step
 from slimformer.train.state import load_state, save_state
@@ -104,7 +105,7 @@ class Run:
 
     def to_the_end(self, state: Path | None, report: Report) -> Recovery:
         """Train until the budget is used up or held-out text gains nothing any more."""
-        with _threads(self.threads):
+        with _threads(self.threads), kept_memory():
             if state is not None and state.exists():
                 self._restore(load_state(state, self.identity))
             else:

@@ -114,6 +114,21 @@ def test_with_fewer_and_narrower_experts(name: str, tmp_path: Path) -> None:
     check(slim, tmp_path / "model.gguf")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
+def test_with_experts_of_all_widths_filled_up(name: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    dense = write(case, tmp_path / "model")
+    narrow: dict[int, dict[int, tuple[int, ...]]] = {
+        0: {1: (0, 2, 7)},
+        3: {0: (4,), 2: tuple(range(8))},
+    }
+    recipe = explicit(dense, drop_attention=(1,), drop_ffn=(2,), expert_neurons=narrow)
+    slim = prune(dense, recipe, repair="none")
+    done = export(slim, tmp_path / "model.gguf", to="gguf", dtype="f32", pad=True)
+    assert done.added_parameters > 0
+    check(slim, tmp_path / "model.gguf")
+
+
 @pytest.mark.parametrize("name", ["mistral, all seen", "qwen2"])
 def test_ragged_kin_of_llama_are_deci_too(name: str, tmp_path: Path) -> None:
     (case,) = (case for case in CASES if case.name == name)

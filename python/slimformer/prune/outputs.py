@@ -68,7 +68,11 @@ class Output:
 
     def after(self, stream: Floats, inputs: Floats, weight: Floats) -> Floats:
         """The stream afterwards, if the projection of these inputs has this weight."""
-        output: Floats = inputs @ weight.T + self._bias
+        return self.joined(stream, inputs @ weight.T)
+
+    def joined(self, stream: Floats, product: Floats) -> Floats:
+        """The stream afterwards, if that is what the projection makes of its inputs."""
+        output: Floats = product + self._bias
         if self._place == "stream":
             return self._norm(stream + output)
         return stream + (self._norm(output) if self._has_norm else output)

@@ -32,6 +32,10 @@ from slimformer.prune.importance import score_model
 from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.recipe import KeptExperts, Recipe
 from slimformer.prune.repair import in_parts
+from slimformer.prune.surgery import apply
+from slimformer.prune.zeros.choice import METHODS, Method, Zeros, layer_sizes
+from slimformer.prune.zeros.pattern import Pattern
+from slimformer.prune.zeros.walk import fill
 
 
 def same(one: Checkpoint, other: Checkpoint, name: str) -> bool:
@@ -356,17 +360,48 @@ def test_no_expert_is_dropped_for_time() -> None:
         plan(model, speedup=1.2, structures=("experts",), calibration=TEXT)
 
 
-def test_experts_get_zeros_by_magnitude_and_routers_none() -> None:
-    model = routed_model(layers=1)
+@pytest.mark.parametrize("zeros", METHODS)
+@pytest.mark.parametrize("repair", ["none", "refit"])
+def test_experts_get_zeros_and_routers_none(
+    zeros: Method, repair: Literal["none", "refit"]
+) -> None:
+    model = routed_model(layers=2)
     everything = Recipe.identity(model)
-    slim = prune(model, everything, repair="none", sparsity=0.5, zeros="magnitude", sharing="even")
-    assert np.mean(slim.read("layers.0.ffn.experts.3.up.weight") == 0) == pytest.approx(
-        0.5, abs=0.01
+    slim = prune(
+        model, everything, repair=repair, sparsity=0.5, zeros=zeros, calibration=TEXT, tokens=600
     )
-    router = "layers.0.ffn.router.weight"
-    np.testing.assert_array_equal(slim.read(router), model.read(router))
-    with pytest.raises(ConfigError, match="by magnitude alone"):
-        prune(model, everything, sparsity=0.5, calibration=TEXT)
+    for name in layer_sizes(model.config):
+        assert np.mean(slim.read(name) == 0) == pytest.approx(0.5, abs=0.02)
+    assert same(slim, model, "layers.0.ffn.router.weight")
+
+
+def test_zeros_of_experts_are_made_up_for() -> None:
+    model = routed_model(layers=2)
+    zeros = Zeros("magnitude", Pattern(), dict.fromkeys(layer_sizes(model.config), 0.5))
+    tokens = windows_of(model, 1, 200)[0]
+    whole, cut, repaired = (
+        states(one, tokens)
+        for one in (
+            model,
+            fill(model, zeros, windows_of(model, 24, 64), refit=False),
+            fill(model, zeros, windows_of(model, 24, 64), refit=True),
+        )
+    )
+    assert np.linalg.norm(repaired - whole) < 0.9 * np.linalg.norm(cut - whole)
+
+
+def test_zeros_follow_experts_to_their_new_places() -> None:
+    model = routed_model(layers=2)
+    shares = {name: 0.01 * i for i, name in enumerate(layer_sizes(model.config))}
+    whole = Recipe.identity(model)
+    half = dataclasses.replace(whole, zeros=Zeros("magnitude", Pattern(), shares))
+    second = explicit(model, drop_layers=(0,), experts={1: (2, 5)})
+    moved = half.then(second).zeros
+    assert moved is not None
+    left = set(layer_sizes(apply(model, second).config))
+    assert set(moved.shares) == left
+    name = "layers.{}.ffn.experts.{}.up.weight"
+    assert moved.shares[name.format(0, 1)] == shares[name.format(1, 5)]
 
 
 def test_depth_and_channels_of_models_with_experts_are_cut() -> None:

@@ -35,18 +35,16 @@ Solve = Callable[[int, list[list[Evidence]]], list[Fit]]
 class ExpertEvidence:
     """What the experts of a layer read, and what more is wanted of them, in terms of the stream.
 
-    lost, drift: [tokens, channels]; what the dense sub-block adds beyond the pruned one, and what
-    is missing even then. scale: [tokens, 1]; see ``EvidenceSums``.
+    wishes: each [tokens, channels]. scale: [tokens, 1]; see ``EvidenceSums``.
     """
 
     rows: ExpertRows
-    lost: Hidden
-    drift: Hidden
+    wishes: tuple[Hidden, ...]
     scale: Hidden
 
     @staticmethod
     def gather(
-        dense: Engine,
+        dense: Engine | None,
         pruned: Engine,
         ffn: RoutedFfnConfig,
         output: Output,
@@ -56,10 +54,13 @@ class ExpertEvidence:
     ) -> ExpertEvidence:
         """Run a sub-block as it was and as it is on a stream.
 
+        Two things are wanted: what it would add as it was, and what is missing even then; or only
+        the latter, if it has lost nothing.
+
         Parameters
         ----------
         dense, pruned
-            Engines that hold the sub-block.
+            Engines that hold the sub-block; ``dense`` is ``None`` if it is as it was.
         ffn, output
             Shape and projection of the pruned one.
         stream, read
@@ -68,23 +69,25 @@ class ExpertEvidence:
             The stream that should come out.
         """
         rows = ExpertRows(ffn)
-        lost, drift = np.empty_like(stream), np.empty_like(stream)
+        lost = None if dense is None else np.empty_like(stream)
+        drift = np.empty_like(stream)
         scale = np.empty((*stream.shape[:2], 1), np.float32)
         tap = TAPS["ffn"]
-        both = zip(chunks(dense, read), chunks(pruned, read, capture=[tap]), strict=True)
-        for (some, whole, _), (_, after, captured) in both:
+        before = None if dense is None else chunks(dense, read)
+        for some, after, captured in chunks(pruned, read, capture=[tap]):
             divisors = output.divisors(stream[some], captured[tap])
-            end = grown(stream[some], read[some], whole)
-            lost[some] = (end - grown(stream[some], read[some], after)) * divisors
+            end = grown(stream[some], read[some], after)
+            if before is not None and lost is not None:
+                whole = grown(stream[some], read[some], next(before)[1])
+                lost[some] = (whole - end) * divisors
+                end = whole
             drift[some] = (wanted[some] - end) * divisors
             scale[some] = inverse_lengths(wanted[some]) / divisors
             rows.add(captured[tap])
+        wishes = [wish for wish in (lost, drift) if wish is not None]
         channels = stream.shape[-1]
         return ExpertEvidence(
-            rows,
-            lost.reshape(-1, channels),
-            drift.reshape(-1, channels),
-            scale.reshape(-1, 1),
+            rows, tuple(wish.reshape(-1, channels) for wish in wishes), scale.reshape(-1, 1)
         )
 
     def fit(
@@ -97,7 +100,7 @@ class ExpertEvidence:
         products: Products,
         threads: int,
     ) -> list[list[Fit]]:
-        """Fit one expert after the other; by expert and by wish (the lost, the drift).
+        """Fit one expert after the other; by expert and by wish.
 
         Parameters
         ----------
@@ -106,7 +109,7 @@ class ExpertEvidence:
         parts
             Parts of the text, as stretches of tokens.
         """
-        wishes = (self.lost, self.drift)
+        channels, wishes = self.wishes[0].shape[-1], self.wishes
         found = []
         for expert in range(n_experts):
             tokens, inputs = self.rows.of(expert)
@@ -114,7 +117,6 @@ class ExpertEvidence:
             stretches = [slice(int(start), int(stop)) for start, stop in ends]
             evidence = []
             for own in stretches:
-                channels = self.lost.shape[-1]
                 sums = EvidenceSums(inputs.shape[-1], channels, len(wishes), products, threads)
                 if own.start < own.stop:
                     asked = tuple(wish[tokens[own]] for wish in wishes)
@@ -132,7 +134,7 @@ class ExpertEvidence:
         self, parts: Sequence[slice], weights: Sequence[Sequence[npt.NDArray[np.float32]]]
     ) -> Hidden:
         """What experts with these weights, by expert and part, add in all, [tokens, channels]."""
-        added = np.zeros_like(self.lost)
+        added = np.zeros_like(self.wishes[0])
         for expert, of_parts in enumerate(weights):
             tokens, inputs = self.rows.of(expert)
             for part, weight in zip(parts, of_parts, strict=True):

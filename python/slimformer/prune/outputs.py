@@ -53,8 +53,12 @@ class Output:
     @property
     def stream_weight(self) -> Floats:
         """The projection in terms of the stream, but for the division, [channels, columns]."""
-        weight: Floats = self.weight * self._gains[:, None]
+        weight: Floats = self.seen(self.weight)
         return weight
+
+    def seen(self, change: Any) -> Any:
+        """A change of the weight in terms of the stream; see ``stream_weight``."""
+        return change * self._gains[:, None]
 
     def divisors(self, stream: Floats, inputs: Floats) -> Floats | float:
         """What a norm divides each token by, [..., 1], given the stream that is added to.

@@ -42,9 +42,9 @@ REFUSED = {
     "smollm3, every fourth": "entries of a head are rotated",  # with biases
     "gemma3, scaled": "norm_offset",  # which of its layers have a window is not said
     "phi3": "window",
-    "mixtral, windows": "experts have no equivalent",
-    "qwen3_moe, windows and biases": "experts have no equivalent",
-    "olmoe, biases": "experts have no equivalent",
+    "mixtral, windows": "window",
+    "qwen3_moe, windows and biases": "qk_norm",  # and windows
+    "olmoe, biases": "qk_norm",
     "olmo2, biases": "norm_place",
     "opt": "norm",
 }

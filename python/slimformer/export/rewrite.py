@@ -99,6 +99,18 @@ def ragged_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
     return put_together(checkpoint, layers), changes + change
 
 
+def with_plain_positions(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with a table of positions that begins with that of the first token."""
+    config = checkpoint.config
+    if not config.position_offset:
+        return checkpoint
+    table = checkpoint.tensors["positions.weight"]
+    rows = np.arange(config.position_offset, table.shape[0])
+    tensors = {**checkpoint.tensors, "positions.weight": gathered(table, rows, 0)}
+    config = dataclasses.replace(config, position_offset=0)
+    return dataclasses.replace(checkpoint, config=config, tensors=tensors)
+
+
 def _completed(
     config: ModelConfig, layers: list[Layer], width: HeadWidth, *, heads: bool
 ) -> tuple[list[Layer], list[Change]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from reference.models import tiny_tokenizer
@@ -24,7 +25,9 @@ def changed(assets: TokenizerAssets, **changes: Any) -> TokenizerAssets:
     """The assets with parts of their ``tokenizer.json`` replaced."""
     description = json.loads(assets.tokenizer_json)
     description["model"] |= changes.pop("model", {})
-    return TokenizerAssets(json.dumps({**description, **changes}), bos="<|begin|>", eos="<|end|>")
+    ends = {"bos": changes.pop("bos", "<|begin|>")}
+    ends["eos"] = "<|end|>" if ends["bos"] is not None else None
+    return TokenizerAssets(json.dumps({**description, **changes}), **ends)
 
 
 def read_again(assets: TokenizerAssets, vocab_size: int = 300) -> TokenizerAssets:
@@ -33,14 +36,54 @@ def read_again(assets: TokenizerAssets, vocab_size: int = 300) -> TokenizerAsset
     return found
 
 
-def arrays(assets: TokenizerAssets, vocab_size: int) -> dict[str, Any]:
+def arrays(assets: TokenizerAssets, vocab_size: int, *, framed: bool = False) -> dict[str, Any]:
     """The metadata as a reader sees it, with arrays of numbers."""
-    import numpy as np
-
     return {
         key: np.asarray(value) if isinstance(value, list) and type(value[0]) is not str else value
-        for key, value in tokenizer_metadata(assets, vocab_size).items()
+        for key, value in tokenizer_metadata(assets, vocab_size, framed=framed).items()
     }
+
+
+def test_word_pieces_come_back_with_their_frame() -> None:
+    before = KINDS["word_pieces"]()
+    metadata = tokenizer_metadata(before, 700, framed=True)
+    assert metadata["tokenizer.ggml.model"] == "bert"
+    assert {"[CLS]", "\u2581the"} < set(metadata["tokenizer.ggml.tokens"])
+    found = Fields("test", arrays(before, 700, framed=True))
+    again = tokenizer_from_gguf(found, 700, framed=True)
+    assert again is not None
+    assert not again.add_bos
+    ours, theirs = Tokenizer(before), Tokenizer(again)
+    for text in (*TEXTS, "Unbelievable engines, of 1859", "\u6771\u4eac"):
+        assert theirs.encode_framed(text, 90) == ours.encode_framed(text, 90)
+
+
+def test_a_frame_of_byte_level_tokens_comes_back() -> None:
+    """As RoBERTa has it."""
+    before = KINDS["byte_level"]()
+    metadata = arrays(before, 905, framed=True)
+    assert metadata["tokenizer.ggml.add_eos_token"]
+    again = tokenizer_from_gguf(Fields("test", metadata), 905, framed=True)
+    assert again is not None
+    ours, theirs = Tokenizer(before), Tokenizer(again)
+    for text in TEXTS:
+        assert theirs.encode_framed(text, 90) == ours.encode_framed(text, 90)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("word_pieces", {"normalizer": {"type": "BertNormalizer", "lowercase": False}}, "uncased"),
+        ("word_pieces", {"pre_tokenizer": None}, "uncased"),
+        ("word_pieces", {"post_processor": None}, "one token before a text"),
+        ("unigram", {}, "models of type 'Unigram'"),
+    ],
+)
+def test_other_tokenizers_of_encoders_are_refused(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        tokenizer_metadata(changed(KINDS[name](), bos=None, **changes), 700, framed=True)
 
 
 @pytest.mark.parametrize("name", BYTE_LEVEL_KINDS)

@@ -24,6 +24,12 @@ def test_large_ones_do_not(theirs: float) -> None:
         dataclasses.replace(FOUND, theirs=theirs).check()
 
 
+def test_a_vector_must_be_the_same_one() -> None:
+    found = Verification("transformers", 90, 1.0, 0.98, 0.005, same_tokens=True, measure="cosine")
+    with pytest.raises(VerificationError, match=r"a cosine of 0\.9800 where 1\.0000 was"):
+        found.check()
+
+
 def test_other_tokens_do_not() -> None:
     with pytest.raises(VerificationError, match="into other tokens"):
         dataclasses.replace(FOUND, same_tokens=False).check()

@@ -42,9 +42,9 @@ REFUSED = {
     "smollm3, every fourth": "entries of a head are rotated",  # with biases
     "gemma3, scaled": "norm_offset",  # which of its layers have a window is not said
     "phi3": "window",
-    "mixtral, windows": "experts have no equivalent",
-    "qwen3_moe, windows and biases": "experts have no equivalent",
-    "olmoe, biases": "experts have no equivalent",
+    "mixtral, windows": "window",
+    "qwen3_moe, windows and biases": "qk_norm",  # and windows
+    "olmoe, biases": "qk_norm",
     "olmo2, biases": "norm_place",
     "opt": "norm",
 }
@@ -111,6 +111,21 @@ def test_with_fewer_and_narrower_experts(name: str, tmp_path: Path) -> None:
     experts = {index: (0, 2) if index % 2 else (1, 2) for index in layers}
     slim = prune(dense, explicit(dense, neurons=8, experts=experts), repair="none")
     export(slim, tmp_path / "model.gguf", to="gguf", dtype="f32")
+    check(slim, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "olmoe"])
+def test_with_experts_of_all_widths_filled_up(name: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    dense = write(case, tmp_path / "model")
+    narrow: dict[int, dict[int, tuple[int, ...]]] = {
+        0: {1: (0, 2, 7)},
+        3: {0: (4,), 2: tuple(range(8))},
+    }
+    recipe = explicit(dense, drop_attention=(1,), drop_ffn=(2,), expert_neurons=narrow)
+    slim = prune(dense, recipe, repair="none")
+    done = export(slim, tmp_path / "model.gguf", to="gguf", dtype="f32", pad=True)
+    assert done.added_parameters > 0
     check(slim, tmp_path / "model.gguf")
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from parity import test_random_encoders as encoders
+from parity.test_gguf_families import has_experts
 from parity.test_random_families import (
-    WITHOUT_EXPERTS,
+    CASES,
     Case,
     assert_same,
     prefill_and_decode,
@@ -24,18 +25,17 @@ from slimformer.errors import UnsupportedModelError
 from slimformer.export import export
 from slimformer.prune import explicit, prune
 
-each = pytest.mark.parametrize("case", WITHOUT_EXPERTS, ids=lambda case: case.name)
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def ragged(dense: Checkpoint) -> Checkpoint:
-    """Uneven heads, fewer neurons in one layer, one attention and one FFN less."""
-    recipe = explicit(
-        dense,
-        heads={1: (0, 2, 3)},
-        neurons={1: tuple(range(3, 30))},
-        drop_attention=(0,),
-        drop_ffn=(2,),
-    )
+def ragged(dense: Checkpoint, *, fewer_experts: bool = True) -> Checkpoint:
+    """Uneven heads, fewer neurons and experts in one layer, one attention and one FFN less."""
+    units: dict[str, Any] = {"neurons": {1: tuple(range(3, 30))}}
+    if has_experts(dense):
+        units = {"expert_neurons": {1: {0: (0, 2, 7), 1: (4,)}}}
+        if fewer_experts:
+            units["experts"] = {3: (1,)}
+    recipe = explicit(dense, heads={1: (0, 2, 3)}, drop_attention=(0,), drop_ffn=(2,), **units)
     return prune(dense, recipe, repair="none")
 
 
@@ -74,7 +74,7 @@ def test_with_the_modelling_file(case: Case, tmp_path: Path) -> None:
 @each
 def test_filled_up(case: Case, tmp_path: Path) -> None:
     dense_peer = write_random(case, tmp_path / "dense")
-    slim = ragged(load(tmp_path / "dense"))
+    slim = ragged(load(tmp_path / "dense"), fewer_experts=False)
     tokens = random_tokens(slim)
     done = export(slim, tmp_path / "slim", to="huggingface", pad=True)
     peer = open_in_transformers(tmp_path / "slim")

@@ -63,8 +63,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def open_without_vocabulary(path: Path) -> Any:
-    """A context of llama.cpp itself: its wrapper insists on a tokenizer."""
+def open_without_vocabulary(path: Path, *, states: bool = False) -> Any:
+    """A context of llama.cpp itself: its wrapper insists on a tokenizer.
+
+    ``states``: it gives the hidden states of all tokens, and no logits.
+    """
     import llama_cpp
 
     llama_cpp.llama_backend_init()
@@ -76,15 +79,24 @@ def open_without_vocabulary(path: Path) -> Any:
     options.n_threads = options.n_threads_batch = 1
     options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
     options.flash_attn_type = 0
+    options.embeddings = states
+    if states:
+        options.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
     context = llama_cpp.llama_init_from_model(model, options)
     assert context
     return model, context
 
 
 def peer_logits(path: Path, tokens: list[int], vocab_size: int) -> Array:
+    """Logits of every token, [tokens, vocab]."""
+    return peer_rows(path, tokens, vocab_size, states=False)
+
+
+def peer_rows(path: Path, tokens: list[int], width: int, *, states: bool) -> Array:
+    """Logits or hidden states of every token, [tokens, width]."""
     import llama_cpp
 
-    model, context = open_without_vocabulary(path)
+    model, context = open_without_vocabulary(path, states=states)
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     batch.n_tokens = len(tokens)
     for index, token in enumerate(tokens):
@@ -92,9 +104,9 @@ def peer_logits(path: Path, tokens: list[int], vocab_size: int) -> Array:
         batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
         batch.logits[index] = True
     assert llama_cpp.llama_decode(context, batch) == 0
+    get = llama_cpp.llama_get_embeddings_ith if states else llama_cpp.llama_get_logits_ith
     rows = [
-        np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, index), (vocab_size,)).copy()
-        for index in range(len(tokens))
+        np.ctypeslib.as_array(get(context, index), (width,)).copy() for index in range(len(tokens))
     ]
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)

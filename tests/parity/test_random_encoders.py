@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity.test_gguf_families import peer_rows
 from slimformer.checkpoint import Checkpoint, load, save
 from slimformer.engine import Engine
+from slimformer.errors import UnsupportedModelError
+from slimformer.export import export
 from slimformer.prune import explicit, surgery
 from slimformer.prune.masks import to_mask
 
 TOLERANCE = 1e-4  # of the largest state: float32 sums of at most a hundred terms, three layers deep
+GELU_TABLE = 2e-3  # of the largest state: llama.cpp takes GELU from a table in float16
 LENGTHS = (1, 7, 130, 60)  # one longer than a page of keys and values
 
 SIZES = {
@@ -40,12 +44,12 @@ CASES: dict[str, dict[str, Any]] = {
 each = pytest.mark.parametrize("name", CASES)
 
 
-def write_random(name: str, folder: Path) -> Any:
+def write_random(name: str, folder: Path, **settings: Any) -> Any:
     """Save a random model as transformers does."""
     import torch
     import transformers
 
-    config = getattr(transformers, f"{name}Config")(**CASES[name])
+    config = getattr(transformers, f"{name}Config")(**{**CASES[name], **settings})
     torch.manual_seed(1)
     model = getattr(transformers, f"{name}Model")(config)
     with torch.no_grad():
@@ -121,3 +125,38 @@ def test_masked_equals_packed_after_pruning_every_structure(name: str, tmp_path:
         assert_same(states(slim, texts), masked)
         save(slim, tmp_path / str(number))
         assert load(tmp_path / str(number)).fingerprint == slim.fingerprint
+
+
+@each
+def test_llama_cpp_agrees(name: str, tmp_path: Path) -> None:
+    """As it is, and with fewer neurons and a layer less; GGUF calls them all BERTs."""
+    activation = "activation" if name == "DistilBert" else "hidden_act"
+    write_random(name, tmp_path / "dense", **{activation: "gelu"})
+    dense = load(tmp_path / "dense")
+    fewer = surgery.apply(dense, explicit(dense, drop_layers=(1,), neurons=20))
+    for number, model in enumerate((dense, fewer)):
+        path = tmp_path / f"{number}.gguf"
+        done = export(model, path, to="gguf", dtype="f32")
+        assert done.added_parameters == 0
+        for text in random_texts(model):
+            expected = states(model, [text])
+            theirs = peer_rows(path, text, model.config.n_channels, states=True)
+            scale = float(np.abs(expected).max())
+            np.testing.assert_allclose(theirs, expected, rtol=0, atol=GELU_TABLE * scale)
+            np.testing.assert_array_equal(states(load(path), [text]), expected)
+
+
+def test_what_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
+    write_random("Bert", tmp_path / "dense")
+    dense = load(tmp_path / "dense")
+    ragged = surgery.apply(dense, explicit(dense, heads={0: (0, 1)}))
+    with pytest.raises(UnsupportedModelError, match="layers that are alike"):
+        export(ragged, tmp_path / "ragged.gguf", to="gguf")
+    assert not (tmp_path / "ragged.gguf").exists()
+    done = export(ragged, tmp_path / "ragged.gguf", to="gguf", dtype="f32", pad=True)
+    assert done.added_parameters > 0
+    text = random_texts(dense)[1]
+    theirs = peer_rows(done.path, text, dense.config.n_channels, states=True)
+    expected = states(ragged, [text])
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(theirs, expected, rtol=0, atol=GELU_TABLE * scale)

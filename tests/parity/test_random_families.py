@@ -178,11 +178,6 @@ CASES = (
     Case("opt", "OPT", {**SIZES, "ffn_dim": 37, "word_embed_proj_dim": 24}),
 )
 
-WITHOUT_EXPERTS = [
-    case for case in CASES if case.architecture not in ("Mixtral", "Qwen3Moe", "Olmoe")
-]
-"""Ragged experts are exported in no form."""
-
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 

@@ -11,11 +11,14 @@ import pytest
 
 from slimformer.checkpoint import Checkpoint, load, pull, save
 from slimformer.engine import Engine
+from slimformer.export import export
+from slimformer.export.verify import verify
 from slimformer.prune import plan, prune
 
 pytestmark = pytest.mark.model
 
 TOLERANCE = 1e-5  # of vectors of length 1: six layers of float32 sums
+GELU_TABLE = 1e-4  # of a cosine: llama.cpp takes GELU from a table in float16
 BF16_COSINE = 0.999  # weights rounded to 8 bits of mantissa
 
 
@@ -81,3 +84,33 @@ def test_repair_brings_vectors_back_on_text_it_has_not_seen(
     cut = likeness(prune(model, recipe, repair="none"))
     repaired = likeness(prune(model, recipe, calibration=[drama], tokens=8192))
     assert 1 - repaired < 0.8 * (1 - cut)
+
+
+def test_llama_cpp_gives_the_same_vectors(
+    model: Checkpoint, texts: list[str], tmp_path: Path
+) -> None:
+    import llama_cpp
+
+    done = export(model, tmp_path / "minilm.gguf", to="gguf", dtype="f32")
+    verify(model, done).check()
+    peer = llama_cpp.Llama(str(done.path), n_ctx=512, embedding=True, verbose=False)
+    theirs = np.asarray(peer.embed(texts[:8]))
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    ours = Engine(model, weights="f32").encode(texts[:8])
+    assert (ours * theirs).sum(axis=1).min() > 1 - GELU_TABLE
+    tokenizer = Engine(model).tokenizer
+    assert tokenizer is not None
+    for text in texts[:8]:
+        cut = peer.tokenize(text.encode(), add_bos=True, special=False)
+        assert cut == tokenizer.encode_framed(text, 512)
+    again = load(done.path)
+    assert again.config == model.config
+    np.testing.assert_array_equal(Engine(again, weights="f32").encode(texts[:8]), ours)
+
+
+def test_an_export_is_verified_by_transformers(model: Checkpoint, tmp_path: Path) -> None:
+    done = export(model, tmp_path / "minilm", to="huggingface")
+    found = verify(model, done)
+    assert found.measure == "cosine"
+    assert found.difference < TOLERANCE
+    assert found.same_tokens

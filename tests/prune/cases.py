@@ -136,7 +136,7 @@ IDLE = 2
 def routed_model(layers: int = 4, experts: int = 6, neurons: int = 48) -> Checkpoint:
     """Channel 0 is the same in every token and layer; routers like ``IDLE`` the less for it."""
     attention = AttentionConfig(4, 2, 8, 8, (0, 0, 1, 1), 8**-0.5, RopeConfig(8))
-    layer = LayerConfig(attention, RoutedFfnConfig((neurons,) * experts, top_k=2))
+    layer = LayerConfig(attention, RoutedFfnConfig((neurons,) * experts, min(2, experts)))
     config = ModelConfig("mixtral", 300, 32, 32, 1e-5, True, 512, (layer,) * layers)
     model = random_checkpoint(config, 5, tokenizer=True)
     embedding = model.read("embedding.weight").copy()
@@ -148,7 +148,7 @@ def routed_model(layers: int = 4, experts: int = 6, neurons: int = 48) -> Checkp
             values[0] = 0
         elif name.endswith("router.weight"):
             values[:, 0] = 0
-            values[IDLE, 0] = -100.0
+            values[IDLE : IDLE + 1, 0] = -100.0
         else:
             continue
         changed[name] = values

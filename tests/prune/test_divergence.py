@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 from prune.cases import seeds
+from slimformer.prune import divergence
 from slimformer.prune.divergence import Predictions
 
 
@@ -25,3 +26,12 @@ def test_the_same_predictions_do_not_diverge() -> None:
     assert predictions.divergence(logits) == pytest.approx(0, abs=1e-5)
     # What all logits of a place have in common says nothing; even where exp overflows.
     assert predictions.divergence(logits + np.float32(200)) == pytest.approx(0, abs=1e-3)
+
+
+def test_large_vocabularies_are_worked_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    dense, other = (rng.normal(0, 5, (7, 30)).astype(np.float32) for _ in range(2))
+    at_once = Predictions(dense).divergence(other)
+    for block in (1, 70):
+        monkeypatch.setattr(divergence, "BLOCK", block)
+        assert Predictions(dense).divergence(other) == pytest.approx(at_once, rel=1e-6)

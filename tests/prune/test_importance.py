@@ -54,8 +54,7 @@ def test_scores_have_the_shape_of_the_model(seed: int) -> None:
         assert len(scores) == len(model.config.layers)
         for rated, layer in zip(scores, model.config.layers, strict=True):
             if "neurons" in RATES[criterion]:
-                rates_experts = criterion in ("magnitude", "activation")
-                routed = rates_experts and isinstance(layer.ffn, RoutedFfnConfig)
+                routed = isinstance(layer.ffn, RoutedFfnConfig)
                 dense = isinstance(layer.ffn, FfnConfig)
                 assert (rated.neurons is not None) == (dense or routed)
                 assert (rated.experts is not None) == routed

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from prune.cases import routed_model
 from prune.test_allocate import uniform_model
 from prune.test_pipeline import TEXT
+from reference.models import random_checkpoint
 from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.config import FfnConfig, LayerConfig, RoutedFfnConfig
 from slimformer.engine import Engine
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.prune import Recipe, apply, explicit, plan, timing
@@ -82,6 +86,32 @@ def test_tokens_a_second_are_hit() -> None:
     assert 1e9 / time_with(model, recipe) == pytest.approx(wanted, rel=0.03)
     slow = plan(model, decode_tokens_per_second=wanted / 2, calibration=TEXT)
     assert slow == Recipe.identity(model)
+
+
+def widths_of(engine: Engine) -> list[tuple[int, ...]]:
+    """Neurons of the experts of each routed FFN."""
+    ffns = [layer.ffn for layer in engine.config.layers]
+    return [ffn.experts for ffn in ffns if isinstance(ffn, RoutedFfnConfig)]
+
+
+def test_experts_take_as_long_as_those_that_a_token_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = routed_model(layers=3)
+
+    def time_of(engine: Engine) -> float:
+        mean = [sum(widths) / len(widths) for widths in widths_of(engine)]
+        return HEAD + 10_000 * len(engine.config.layers) + 2 * 3 * 32 * sum(mean)
+
+    monkeypatch.setattr(Setting, "seconds", lambda self, engine: 1e-9 * time_of(engine))
+    table = latency_table(model, Setting())
+    assert dense_time(table, model.config) == pytest.approx(time_of(Engine(model)), rel=0.02)
+    recipe = plan(model, speedup=1.1, calibration=TEXT, tokens=600)
+    slim = Engine(apply(model, recipe))
+    assert time_of(Engine(model)) / time_of(slim) == pytest.approx(1.1, rel=0.03)
+    assert [len(widths) for widths in widths_of(slim)] == [6, 6, 6]
+    mixed = (*model.config.layers, LayerConfig(None, FfnConfig(5)))
+    both = random_checkpoint(dataclasses.replace(model.config, layers=mixed), 1)
+    with pytest.raises(ConfigError, match="in all of its FFNs or in none"):
+        latency_table(both, Setting())
 
 
 def test_what_time_cannot_be_had_is_told() -> None:

@@ -161,7 +161,7 @@ def test_zeros_follow_their_layers_and_sub_blocks() -> None:
     names = [f"layers.{layer}.ffn.up.weight" for layer in (0, 1, 2, 11)]
     shares = dict(zip(names, (0.0, 0.1, 0.3, 0.2), strict=True))
     moved = Zeros("wanda", Pattern(), shares).in_layers(
-        [(1, ["ffn"]), (2, ["attention"]), (11, ["attention", "ffn"])]
+        [(1, {"ffn": "ffn"}), (2, {"attention": "attention"}), (11, {"ffn": "ffn"})]
     )
     assert moved.shares == {"layers.0.ffn.up.weight": 0.1, "layers.2.ffn.up.weight": 0.2}
 

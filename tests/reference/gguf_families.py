@@ -56,6 +56,7 @@ def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "attn_logit_softcapping": attention.soft_cap,
         "final_logit_softcapping": config.logit_soft_cap,
         "use_parallel_residual": parallel or None,
+        "attention.causal": None if config.causal else False,
     }
     if isinstance(ffn, RoutedFfnConfig):
         experts = by_name(config.family, "test").description.blocks.experts

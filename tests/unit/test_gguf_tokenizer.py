@@ -160,8 +160,8 @@ def test_a_file_without_a_tokenizer_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (byte_level(pre="tekken"), "pre-tokeniser 'tekken' does not run here; known: default"),
-        (byte_level(model="bert"), "'bert' does not run here; known: gpt2, llama"),
+        (byte_level(pre="tekken"), "pre-tokeniser 'tekken' does not run here; known: dbrx"),
+        (byte_level(model="t5"), "'t5' does not run here; known: gpt2, llama, bert"),
     ],
 )
 def test_unknown_schemes_are_refused_by_name(

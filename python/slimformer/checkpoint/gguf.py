@@ -67,7 +67,7 @@ def read_gguf(path: Path) -> Checkpoint:
         name=path.stem,
         config=config,
         tensors=tensors,
-        tokenizer=tokenizer_from_gguf(file.metadata, config.vocab_size),
+        tokenizer=tokenizer_from_gguf(file.metadata, config.vocab_size, framed=not config.causal),
         quantised=any(tensor.quantisation in QUANTISED for tensor in weights.values()),
     )
 

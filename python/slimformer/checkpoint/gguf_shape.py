@@ -15,10 +15,12 @@ from slimformer.checkpoint.families import Family
 from slimformer.checkpoint.families.family import GgufLack
 from slimformer.checkpoint.families.metadata import (
     ATTENTION_CAP,
+    CAUSAL,
     EXPERTS,
     LOGIT_CAP,
     LONG_ROPE_FACTORS,
     PARALLEL,
+    POOLING,
     ROPE_FACTORS,
     SHORT_ROPE_FACTORS,
     TOP_K,
@@ -43,6 +45,9 @@ from slimformer.config import (
 from slimformer.errors import SlimformerError
 
 Settings = dict[str, Any]
+
+POOLING_MEAN = 1
+"""What llama.cpp does where nobody asks for another pooling."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +223,8 @@ def _features(
         settings[LOGIT_CAP] = config.logit_soft_cap
     if isinstance(blocks.parallel, str):
         settings[PARALLEL] = any(layer.parallel for layer in config.layers)
+    if not config.causal:
+        settings |= {CAUSAL: False, POOLING: POOLING_MEAN}
     return settings
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slimformer.checkpoint import gguf_word_pieces
 from slimformer.checkpoint.checkpoint import TokenizerAssets
 from slimformer.checkpoint.fields import Fields
 from slimformer.errors import FormatError, UnsupportedModelError
@@ -80,13 +81,17 @@ BYTE_LEVEL_KINDS: dict[str, dict[str, Any]] = {
         "add_bos": True,
     },
     "qwen2": {"steps": [_words(r"\p{N}"), _BYTE_LEVEL], "normalizer": {"type": "NFC"}},
+    "olmo": {"steps": [_GPT2_WORDS], "normalizer": {"type": "NFC"}},
+    "dbrx": {"steps": [_words(r"\p{N}{1,3}"), _BYTE_LEVEL]},
 }
 """``tokenizer.ggml.pre`` to the pre-tokenising steps, and what else the name implies.
 
 ``default`` is what llama.cpp does with files that do not say."""
 
 
-def tokenizer_from_gguf(metadata: Fields, vocab_size: int) -> TokenizerAssets | None:
+def tokenizer_from_gguf(
+    metadata: Fields, vocab_size: int, *, framed: bool = False
+) -> TokenizerAssets | None:
     """The tokenizer that GGUF metadata describes, ``None`` when there is none.
 
     Parameters
@@ -95,6 +100,8 @@ def tokenizer_from_gguf(metadata: Fields, vocab_size: int) -> TokenizerAssets | 
         The key-value pairs of the file.
     vocab_size:
         Rows of the embedding; every row must have a vocabulary entry.
+    framed:
+        Whether a token stands before and one behind every text, as encoders have it.
 
     Raises
     ------
@@ -113,21 +120,27 @@ def tokenizer_from_gguf(metadata: Fields, vocab_size: int) -> TokenizerAssets | 
         body, add_bos = _byte_level_bpe(metadata, vocab)
     elif model == "llama":
         body, add_bos = _sentencepiece_bpe(metadata, tokens, vocab, kinds)
+    elif model == gguf_word_pieces.MODEL:
+        body = gguf_word_pieces.body(tokens, _special_token(metadata, "unknown_token_id", tokens))
+        tokens = [gguf_word_pieces.as_read(token) for token in tokens]
+        vocab, add_bos = body["model"]["vocab"], False
     else:
         raise UnsupportedModelError(
             f"{metadata.where}: tokenizer.ggml.model: {model!r} does not run here; known: "
-            "gpt2, llama"
+            f"gpt2, llama, {gguf_word_pieces.MODEL}"
         )
     bos = _special_token(metadata, "bos_token_id", tokens)
     eos = _special_token(metadata, "eos_token_id", tokens)
+    end = _special_token(metadata, "seperator_token_id", tokens) or eos if framed else None
     add_bos = metadata.boolean("tokenizer.ggml.add_bos_token", add_bos) and bos is not None
+    begins = add_bos or framed
     settings = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": _added_tokens(tokens, kinds),
         **body,
-        "post_processor": _begin_with(bos, vocab) if add_bos and bos is not None else None,
+        "post_processor": _frame(bos, end, vocab) if begins and bos is not None else None,
     }
     template = "tokenizer.chat_template"
     return TokenizerAssets(
@@ -135,7 +148,7 @@ def tokenizer_from_gguf(metadata: Fields, vocab_size: int) -> TokenizerAssets | 
         chat_template=metadata.text(template) if template in metadata else None,
         bos=bos,
         eos=eos,
-        add_bos=add_bos,
+        add_bos=add_bos and not framed,
         stop_ids=_stop_ids(metadata, tokens, vocab, kinds),
     )
 
@@ -299,16 +312,21 @@ def _added_tokens(tokens: list[str], kinds: npt.NDArray[Any]) -> list[dict[str, 
     ]
 
 
-def _begin_with(bos: str, vocab: dict[str, int]) -> dict[str, Any]:
-    """The post-processor with which other users of ``tokenizer.json`` add the first token."""
+def _frame(bos: str, end: str | None, vocab: dict[str, int]) -> dict[str, Any]:
+    """The post-processor that puts a token before a text, and perhaps one behind it."""
     begin = {"SpecialToken": {"id": bos, "type_id": 0}}
     first = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 0}}
+    behind = [] if end is None else [{"SpecialToken": {"id": end, "type_id": 0}}]
     return {
         "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, second],
-        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+        "single": [begin, first, *behind],
+        "pair": [begin, first, *behind, second, *behind],
+        "special_tokens": {
+            token: {"id": token, "ids": [vocab[token]], "tokens": [token]}
+            for token in (bos, end)
+            if token is not None
+        },
     }
 
 

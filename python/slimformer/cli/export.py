@@ -108,7 +108,7 @@ def export(
         typer.echo(f"{output}: {millions(done.parameters)} parameters{told}, {megabytes(stored)}")
         if found is not None:
             typer.echo(
-                f"perplexity of {found.tokens} tokens: {found.theirs:.4f} by {found.engine}, "
+                f"{found.measure} of {found.tokens} tokens: {found.theirs:.4f} by {found.engine}, "
                 f"{found.ours:.4f} by our own engine ({found.difference:.2%} apart)"
             )
     if reason is not None:
@@ -131,8 +131,8 @@ def _row(found: Verification) -> dict[str, Any]:
     return {
         "engine": found.engine,
         "tokens": found.tokens,
-        "perplexity": found.theirs,
-        "our_perplexity": found.ours,
+        found.measure: found.theirs,
+        f"our_{found.measure}": found.ours,
         "difference": found.difference,
         "same_tokens": found.same_tokens,
     }

@@ -27,7 +27,7 @@ from slimformer.config import (
 from slimformer.errors import UnsupportedModelError
 
 Entries = npt.NDArray[np.intp]
-Shape = AttentionConfig | FfnConfig | LinkConfig
+Shape = AttentionConfig | FfnConfig | RoutedFfnConfig | LinkConfig
 
 
 _ADDING = ("before", "after", "both")
@@ -64,13 +64,7 @@ Layer = tuple[Block | None, Block | None]
 def layers_of(checkpoint: Checkpoint) -> list[Layer]:
     """The layers of a model as they are."""
 
-    def block(index: int, kind: str, shape: Shape | RoutedFfnConfig | None) -> Block | None:
-        if isinstance(shape, RoutedFfnConfig):
-            raise UnsupportedModelError(
-                f"{checkpoint.name}: layer {index}: experts have no equivalent in the shape that "
-                "was asked for; what is exported has the same number of experts, of the same "
-                "width, in every layer"
-            )
+    def block(index: int, kind: str, shape: Shape | None) -> Block | None:
         prefix = f"layers.{index}.{kind}."
         tensors = {
             name.removeprefix(prefix): tensor
@@ -102,7 +96,7 @@ def put_together(
                 tensors[f"layers.{index}.{kind}.{part}"] = tensor
         first = attention.shape if attention is not None else None
         second = ffn.shape if ffn is not None else None
-        assert not isinstance(first, FfnConfig)
+        assert not isinstance(first, FfnConfig | RoutedFfnConfig)
         assert not isinstance(second, AttentionConfig)
         shapes.append(LayerConfig(first, second, parallel))
     config = dataclasses.replace(checkpoint.config, layers=tuple(shapes))
@@ -116,7 +110,7 @@ def pack_layers(blocks: Sequence[Block]) -> list[Layer]:
     """
     layers: list[Layer] = []
     for block in blocks:
-        if not isinstance(block.shape, FfnConfig):
+        if not isinstance(block.shape, FfnConfig | RoutedFfnConfig):
             layers.append((block, None))
         elif layers and layers[-1][1] is None:
             layers[-1] = (layers[-1][0], block)
@@ -165,11 +159,13 @@ def zero_block(config: ModelConfig, shape: Shape) -> Block:
 
 def part_shapes(config: ModelConfig, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The tensors, by part, that a sub-block of that shape has in a model."""
-    attention, ffn = (None, shape) if isinstance(shape, FfnConfig) else (shape, None)
-    alone = dataclasses.replace(config, layers=(LayerConfig(attention, ffn),))
+    if isinstance(shape, FfnConfig | RoutedFfnConfig):
+        alone = LayerConfig(None, shape)
+    else:
+        alone = LayerConfig(shape, None)
     return {
         name.split(".", 3)[3]: size
-        for name, size in alone.tensor_shapes().items()
+        for name, size in dataclasses.replace(config, layers=(alone,)).tensor_shapes().items()
         if name.startswith("layers.")
     }
 

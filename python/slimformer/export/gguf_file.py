@@ -27,7 +27,7 @@ from slimformer.checkpoint.layout import StoredTensor, gguf_layout
 from slimformer.errors import FormatError, StorageError, UnsupportedModelError
 from slimformer.export.blocks import Change
 from slimformer.export.gguf_tokenizer import tokenizer_metadata
-from slimformer.export.rewrite import ragged_layers
+from slimformer.export.rewrite import ragged_layers, with_plain_positions
 
 GgufType = Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0"]
 
@@ -100,12 +100,15 @@ def write_gguf(checkpoint: Checkpoint, path: Path, *, dtype: GgufType = "auto") 
     """
     family, shape, checkpoint, changes = _expressible(checkpoint)
     assert family.gguf_architecture is not None
+    config = checkpoint.config
     stored = _stored_tensors(family, shape, checkpoint, dtype)
     metadata = {
         **_general(checkpoint, stored),
         **shape.settings,
-        **tokenizer_metadata(checkpoint.tokenizer, checkpoint.config.vocab_size),
+        **tokenizer_metadata(checkpoint.tokenizer, config.vocab_size, framed=not config.causal),
     }
+    if not config.causal:  # llama.cpp asks for a number even where there is no table of them
+        metadata["tokenizer.ggml.token_type_count"] = max(1, config.token_types)
     with _replacing(path) as staging:
         _write(staging, family.gguf_architecture, metadata, stored)
     return changes
@@ -113,9 +116,16 @@ def write_gguf(checkpoint: Checkpoint, path: Path, *, dtype: GgufType = "auto") 
 
 def _expressible(checkpoint: Checkpoint) -> tuple[Family, GgufShape, Checkpoint, list[Change]]:
     """The family in whose words it is said, the shape in them, and the model in that shape."""
+    checkpoint = with_plain_positions(checkpoint)
     said = _said(checkpoint)
     if said is not None:
         return *said, checkpoint, []
+    if not checkpoint.config.causal:
+        raise UnsupportedModelError(
+            f"{checkpoint.name}: GGUF has encoders with layers that are alike, whose heads are "
+            "together as wide as the residual stream; fill the layers up with --pad, or export "
+            "it to huggingface"
+        )
     rewritten, changes = ragged_layers(checkpoint)
     said = _said(rewritten)
     if said is None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from slimformer.checkpoint import TokenizerAssets
+from slimformer.checkpoint import TokenizerAssets, gguf_word_pieces
 from slimformer.checkpoint.gguf_tokenizer import BYTE_LEVEL_KINDS
 from slimformer.errors import UnsupportedModelError
 
@@ -35,7 +35,9 @@ class _Vocabulary:
     ids: dict[str, int]
 
 
-def tokenizer_metadata(assets: TokenizerAssets | None, vocab_size: int) -> Metadata:
+def tokenizer_metadata(
+    assets: TokenizerAssets | None, vocab_size: int, *, framed: bool = False
+) -> Metadata:
     """Keys under ``tokenizer.`` with booleans, integers, strings and lists of one type.
 
     Parameters
@@ -44,6 +46,8 @@ def tokenizer_metadata(assets: TokenizerAssets | None, vocab_size: int) -> Metad
         The tokenizer; without one the file says that it has none.
     vocab_size:
         Rows of the embedding; those without a token get a name of their own.
+    framed:
+        Whether a token stands before and one behind every text, as encoders have it.
 
     Raises
     ------
@@ -54,20 +58,26 @@ def tokenizer_metadata(assets: TokenizerAssets | None, vocab_size: int) -> Metad
         return {"tokenizer.ggml.model": "none"}
     description = json.loads(assets.tokenizer_json)
     model = description["model"]
-    if model.get("type", "BPE") != "BPE":
+    kind = model.get("type", "BPE")
+    if kind not in ("BPE", "WordPiece"):
         raise UnsupportedModelError(
-            f"tokenizer: models of type {model.get('type')!r} are not written as GGUF here; BPE is"
+            f"tokenizer: models of type {kind!r} are not written as GGUF here; BPE and WordPiece "
+            "are"
         )
     vocabulary = _vocabulary(description, vocab_size)
-    if model.get("byte_fallback"):
+    if kind == "WordPiece":
+        metadata = _word_pieces(description, vocabulary)
+    elif model.get("byte_fallback"):
         metadata = _sentencepiece(description, vocabulary)
     else:
         metadata = _byte_level(description)
-    metadata |= {
+    metadata = {
         "tokenizer.ggml.tokens": vocabulary.tokens,
         "tokenizer.ggml.token_type": vocabulary.kinds,
         "tokenizer.ggml.add_bos_token": assets.add_bos,
         **_special_tokens(assets, vocabulary),
+        **(_frame(description, vocabulary) if framed else {}),
+        **metadata,
     }
     if assets.chat_template is not None:
         metadata["tokenizer.chat_template"] = assets.chat_template
@@ -94,6 +104,59 @@ def _vocabulary(description: Mapping[str, Any], vocab_size: int) -> _Vocabulary:
     for token, index in ids.items():
         tokens[index] = token
     return _Vocabulary(tokens, [kinds.get(index, UNUSED) for index in range(vocab_size)], ids)
+
+
+def _word_pieces(description: Mapping[str, Any], vocabulary: _Vocabulary) -> Metadata:
+    model, normalizer = description["model"], dict(description.get("normalizer") or {})
+    known = (
+        {**normalizer, "strip_accents": normalizer.get("strip_accents") or None}
+        == gguf_word_pieces.NORMALIZER
+        and description.get("pre_tokenizer") == gguf_word_pieces.PRE_TOKENIZER
+        and model.get("continuing_subword_prefix", "##") == gguf_word_pieces.CONTINUED
+    )
+    if not known:
+        raise UnsupportedModelError(
+            "tokenizer: GGUF has WordPiece as uncased BERT uses it: in lower case, by spaces and "
+            "punctuation, with ## where a word goes on; export it to huggingface"
+        )
+    metadata: Metadata = {
+        "tokenizer.ggml.model": gguf_word_pieces.MODEL,
+        "tokenizer.ggml.tokens": [gguf_word_pieces.as_written(one) for one in vocabulary.tokens],
+    }
+    places = {"unknown": model.get("unk_token"), "padding": "[PAD]", "mask": "[MASK]"}
+    for name, token in places.items():
+        if token in vocabulary.ids:
+            metadata[f"tokenizer.ggml.{name}_token_id"] = vocabulary.ids[token]
+    return metadata
+
+
+def _frame(description: Mapping[str, Any], vocabulary: _Vocabulary) -> Metadata:
+    """The tokens before and behind a text that an encoder reads, where both are there."""
+    steps = [description.get("post_processor") or {}]
+    if steps[0].get("type") == "Sequence":
+        steps = steps[0]["processors"]
+    for step in steps:
+        ends: list[str | None] = [None, None]
+        if step.get("type") in ("BertProcessing", "RobertaProcessing"):
+            ends = [step["cls"][0], step["sep"][0]]
+        elif step.get("type") == "TemplateProcessing" and len(step["single"]) == 3:
+            first, _, last = step["single"]
+            ends = [one.get("SpecialToken", {}).get("id") for one in (first, last)]
+        if None not in ends and all(end in vocabulary.ids for end in ends):
+            begin, end = (vocabulary.ids[str(one)] for one in ends)
+            return {
+                "tokenizer.ggml.bos_token_id": begin,
+                "tokenizer.ggml.cls_token_id": begin,
+                "tokenizer.ggml.eos_token_id": end,
+                "tokenizer.ggml.seperator_token_id": end,
+                "tokenizer.ggml.add_bos_token": True,
+                "tokenizer.ggml.add_eos_token": True,
+                "tokenizer.ggml.add_sep_token": True,
+            }
+    raise UnsupportedModelError(
+        "tokenizer: expected a post-processor that puts one token before a text and one behind it, "
+        "as encoders have it; export it to huggingface"
+    )
 
 
 def _byte_level(description: Mapping[str, Any]) -> Metadata:

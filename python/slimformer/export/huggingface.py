@@ -12,7 +12,6 @@ from slimformer.checkpoint import Checkpoint, native, save
 from slimformer.checkpoint.checkpoint import DtypeChoice
 from slimformer.checkpoint.native import KEY, MODEL_TYPE, describe
 from slimformer.checkpoint.saving import MODEL_CODE, ModelCode
-from slimformer.config import RoutedFfnConfig
 from slimformer.errors import UnsupportedModelError
 
 _CLASSES = {"AutoConfig": "SlimformerConfig", "AutoModel": "SlimformerModel"}
@@ -34,7 +33,12 @@ _MODELLED: dict[str, frozenset[str]] = {
             *("qk_norm", "q_norm_divisor", "k_norm_divisor"),
         )
     ),
-    "ffn": frozenset(("n_neurons", "bias", "activation", "gated", "norm_place", "link", "rank")),
+    "ffn": frozenset(
+        (
+            *("n_neurons", "bias", "activation", "gated", "norm_place", "link", "rank"),
+            *("experts", "top_k", "softmax_over"),
+        )
+    ),
 }
 """What the modelling file knows; it would pass over anything else."""
 
@@ -68,11 +72,6 @@ def _check_modelled(checkpoint: Checkpoint) -> None:
     description = describe(checkpoint.config)
     if description["model_type"] != MODEL_TYPE:
         return
-    if any(isinstance(layer.ffn, RoutedFfnConfig) for layer in checkpoint.config.layers):
-        raise UnsupportedModelError(
-            f"{checkpoint.name}: layers that differ, with experts, are known to no class in "
-            "transformers; keep the same number of experts, of the same width, in every layer"
-        )
     for name in checkpoint.config.tensor_shapes():
         if native.tensor_name(name) == name:
             _refuse(checkpoint.name, f"the tensor {name}")

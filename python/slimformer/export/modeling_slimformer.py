@@ -2,8 +2,9 @@
 
 This file goes with a model that Slimformer exported and needs nothing but torch and transformers.
 ``config.json`` says under ``slimformer`` what the model is, and what each layer: its heads and
-which KV head each of them reads, its neurons, or a linear map (a link) in place of either;
-``null`` is a sub-block that was removed. What is not said there has the default that it has here.
+which KV head each of them reads, its neurons, or those of each of its experts, or a linear map (a
+link) in place of either; ``null`` is a sub-block that was removed. What is not said there has the
+default that it has here.
 """
 
 from __future__ import annotations
@@ -145,6 +146,30 @@ class Ffn(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
+class Experts(nn.Module):
+    """FFNs of any width, of which a token runs the few that the router gives most."""
+
+    def __init__(self, config: SlimformerConfig, shape: dict[str, Any]) -> None:
+        super().__init__()
+        widths, self.top_k = shape["experts"], shape["top_k"]
+        self.over_chosen = shape.get("softmax_over", "chosen") == "chosen"
+        own = {"bias": False, "activation": shape.get("activation", "silu")}
+        self.gate = nn.Linear(config.hidden_size, len(widths), bias=False)
+        self.experts = nn.ModuleList(Ffn(config, {**own, "n_neurons": n}) for n in widths)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        logits = self.gate(x).float()
+        chosen, experts = logits.topk(self.top_k, dim=-1)
+        total = (chosen if self.over_chosen else logits).logsumexp(-1, keepdim=True)
+        weights, added = (chosen - total).exp().to(x.dtype), torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            runs = experts == index  # [..., top_k], once in a row at most
+            rows = runs.any(-1)
+            if rows.any():
+                added[rows] += expert(x[rows], step) * weights[runs][:, None]
+        return added
+
+
 class Link(nn.Module):
     """A linear map in place of a sub-block: full, of low rank, or one factor a channel."""
 
@@ -184,7 +209,7 @@ class Layer(nn.Module):
             elif kind == "attention":
                 setattr(self, body, Attention(config, part, cache_index))
             else:
-                setattr(self, body, Ffn(config, part))
+                setattr(self, body, (Experts if "experts" in part else Ffn)(config, part))
 
     def forward(self, stream: Tensor, step: Step) -> Tensor:
         entry = stream

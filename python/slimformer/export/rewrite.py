@@ -18,6 +18,7 @@ from slimformer.config import (
     LinkConfig,
     ModelConfig,
     RopeConfig,
+    RoutedFfnConfig,
 )
 from slimformer.config_settings import family_settings
 from slimformer.errors import UnsupportedModelError
@@ -40,11 +41,10 @@ from slimformer.export.blocks import (
     layers_of,
     pack_layers,
     put_together,
-    reshaped,
     zero_block,
 )
+from slimformer.export.ffn import widened, widest_ffn
 from slimformer.export.links import open_neurons, smallest_equivalent
-from slimformer.prune.structures import ffn_axes
 
 _ANY_WIDTH = HeadWidth(2, RopeConfig(rotary_dim=2))
 """The width of heads that are all zeros, in a model that has no others."""
@@ -74,6 +74,12 @@ def ragged_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
     config = checkpoint.config
     blocks = blocks_of(layers_of(checkpoint))
     for block in blocks:
+        if isinstance(block.shape, RoutedFfnConfig):
+            raise UnsupportedModelError(
+                f"{checkpoint.name}: {block.where}: experts have no equivalent in the shape that "
+                "was asked for; keep as many experts in every layer and fill the rest up with "
+                "--pad, or export it to huggingface"
+            )
         if not isinstance(block.shape, LinkConfig):
             _check_usual(block.shape, f"{checkpoint.name}: {block.where}")
     attentions = _attentions(blocks)
@@ -91,6 +97,18 @@ def ragged_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
         written.append(block)
     layers, change = _completed(config, pack_layers(written), width, heads=bool(attentions))
     return put_together(checkpoint, layers), changes + change
+
+
+def with_plain_positions(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with a table of positions that begins with that of the first token."""
+    config = checkpoint.config
+    if not config.position_offset:
+        return checkpoint
+    table = checkpoint.tensors["positions.weight"]
+    rows = np.arange(config.position_offset, table.shape[0])
+    tensors = {**checkpoint.tensors, "positions.weight": gathered(table, rows, 0)}
+    config = dataclasses.replace(config, position_offset=0)
+    return dataclasses.replace(checkpoint, config=config, tensors=tensors)
 
 
 def _completed(
@@ -136,7 +154,7 @@ def uniform_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
     family = by_name(config.family, checkpoint.name)
     own, both = _biases(blocks_of(opened))
     for biases in (own, both):
-        layers, change = _filled_up(config, opened, biases)
+        layers, change = _filled_up(config, opened, biases, checkpoint.name)
         uniform = put_together(checkpoint, layers, parallel=parallel)
         if family.to_huggingface(uniform.config) is not None:
             return uniform, changes + change
@@ -180,21 +198,17 @@ def _biases(blocks: list[Block]) -> tuple[_Biases, _Biases]:
 
 
 def _filled_up(
-    config: ModelConfig, given: list[Layer], biases: _Biases
+    config: ModelConfig, given: list[Layer], biases: _Biases, name: str
 ) -> tuple[list[Layer], list[Change]]:
     blocks = blocks_of(given)
     attentions = _attentions(blocks)
-    ffns = [block.shape for block in blocks if isinstance(block.shape, FfnConfig)]
+    ffns = [block.shape for block in blocks if isinstance(block.shape, FfnConfig | RoutedFfnConfig)]
     width = widest(attentions, own_rotation=True) or _ANY_WIDTH
     groups = _ONE_HEAD
     if attentions:
         groups = trained_groups(attentions) or even_groups(attentions, divides=config.n_channels)
     qkv_bias, output_bias = biases
-    ffn_shape = dataclasses.replace(
-        next(iter(ffns), FfnConfig(1)),
-        n_neurons=max((ffn.n_neurons for ffn in ffns), default=1),
-        bias=any(ffn.bias for ffn in ffns),
-    )
+    ffn_shape = widest_ffn(ffns, name)
     layers: list[Layer] = []
     changes: list[Change] = []
     for index, (attention, ffn) in enumerate(given or [(None, None)]):
@@ -215,7 +229,7 @@ def _filled_up(
             ffn = zero_block(config, ffn_shape)
             changes.append(Change(place, "given an FFN of zeros", ffn.parameters))
         else:
-            ffn, change = _widened_ffn(config, ffn, ffn_shape)
+            ffn, change = widened(config, ffn, ffn_shape)
             changes += change
         layers.append((attention, ffn))
     return layers, changes
@@ -278,22 +292,3 @@ def _with_usual_norms(checkpoint: Checkpoint) -> Checkpoint:
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:
     return gathered(tensor, np.arange(tensor.shape[0]), 0, factor)
-
-
-def _widened_ffn(
-    config: ModelConfig, block: Block, widest: FfnConfig
-) -> tuple[Block, list[Change]]:
-    """The FFN with neurons of zeros up to that many, and with biases if they are asked for."""
-    ffn = block.shape
-    assert isinstance(ffn, FfnConfig)
-    shape = dataclasses.replace(ffn, n_neurons=widest.n_neurons, bias=widest.bias)
-    if shape == ffn:
-        return block, []
-    entries = np.full(shape.n_neurons, -1, np.intp)
-    entries[: ffn.n_neurons] = np.arange(ffn.n_neurons)
-    made = {
-        axis.part: gathered(block.tensors[axis.part], entries, axis.axis) for axis in ffn_axes(ffn)
-    }
-    widened = reshaped(config, block, shape, made)
-    added = widened.parameters - block.parameters
-    return widened, [Change(block.where, "filled up with neurons of zeros", added)]

@@ -9,12 +9,12 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.checkpoint import Checkpoint, load
+from slimformer.checkpoint import Checkpoint, TokenizerAssets, load
 from slimformer.engine import Engine
 from slimformer.errors import DataError, MissingPackageError, VerificationError
 from slimformer.export.exporting import Export, Format
@@ -27,8 +27,11 @@ NAMES: dict[Format, str] = {"gguf": "llama.cpp", "huggingface": "transformers"}
 
 MAX_TOKENS = 256
 
+SENTENCES = 500
+"""Characters of it that encoders read."""
+
 TOLERANCES = {"f32": 0.005, "f16": 0.01, "bf16": 0.01, "q8_0": 0.02, "q4_0": 0.02}
-"""Of perplexity. Engines round what they multiply to the type of the weights, each in its way."""
+"""Relative. Engines round what they multiply to the type of the weights, each in its way."""
 
 _QUANTISED = ("q8_0", "q4_0")
 
@@ -37,7 +40,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """Perplexity of one short text: by this engine, and by another of what was exported."""
+    """What one short text comes to: by this engine, and by another of what was exported.
+
+    ``measure`` is the perplexity, or of an encoder the cosine with the vector of this engine.
+    """
 
     engine: str
     tokens: int
@@ -45,18 +51,20 @@ class Verification:
     theirs: float
     tolerance: float
     same_tokens: bool
+    measure: Literal["perplexity", "cosine"] = "perplexity"
 
     @property
     def difference(self) -> float:
-        """Relative, of the perplexities."""
+        """Relative, of the two figures."""
         return abs(self.theirs / self.ours - 1)
 
     def check(self) -> None:
         """Raise ``VerificationError`` if the two do not agree."""
         if not self.difference <= self.tolerance:
             raise VerificationError(
-                f"{self.engine} gives the exported model a perplexity of {self.theirs:.4f} where "
-                f"{self.ours:.4f} was expected, more than {self.tolerance:.1%} off; do not use it"
+                f"{self.engine} gives the exported model a {self.measure} of {self.theirs:.4f} "
+                f"where {self.ours:.4f} was expected, more than {self.tolerance:.1%} off; do not "
+                "use it"
             )
         if not self.same_tokens:
             raise VerificationError(
@@ -84,6 +92,8 @@ def verify(checkpoint: Checkpoint, exported: Export, *, threads: int = 0) -> Ver
         )
     if checkpoint.tokenizer is None:
         raise DataError(f"{checkpoint.name}: not verified: the model has no tokenizer")
+    if not checkpoint.config.causal:
+        return _verify_encoder(checkpoint, checkpoint.tokenizer, exported, threads)
     text = _text()
     tokens = Tokenizer(checkpoint.tokenizer).encode(text, add_bos=False)
     tokens = tokens[: min(MAX_TOKENS, checkpoint.config.max_positions)]
@@ -101,6 +111,58 @@ def verify(checkpoint: Checkpoint, exported: Export, *, threads: int = 0) -> Ver
         tolerance=TOLERANCES[dtype],
         same_tokens=list(theirs_tokens[: len(tokens)]) == tokens,
     )
+
+
+def _verify_encoder(
+    checkpoint: Checkpoint, tokenizer: TokenizerAssets, exported: Export, threads: int
+) -> Verification:
+    """The same of an encoder, whose vector is the mean of what it makes of the tokens."""
+    text = _text()[:SENTENCES]
+    source = load(exported.path) if exported.dtype in _QUANTISED else checkpoint
+    tokens = Tokenizer(tokenizer).encode_framed(text, checkpoint.config.max_positions)
+    (ours,) = Engine(source, weights="f32", threads=threads).encode([text])
+    read = _llama_cpp_vector if exported.format == "gguf" else _transformers_vector
+    theirs, theirs_tokens = read(exported.path, text, threads or len(os.sched_getaffinity(0)))
+    return Verification(
+        engine=NAMES[exported.format],
+        tokens=len(tokens),
+        ours=1.0,
+        theirs=float(ours @ theirs / np.linalg.norm(theirs)),
+        tolerance=TOLERANCES[exported.dtype],
+        same_tokens=list(theirs_tokens[: len(tokens)]) == tokens,
+        measure="cosine",
+    )
+
+
+def _llama_cpp_vector(path: Path, text: str, threads: int) -> tuple[Floats, Sequence[int]]:
+    import llama_cpp
+
+    model = llama_cpp.Llama(
+        str(path),
+        n_ctx=MAX_TOKENS,
+        n_threads=threads,
+        n_threads_batch=threads,
+        embedding=True,
+        verbose=False,
+    )
+    vector = np.asarray(model.embed(text), np.float64)
+    cut = model.tokenize(text.encode(), add_bos=True, special=False)
+    model.close()
+    return vector, cut
+
+
+def _transformers_vector(path: Path, text: str, threads: int) -> tuple[Floats, Sequence[int]]:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    model: Any = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    cut = tokenizer(text)["input_ids"]
+    with torch.no_grad():
+        states = model(torch.tensor([cut])).last_hidden_state[0].double().numpy()
+    vector: Floats = states.mean(axis=0)
+    return vector, cut
 
 
 def _text() -> str:

@@ -20,10 +20,11 @@ from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, RoutedFfnC
 from slimformer.engine import Engine, Moments
 from slimformer.progress import Progress
 from slimformer.prune.divergence import Predictions
+from slimformer.prune.expert_drafts import expert_variants, fitted_experts
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.journal import Journal
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
-from slimformer.prune.recipe import KeptAttention, KeptFfn, KeptLayer
+from slimformer.prune.recipe import KeptAttention, KeptExperts, KeptFfn, KeptLayer
 from slimformer.prune.refit import Evidence, least_squares
 from slimformer.prune.stream import (
     TAPS,
@@ -186,10 +187,12 @@ class Walk:
             self._read, self._read_trials = self._stream.copy(), self._trials.copy()
         for sub_block in SUB_BLOCKS:
             part = getattr(layer, sub_block)
-            if isinstance(part, (LinkConfig, RoutedFfnConfig)):
+            wanted = between if sub_block == "attention" else self._target
+            if isinstance(part, LinkConfig):
                 self._link(index, sub_block)
+            elif isinstance(part, RoutedFfnConfig):
+                self._experts(index, part, wanted)
             elif part is not None:
-                wanted = between if sub_block == "attention" else self._target
                 self._sub_block(index, sub_block, wanted)
             if not layer.parallel:
                 self._read, self._read_trials = self._stream, self._trials
@@ -282,11 +285,57 @@ class Walk:
             )
         variants = self._variants_of(index, sub_block)
         added = [end(0, variant.columns) for variant in variants]
+        errors = [variant.error for variant in variants]
+        self._move((index, sub_block), ends, moved, added, errors)
+
+    def _experts(self, index: int, ffn: RoutedFfnConfig, wanted: Hidden) -> None:
+        """Fit the experts of the drafts and their variants, and move the streams on."""
+        streams = (self._stream, self._read, wanted)
+        engines: dict[KeptExperts, Engine] = {}
+
+        def engine(kept: KeptExperts) -> Engine:
+            if kept not in engines:
+                fitted = fitted_experts(
+                    self._checkpoint, index, kept, streams, DAMPINGS, self._threads
+                )
+                engines[kept] = self._engine(fitted, 0, "ffn")
+            return engines[kept]
+
+        n_drafts = len(self._drafts)
+        trials, read = self._trials, self._read_trials
+        ends = []
+        for draft, stream, entered in zip(self._drafts, trials, read, strict=False):
+            kept = draft[index].ffn
+            if isinstance(kept, KeptExperts):
+                stream = _pass(engine(kept), stream, entered)
+            ends.append(stream)
+        first = self._drafts[0][index].ffn
+        moved = trials[n_drafts:]
+        added: list[Hidden] = []
+        errors: list[float] = []
+        if isinstance(first, KeptExperts):
+            moved = _pass(engine(first), moved, read[n_drafts:])
+            if "ffn" in self._varied:
+                for kept, error in expert_variants(ffn, first, self._scores[index], STEP):
+                    added.append(_pass(engine(kept), trials[0], read[0]))
+                    errors.append(error)
+            self._stream = _pass(engine(first), self._stream, self._read)
+        self._move((index, "ffn"), ends, moved, added, errors)
+
+    def _move(
+        self,
+        part: Part,
+        ends: list[Hidden],
+        moved: Hidden,
+        added: list[Hidden],
+        errors: list[float],
+    ) -> None:
+        """The streams behind a sub-block: of drafts, of the variants so far, and of new ones."""
         if self._read_trials is not self._trials:  # a new variant has read what the draft has
-            more = np.repeat(self._read_trials[:1], len(variants), axis=0)
+            more = np.repeat(self._read_trials[:1], len(added), axis=0)
             self._read_trials = np.concatenate([self._read_trials, more])
         self._trials = np.concatenate([np.stack(ends), moved, *(one[None] for one in added)])
-        self._variants += [((index, sub_block), variant.error) for variant in variants]
+        self._variants += [(part, error) for error in errors]
 
     def _variants_of(self, index: int, sub_block: SubBlock) -> list[_Variant]:
         kept = self._drafts[0][index]

@@ -75,10 +75,14 @@ class KeptLayer:
     ffn: KeptOfFfn | None
 
     @property
-    def with_units(self) -> tuple[str, ...]:
-        """Names of the sub-blocks that stay, and are no links and no experts."""
+    def places(self) -> dict[str, str]:
+        """What has units and stays, by its name in the source: attention, FFN or an expert."""
         kept = {"attention": self.attention, "ffn": self.ffn}
-        return tuple(n for n, one in kept.items() if isinstance(one, KeptAttention | KeptFfn))
+        places = {n: n for n, one in kept.items() if isinstance(one, KeptAttention | KeptFfn)}
+        if isinstance(self.ffn, KeptExperts):
+            for place, expert in enumerate(self.ffn.experts):
+                places[f"ffn.experts.{expert}"] = f"ffn.experts.{place}"
+        return places
 
 
 def keep_all(index: int, layer: LayerConfig) -> KeptLayer:

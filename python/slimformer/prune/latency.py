@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from slimformer.config import AttentionConfig, FfnConfig, ModelConfig
+from slimformer.config import AttentionConfig, FfnConfig, ModelConfig, RoutedFfnConfig
 from slimformer.errors import FormatError
 from slimformer.prune.budget import Budget
 
@@ -56,7 +56,8 @@ class LatencyTable:
     attention
         By the rows of q, k and v and the columns of o, in all.
     ffn
-        By neurons.
+        By neurons; of experts by the mean of theirs, since a token runs as many of them however
+        many there are.
     """
 
     fixed: float
@@ -91,11 +92,14 @@ class LatencyTable:
             attention = self.attention
         elif layer.attention is not None:
             attention = self._link(config, index, "attention")
-        if isinstance(layer.ffn, FfnConfig):
+        n_experts = 1
+        if isinstance(layer.ffn, FfnConfig | RoutedFfnConfig):
             ffn = self.ffn
         elif layer.ffn is not None:
             ffn = self._link(config, index, "ffn")
-        return LayerTime(attention, head, kv_head, ffn)
+        if isinstance(layer.ffn, RoutedFfnConfig):
+            n_experts = len(layer.ffn.experts)
+        return LayerTime(attention, head, kv_head, ffn, n_experts)
 
     def _link(self, config: ModelConfig, index: int, sub_block: str) -> Curve:
         """A link takes what as many weights of an FFN take."""
@@ -116,12 +120,13 @@ class LayerTime:
     head: int
     kv_head: int
     ffn: Curve
+    n_experts: int = 1
 
     @property
     def neuron(self) -> float:
         """Nanoseconds of a neuron, in the mean."""
         first, last = self.ffn.widths[0], self.ffn.widths[-1]
-        return (self.ffn.at(last) - self.ffn.at(first)) / (last - first)
+        return (self.ffn.at(last) - self.ffn.at(first)) / (last - first) / self.n_experts
 
     def of(
         self,
@@ -136,24 +141,33 @@ class LayerTime:
         """Nanoseconds of a layer with that many units and those sub-blocks."""
         width = heads * self.head + kv_heads * self.kv_head
         total = self.attention.at(width) if attention else 0.0
-        return round(total + (self.ffn.at(neurons) if ffn else 0.0))
+        return round(total + (self.ffn.at(neurons / max(1, experts)) if ffn else 0.0))
+
+
+def width_of(ffn: FfnConfig | RoutedFfnConfig) -> int:
+    """Neurons of an FFN; of experts the mean of theirs."""
+    n_experts = len(ffn.experts) if isinstance(ffn, RoutedFfnConfig) else 1
+    return round(ffn.n_neurons / n_experts)
 
 
 def dense_time(table: LatencyTable, config: ModelConfig) -> float:
     """Nanoseconds of a whole model by the table."""
     total = table.fixed
     for index, layer in enumerate(config.layers):
-        heads = kv_heads = neurons = 0
+        heads = kv_heads = neurons = experts = 0
         if isinstance(layer.attention, AttentionConfig):
             heads, kv_heads = layer.attention.n_heads, layer.attention.n_kv_heads
-        if isinstance(layer.ffn, FfnConfig):
+        if isinstance(layer.ffn, FfnConfig | RoutedFfnConfig):
             neurons = layer.ffn.n_neurons
+        if isinstance(layer.ffn, RoutedFfnConfig):
+            experts = len(layer.ffn.experts)
         total += table.price(config, index).of(
             heads,
             kv_heads,
             neurons,
             attention=layer.attention is not None,
             ffn=layer.ffn is not None,
+            experts=experts,
         )
     return total
 

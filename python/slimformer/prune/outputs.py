@@ -53,8 +53,12 @@ class Output:
     @property
     def stream_weight(self) -> Floats:
         """The projection in terms of the stream, but for the division, [channels, columns]."""
-        weight: Floats = self.weight * self._gains[:, None]
+        weight: Floats = self.seen(self.weight)
         return weight
+
+    def seen(self, change: Any) -> Any:
+        """A change of the weight in terms of the stream; see ``stream_weight``."""
+        return change * self._gains[:, None]
 
     def divisors(self, stream: Floats, inputs: Floats) -> Floats | float:
         """What a norm divides each token by, [..., 1], given the stream that is added to.
@@ -68,7 +72,11 @@ class Output:
 
     def after(self, stream: Floats, inputs: Floats, weight: Floats) -> Floats:
         """The stream afterwards, if the projection of these inputs has this weight."""
-        output: Floats = inputs @ weight.T + self._bias
+        return self.joined(stream, inputs @ weight.T)
+
+    def joined(self, stream: Floats, product: Floats) -> Floats:
+        """The stream afterwards, if that is what the projection makes of its inputs."""
+        output: Floats = product + self._bias
         if self._place == "stream":
             return self._norm(stream + output)
         return stream + (self._norm(output) if self._has_norm else output)

@@ -87,8 +87,7 @@ def prune(
     repair
         ``refit``: least squares towards the dense model's residual stream. ``mean``: only the
         mean output of what went is made up for. ``none``: surgery alone, and the recipe's new
-        links do nothing. Experts stay as they are; what they lose is left to the
-        attention of later layers.
+        links do nothing.
     effort
         fast, balanced or thorough: how much text the repair is fitted on.
     calibration, seed

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import RoutedFfnConfig
 from slimformer.engine import Weights
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.progress import Progress, silent
@@ -94,8 +93,7 @@ def plan(
         What a unit costs: obs, loss, activation, magnitude; for layers, attention and ffn also
         block_influence and greedy_loss, which tries each, and experts, on the model as it is cut
         already. By default greedy_loss where only layers and sub-blocks may go, else loss; but
-        activation for models with experts, which obs and loss do not rate, and obs for an encoder,
-        which makes no predictions to lose.
+        obs for an encoder, which makes no predictions to lose.
     allocation
         ``global``: wherever in the model it costs least. ``uniform``: the same share of every
         layer that is not protected. By default global for the criterion loss, whose costs may
@@ -139,7 +137,7 @@ def plan(
             f"not for what {criterion} does; leave out links, or allow no structures but "
             f"{', '.join(BLOCKS)}"
         )
-    check_criterion(criterion, wanted, checkpoint.config)
+    check_criterion(criterion, wanted)
     if criterion in PREDICTING and not checkpoint.config.causal:
         raise ConfigError(f"criterion: {criterion} is of predictions, and an encoder makes none")
     if allocation is None:
@@ -282,9 +280,10 @@ def _in_time(
     asked = speedup if speedup is not None else tokens_per_second
     if asked is None or not 0 < asked < float("inf"):
         raise BudgetError(f"{name}: expected a number above 0, found {asked}")
-    if any(isinstance(layer.ffn, RoutedFfnConfig) for layer in checkpoint.config.layers):
+    if "experts" in structures:
         raise ConfigError(
-            f"{name}: how long layers with experts take is not predicted; give keep or max_bytes"
+            f"{name}: with an expert less a token runs as many and takes as long; let others of "
+            "the structures go, such as neurons, or give keep or max_bytes"
         )
     table = latency_table(checkpoint, setting, progress=progress)
     whole = dense_time(table, checkpoint.config)

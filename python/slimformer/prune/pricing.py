@@ -70,6 +70,7 @@ def in_nats(scores: Scores, prices: Prices) -> Scores:
                 None if rated.kv_groups is None else rated.kv_groups * attention,
                 None if rated.heads is None else rated.heads * attention,
                 None if rated.neurons is None else rated.neurons * ffn,
+                None if rated.experts is None else rated.experts * ffn,
             )
         )
     return tuple(priced)
@@ -173,6 +174,6 @@ def _sub_blocks(structures: tuple[Structure, ...]) -> frozenset[SubBlock]:
     """The sub-blocks that lose something when these structures go."""
     owners: dict[SubBlock, tuple[Structure, ...]] = {
         "attention": ("layers", "attention", "kv_groups", "heads"),
-        "ffn": ("layers", "ffn", "neurons"),
+        "ffn": ("layers", "ffn", "experts", "neurons"),
     }
     return frozenset(one for one in SUB_BLOCKS if set(owners[one]) & set(structures))

@@ -137,7 +137,7 @@ class Recipe:
             layers.append(compose(self.layers[second.source], second, where))
         zeros = other.zeros
         if zeros is None and self.zeros is not None:
-            zeros = self.zeros.in_layers([(one.source, one.with_units) for one in other.layers])
+            zeros = self.zeros.in_layers([(one.source, one.places) for one in other.layers])
         whole: dict[str, Any] = {
             what: _pick_all(getattr(self, what), getattr(other, what), f"recipe: {what}")
             for what in _OF_THE_MODEL

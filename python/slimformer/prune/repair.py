@@ -23,10 +23,11 @@ from slimformer.config import LinkConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Moments
 from slimformer.progress import Progress, silent
 from slimformer.prune.evidence import EvidenceSums, check_evidence, check_finite, gather
+from slimformer.prune.expert_repair import compensate_experts, refit_experts
 from slimformer.prune.journal import Journal
 from slimformer.prune.links import fit_link, link_inputs
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
-from slimformer.prune.recipe import NewLink, Recipe, keep_all
+from slimformer.prune.recipe import KeptExperts, NewLink, Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, mean_compensation
 from slimformer.prune.stream import (
     TAPS,
@@ -70,7 +71,7 @@ def repair(
     threads: int = 0,
     progress: Progress = silent,
 ) -> Checkpoint:
-    """New weights for every output- and down-projection of ``pruned``, but for those of experts.
+    """New weights for every output- and down-projection of ``pruned``.
 
     ``refit`` solves for the dense model's residual stream, see above. ``mean`` folds the mean
     output of the removed units into the kept columns and looks at no target.
@@ -172,8 +173,10 @@ class _Repair:
             wanted = between if sub_block == "attention" and layer.ffn is not None else goal
             if isinstance(getattr(self.recipe.layers[index], sub_block), NewLink):
                 self._fit_link(source, index, sub_block, wanted)
-            elif isinstance(part, (LinkConfig, RoutedFfnConfig)):
-                self._pass(index, sub_block)
+            elif isinstance(part, LinkConfig):
+                self._pass(self.pruned, index, sub_block)
+            elif isinstance(part, RoutedFfnConfig):
+                self._experts(source, index, wanted, method)
             elif part is not None and method == "refit":
                 self._refit(source, index, sub_block, wanted)
             elif part is not None:
@@ -235,15 +238,13 @@ class _Repair:
         check_evidence(f"{prefix}link", *itertools.chain(*parts))
         link, without = fit_link(list(zip(*parts, strict=True)), getattr(shapes, sub_block))
         for name, values in link.items():
-            stored = DTYPES[self.pruned.tensors[prefix + name].dtype]
-            self._found[prefix + name] = values.astype(stored)
-            self.weights[prefix + name] = Tensor.of(self._found[prefix + name])
+            self._store(prefix + name, values)
         for rows, unseen in zip(self.parts, without, strict=True):
             self.stream[rows] += inputs[rows] @ unseen.T.astype(np.float32)
 
-    def _pass(self, index: int, sub_block: SubBlock) -> None:
-        """Move the pruned stream on as it is: of links and experts nothing is refitted."""
-        engine = self._engine(self.pruned, index, sub_block)
+    def _pass(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> None:
+        """Move the pruned stream on through a sub-block as it is."""
+        engine = self._engine(checkpoint, index, sub_block)
         for rows, after, _ in chunks(engine, self.read):
             self.stream[rows] = grown(self.stream[rows], self.read[rows], after)
 
@@ -314,6 +315,40 @@ class _Repair:
         without = (new,) * len(self.parts)
         self._finish(name, new, without, inputs[..., kept], output)
 
+    def _experts(
+        self, source: int, index: int, wanted: Hidden, method: Literal["refit", "mean"]
+    ) -> None:
+        """Repair the experts of a layer, and move the pruned stream on."""
+        dense = self._engine(self.dense, source, "ffn")
+        if method == "refit":
+            self.stream[:] = refit_experts(
+                dense,
+                self._engine(self.pruned, index, "ffn"),
+                self.pruned,
+                index,
+                (self.stream, self.read, wanted),
+                self.parts,
+                FIRST_DAMPINGS,
+                self._store,
+                products=self._products,
+                threads=self.threads,
+            )
+            return
+        kept = self.recipe.layers[index].ffn
+        assert isinstance(kept, KeptExperts)
+        found = compensate_experts(dense, self.dense, source, kept, self.read, threads=self.threads)
+        for place, weight in found.items():
+            self._store(f"layers.{index}.ffn.experts.{place}.down.weight", weight)
+        repaired = dataclasses.replace(self.pruned, tensors={**self.pruned.tensors, **self.weights})
+        self._pass(repaired, index, "ffn")
+
+    def _store(self, name: str, weight: Array) -> npt.DTypeLike:
+        """Keep a new weight as the checkpoint will store it; the type."""
+        stored = DTYPES[self.pruned.tensors[name].dtype]
+        self._found[name] = weight.astype(stored)
+        self.weights[name] = Tensor.of(self._found[name])
+        return stored
+
     def _finish(
         self,
         name: str,
@@ -326,9 +361,7 @@ class _Repair:
 
         Each part of the text moves with the weight that was found ``without`` it.
         """
-        stored = DTYPES[self.pruned.tensors[f"{name}.weight"].dtype]
-        self._found[f"{name}.weight"] = weight.astype(stored)
-        self.weights[f"{name}.weight"] = Tensor.of(self._found[f"{name}.weight"])
+        stored = self._store(f"{name}.weight", weight)
         for rows, unseen in zip(self.parts, without, strict=True):
             rounded = unseen.astype(stored).astype(np.float32)
             self.stream[rows] = output.after(self.stream[rows], inputs[rows], rounded)

@@ -18,12 +18,13 @@ from typing import Literal, get_args
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.checkpoint.fields import read_json
 from slimformer.checkpoint.pulling import cache_folder
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Weights
 from slimformer.errors import ConfigError, SlimformerError
 from slimformer.progress import Progress, silent
 from slimformer.prune.allocate import PANEL
-from slimformer.prune.latency import Curve, LatencyTable
+from slimformer.prune.kept import KeptExperts, KeptOfFfn
+from slimformer.prune.latency import Curve, LatencyTable, width_of
 from slimformer.prune.recipe import KeptFfn, Recipe, keep_all, keep_heads
 from slimformer.prune.surgery import apply
 from slimformer.stopwatch import SHORT_PROMPT, time_sequence
@@ -116,7 +117,7 @@ def latency_table(
 
 
 def _measure(stack: _Stack, setting: Setting, progress: Progress) -> LatencyTable:
-    groups, neurons = stack.attention.n_kv_heads, stack.ffn.n_neurons
+    groups, neurons = stack.attention.n_kv_heads, width_of(stack.ffn)
     fewer_groups = sorted({max(1, int(groups * cut)) for cut in CUTS} - {groups})
     fewer_neurons = sorted({-(-int(neurons * cut) // PANEL) * PANEL for cut in CUTS})
     fewer_neurons = [count for count in fewer_neurons if 0 < count < neurons]
@@ -160,25 +161,30 @@ class _Stack:
     attention_of: int
     ffn_of: int
     attention: AttentionConfig
-    ffn: FfnConfig
+    ffn: FfnConfig | RoutedFfnConfig
     copies: int
 
     @staticmethod
     def of(checkpoint: Checkpoint) -> _Stack:
         config = checkpoint.config
-        attentions, ffns = {}, {}
+        attentions: dict[int, AttentionConfig] = {}
+        ffns: dict[int, FfnConfig | RoutedFfnConfig] = {}
         for index, layer in enumerate(config.layers):
             if isinstance(layer.attention, AttentionConfig):
                 attentions[index] = layer.attention
-            if isinstance(layer.ffn, FfnConfig):
+            if isinstance(layer.ffn, FfnConfig | RoutedFfnConfig):
                 ffns[index] = layer.ffn
         if not attentions or not ffns:
             raise ConfigError(
                 f"{checkpoint.name}: a budget of time needs attention heads and neurons, found "
                 f"{'no heads' if not attentions else 'no neurons'}"
             )
+        if len(set(map(type, ffns.values()))) > 1:
+            raise ConfigError(
+                f"{checkpoint.name}: a budget of time needs experts in all of its FFNs or in none"
+            )
         attention_of = max(attentions, key=lambda index: attentions[index].n_heads)
-        ffn_of = max(ffns, key=lambda index: ffns[index].n_neurons)
+        ffn_of = max(ffns, key=lambda index: width_of(ffns[index]))
         attention, ffn = attentions[attention_of], ffns[ffn_of]
         one = dataclasses.replace(config, layers=(LayerConfig(attention, ffn),))
         layer_bytes = 2 * one.non_embedding_parameters()
@@ -191,7 +197,10 @@ class _Stack:
         return (heads + groups) * (self.attention.head_dim + self.attention.value_dim)
 
     def model(self, groups: int, neurons: int) -> Checkpoint:
-        """The stack with the first KV groups and neurons of each layer; 0 is no sub-block."""
+        """The stack with the first KV groups and neurons of each layer; 0 is no sub-block.
+
+        Of experts each keeps so many neurons.
+        """
         layers = []
         for index in sorted({self.attention_of, self.ffn_of}):
             kept = keep_all(index, self.checkpoint.config.layers[index])
@@ -200,8 +209,7 @@ class _Stack:
                 heads = tuple(head for head, kv in enumerate(reads) if kv < groups)
                 kept = dataclasses.replace(kept, attention=keep_heads(self.attention, heads))
             if index == self.ffn_of:
-                ffn = KeptFfn(tuple(range(neurons))) if neurons else None
-                kept = dataclasses.replace(kept, ffn=ffn)
+                kept = dataclasses.replace(kept, ffn=_first_neurons(kept.ffn, neurons))
             layers.append(kept)
         recipe = Recipe(self.checkpoint.name, self.checkpoint.fingerprint, tuple(layers))
         cut = apply(self.checkpoint, recipe)
@@ -219,6 +227,15 @@ class _Stack:
                 source = f"layers.{at}.{sub_block}.{rest}"
             tensors[name] = cut.tensors[source]
         return Checkpoint(f"{cut.name}, stacked", config, tensors)
+
+
+def _first_neurons(ffn: KeptOfFfn | None, neurons: int) -> KeptOfFfn | None:
+    """What is left with the first neurons alone, of each expert where there are any."""
+    if not neurons:
+        return None
+    if isinstance(ffn, KeptExperts):
+        return KeptExperts(ffn.experts, tuple(own[:neurons] for own in ffn.neurons))
+    return KeptFfn(tuple(range(neurons)))
 
 
 def _key(stack: _Stack, setting: Setting) -> str:

@@ -52,8 +52,10 @@ def by_gguf_architecture(architecture: str, where: str, *, experts: bool = False
 def writers_of_gguf(family: Family) -> tuple[Family, ...]:
     """The families in whose words GGUF may say a model of this one: its own, and Llama's.
 
-    A shape that Llama can say is a Llama's, whatever family it was of.
+    A shape that Llama can say is a Llama's, whatever family it was of; encoders are BERTs.
     """
+    if not family.description.blocks.causal:
+        return (BERT,)
     own = (family,) if family.gguf_architecture is not None and family != LLAMA else ()
     return (*own, LLAMA, *RAGGED_GGUF)
 

@@ -34,18 +34,30 @@ _NEUTRAL = {
 }
 
 _NAMES = named(
-    ("embedding", "embeddings.word_embeddings", None),
-    ("positions", "embeddings.position_embeddings", None),
-    ("token_types", "embeddings.token_type_embeddings", None),
-    ("embedding_norm", "embeddings.LayerNorm", None),
-    ("layers.{i}.attention.q", "encoder.layer.{i}.attention.self.query", None),
-    ("layers.{i}.attention.k", "encoder.layer.{i}.attention.self.key", None),
-    ("layers.{i}.attention.v", "encoder.layer.{i}.attention.self.value", None),
-    ("layers.{i}.attention.o", "encoder.layer.{i}.attention.output.dense", None),
-    ("layers.{i}.attention.post_norm", "encoder.layer.{i}.attention.output.LayerNorm", None),
-    ("layers.{i}.ffn.up", "encoder.layer.{i}.intermediate.dense", None),
-    ("layers.{i}.ffn.down", "encoder.layer.{i}.output.dense", None),
-    ("layers.{i}.ffn.post_norm", "encoder.layer.{i}.output.LayerNorm", None),
+    ("embedding", "embeddings.word_embeddings", "token_embd"),
+    ("positions", "embeddings.position_embeddings", "position_embd"),
+    ("token_types", "embeddings.token_type_embeddings", "token_types"),
+    ("embedding_norm", "embeddings.LayerNorm", "token_embd_norm"),
+    ("layers.{i}.attention.q", "encoder.layer.{i}.attention.self.query", "blk.{i}.attn_q"),
+    ("layers.{i}.attention.k", "encoder.layer.{i}.attention.self.key", "blk.{i}.attn_k"),
+    ("layers.{i}.attention.v", "encoder.layer.{i}.attention.self.value", "blk.{i}.attn_v"),
+    (
+        "layers.{i}.attention.o",
+        "encoder.layer.{i}.attention.output.dense",
+        "blk.{i}.attn_output",
+    ),
+    (
+        "layers.{i}.attention.post_norm",
+        "encoder.layer.{i}.attention.output.LayerNorm",
+        "blk.{i}.attn_output_norm",
+    ),
+    ("layers.{i}.ffn.up", "encoder.layer.{i}.intermediate.dense", "blk.{i}.ffn_up"),
+    ("layers.{i}.ffn.down", "encoder.layer.{i}.output.dense", "blk.{i}.ffn_down"),
+    (
+        "layers.{i}.ffn.post_norm",
+        "encoder.layer.{i}.output.LayerNorm",
+        "blk.{i}.layer_output_norm",
+    ),
 )
 
 _NOT_RUN = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
@@ -55,7 +67,8 @@ BERT = Family(
     name="bert",
     huggingface_type="bert",
     huggingface_class="BertModel",
-    gguf_architecture=None,
+    gguf_architecture="bert",
+    gguf_lacks=frozenset(("width",)),
     names=_NAMES,
     buffers=_NOT_RUN,
     description=Description(_KEYS, _BLOCKS, _NEUTRAL),
@@ -65,7 +78,7 @@ ROBERTA = Family(
     name="roberta",
     huggingface_type="roberta",
     huggingface_class="RobertaModel",
-    gguf_architecture=None,
+    gguf_architecture=None,  # its files say bert
     names=_NAMES,
     buffers=_NOT_RUN,
     description=Description(
@@ -80,7 +93,7 @@ DISTILBERT = Family(
     name="distilbert",
     huggingface_type="distilbert",
     huggingface_class="DistilBertModel",
-    gguf_architecture=None,
+    gguf_architecture=None,  # its files say bert
     names=named(
         ("embedding", "embeddings.word_embeddings", None),
         ("positions", "embeddings.position_embeddings", None),

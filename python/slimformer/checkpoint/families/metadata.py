@@ -42,7 +42,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "use_parallel_residual": (False,),
-    "attention.causal": (True,),
     "attention.sliding_window": (0,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
@@ -58,6 +57,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Settings that change the computation, with the values that leave it alone, for every family
 that does not read them."""
 
+CAUSAL, POOLING = "attention.causal", "pooling_type"
+
 _READ = frozenset(
     (
         *("vocab_size", "context_length", "embedding_length", "block_count"),
@@ -67,7 +68,7 @@ _READ = frozenset(
         *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
         *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type"),
         *("rope.scaling.factor", "rope.scaling.original_context_length"),
-        "rope.scaling.finetuned",
+        *("rope.scaling.finetuned", CAUSAL, POOLING),
         *(f"rope.{key}" for key in (ATTENTION_FACTOR, BETA_FAST, BETA_SLOW)),
     )
 )
@@ -136,6 +137,9 @@ def read_metadata(
         position_offset=blocks.position_offset,
         logit_soft_cap=settings.cap(description.keys.logit_cap, LOGIT_CAP),
         causal=blocks.causal,
+        token_types=_token_types(file, blocks),
+        embedding_norm=blocks.embedding_norm,
+        final_norm=blocks.final_norm,
     )
 
 
@@ -157,6 +161,9 @@ class _Settings:
     description: Description
 
     def __post_init__(self) -> None:
+        causal = self.description.blocks.causal
+        if self.metadata.boolean(self.key(CAUSAL), True) != causal:
+            self.metadata.fail(self.key(CAUSAL), str(causal).lower(), str(not causal).lower())
         read = _READ | self._read_by_family()
         for key in self.metadata:
             prefix, _, setting = key.partition(".")
@@ -228,6 +235,12 @@ def _ffn(
         )
     bias = _bias(file, blocks.ffn_bias, f"{prefix}.ffn_down")
     return FfnConfig(neurons, bias, blocks.norm_place, activation, blocks.gated)
+
+
+def _token_types(file: GgufFile, blocks: Blocks) -> int:
+    """Rows of the table of token types, which not every encoder has."""
+    table = file.tensors.get("token_types.weight") if blocks.token_types else None
+    return 0 if table is None else table.shape[0]
 
 
 def _bias(file: GgufFile, source: bool | str, *names: str) -> bool:

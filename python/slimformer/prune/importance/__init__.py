@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import ModelConfig, RoutedFfnConfig
+from slimformer.config import ModelConfig
 from slimformer.errors import ConfigError
 from slimformer.progress import Progress, silent
 from slimformer.prune.budget import Budget
@@ -53,25 +53,14 @@ _STREAMED: dict[str, tuple[_Score, Literal["none", "norms", "grams"]]] = {
 ``obs``; ``slimformer.prune.pricing`` makes nats of its errors."""
 
 
-_OF_ATTENTION: frozenset[Structure] = frozenset(("attention", "kv_groups", "heads"))
-
-_BY_GRAMS = tuple(name for name, (_, inputs) in _STREAMED.items() if inputs == "grams")
-
-
 def default_criterion(config: ModelConfig, structures: tuple[Structure, ...]) -> Criterion:
     """The criterion where nothing is said: the one that is best at these structures of a model."""
-    if _has_experts(config) and not set(structures) <= set(BLOCKS):
-        return "activation"
     of_blocks: Criterion = "greedy_loss" if set(structures) <= set(BLOCKS) else "loss"
     return of_blocks if config.causal else "obs"
 
 
-def _has_experts(config: ModelConfig) -> bool:
-    return any(isinstance(layer.ffn, RoutedFfnConfig) for layer in config.layers)
-
-
-def check_criterion(criterion: str, structures: tuple[Structure, ...], config: ModelConfig) -> None:
-    """Raise ConfigError unless the criterion exists and rates all these structures of the model."""
+def check_criterion(criterion: str, structures: tuple[Structure, ...]) -> None:
+    """Raise ConfigError unless the criterion exists and rates all these structures."""
     if criterion not in RATES:
         raise ConfigError(f"criterion: expected one of {', '.join(CRITERIA)}, found {criterion!r}")
     if not set(structures) <= set(RATES[criterion]):
@@ -79,11 +68,6 @@ def check_criterion(criterion: str, structures: tuple[Structure, ...], config: M
         raise ConfigError(
             f"criterion {criterion} rates {', '.join(RATES[criterion])}; for "
             f"{', '.join(structures)} use {' or '.join(able)}"
-        )
-    if criterion in _BY_GRAMS and not set(structures) <= _OF_ATTENTION and _has_experts(config):
-        raise ConfigError(
-            f"criterion {criterion} needs the correlations of all neurons of a layer, and experts "
-            "have too many; use activation, magnitude or greedy_loss"
         )
 
 

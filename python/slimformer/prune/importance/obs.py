@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import Checkpoint
-from slimformer.config import AttentionConfig, FfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
+from slimformer.engine import Moments
+from slimformer.prune.expert_rows import ExpertRows
 from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.importance.statistics import Inputs, LayerStatistics
 from slimformer.prune.outputs import Output
@@ -34,11 +36,13 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
 
     Units are removed one by one (neurons some at a time), cheapest first, each time compensated by
     least squares on what stays; a unit's score is the error it adds when its turn comes, as a
-    share of the energy of the residual stream. Sub-blocks, which nothing compensates, are
-    rated by what they add to the stream.
+    share of the energy of the residual stream. Neurons of an expert are compensated by others of
+    that expert, on the tokens that run it. Sub-blocks and experts are rated by what they add to
+    the stream: nothing compensates those, and what other experts do for one is seen by a repair
+    only.
     """
     layer = checkpoint.config.layers[index]
-    heads = groups = neurons = None
+    heads = groups = neurons = experts = None
     if isinstance(layer.attention, AttentionConfig):
         weight = Output(checkpoint, index, "attention").stream_weight
         columns = np.arange(weight.shape[1]).reshape(layer.attention.n_heads, -1)
@@ -50,6 +54,10 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         weight = Output(checkpoint, index, "ffn").stream_weight
         units = list(np.arange(layer.ffn.n_neurons)[:, None])
         neurons = _eliminate(statistics.neurons, weight, units, 2 * ROUNDS)
+    if isinstance(layer.ffn, RoutedFfnConfig):
+        assert statistics.experts is not None
+        experts = statistics.experts.mean_square
+        neurons = _neurons_of_experts(checkpoint, index, layer.ffn, statistics.expert_rows)
     return LayerScores(
         statistics.layer.relative,
         statistics.attention.relative,
@@ -57,7 +65,26 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         groups,
         heads,
         neurons,
+        experts,
     )
+
+
+def _neurons_of_experts(
+    checkpoint: Checkpoint, index: int, ffn: RoutedFfnConfig, rows: ExpertRows | None
+) -> Array:
+    """Error that each neuron of each expert adds, a mean over all tokens, [neurons of all]."""
+    assert rows is not None
+    weight = Output(checkpoint, index, "ffn").stream_weight
+    ends = np.cumsum(ffn.experts)
+    found = []
+    for expert, (end, width) in enumerate(zip(ends, ffn.experts, strict=True)):
+        moments = Moments(width, gram=True)
+        moments.update(rows.of(expert)[1])
+        gram = moments.gram / max(1, rows.count)
+        inputs = Inputs(np.diagonal(gram), gram)
+        units = list(np.arange(width)[:, None])
+        found.append(_eliminate(inputs, weight[:, end - width : end], units, 2 * ROUNDS))
+    return np.concatenate(found)
 
 
 def _eliminate(

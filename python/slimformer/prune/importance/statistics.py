@@ -13,6 +13,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.engine import Moments
 from slimformer.progress import Progress, silent
+from slimformer.prune.expert_rows import ExpertRows
 from slimformer.prune.outputs import Output
 from slimformer.prune.stream import Hidden, chunks, inverse_lengths, layer_engine
 
@@ -55,6 +56,7 @@ class LayerStatistics:
     heads: Inputs | None  # inputs of the output-projection
     neurons: Inputs | None  # inputs of the down-projection, or of the experts', weighted
     experts: Inputs | None  # lengths of what experts add
+    expert_rows: ExpertRows | None  # what each expert's down-projection reads; with Gram matrices
 
 
 def layer_statistics(
@@ -70,8 +72,8 @@ def layer_statistics(
 
     ``hidden`` is the stream [windows, tokens, channels] that enters that layer; whenever a layer
     is done it is the one that leaves it. ``inputs`` says how much to learn of the projections'
-    inputs: nothing, the mean squares or the Gram matrices too; of experts, which have too many
-    for that, the mean squares.
+    inputs: nothing, the mean squares or the Gram matrices too. All neurons of a layer's experts
+    would have too large a one: for each expert its own is made when it is asked for, of its rows.
     """
     n_layers = len(checkpoint.config.layers)
     for index in range(first, n_layers):
@@ -93,12 +95,14 @@ def _pass_layer(
     moments: dict[str, Moments] = {}
     outputs: dict[str, Output] = {}
     gram = inputs == "grams"
+    expert_rows = None
     if inputs != "none" and isinstance(layer.attention, AttentionConfig):
         width = layer.attention.n_heads * layer.attention.value_dim
         moments["attention_heads"] = Moments(width, gram=gram, threads=threads)
         outputs["attention_heads"] = Output(checkpoint, index, "attention")
     if inputs != "none" and isinstance(layer.ffn, RoutedFfnConfig):
         moments["ffn_experts"] = Moments(len(layer.ffn.experts), gram=False, threads=threads)
+        expert_rows = ExpertRows(layer.ffn) if gram else None
     if inputs != "none" and isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig)):
         ffn_gram = gram and isinstance(layer.ffn, FfnConfig)
         moments["ffn_neurons"] = Moments(layer.ffn.n_neurons, gram=ffn_gram, threads=threads)
@@ -118,6 +122,8 @@ def _pass_layer(
             divisors = outputs[read].divisors(entered, captured[read])
             scaled = captured[tap] * (inverse_lengths(stream) / divisors)
             accumulated.update(scaled.reshape(-1, scaled.shape[-1]))
+            if tap == "ffn_neurons" and expert_rows is not None:
+                expert_rows.add(scaled)
         hidden[rows] = after
     return LayerStatistics(
         changes[0].mean(),
@@ -126,6 +132,7 @@ def _pass_layer(
         _inputs(moments.get("attention_heads"), gram),
         _inputs(moments.get("ffn_neurons"), gram and isinstance(layer.ffn, FfnConfig)),
         _inputs(moments.get("ffn_experts"), gram=False),
+        expert_rows,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 from slimformer.config import ModelConfig
@@ -65,25 +65,25 @@ class Zeros:
         zeros = sum(self.shares.get(name, 0.0) * size for name, size in sizes.items())
         return zeros / max(1, sum(sizes.values()))
 
-    def in_layers(self, kept: Sequence[tuple[int, Collection[str]]]) -> Zeros:
-        """The same zeros in what stays, under new numbers of layers.
+    def in_layers(self, kept: Sequence[tuple[int, Mapping[str, str]]]) -> Zeros:
+        """The same zeros in what stays, under new numbers of layers and experts.
 
-        ``kept``: for each layer that stays its number, and which of its sub-blocks.
+        ``kept``: for each layer that stays its number, and the old and the new names of its
+        sub-blocks, or of its experts.
         """
         position = {
-            f"{source}.{sub_block}": index
-            for index, (source, sub_blocks) in enumerate(kept)
-            for sub_block in sub_blocks
+            f"layers.{source}.{old}": f"layers.{index}.{new}"
+            for index, (source, places) in enumerate(kept)
+            for old, new in places.items()
         }
         shares = {}
         for name, share in self.shares.items():
             if layer_of(name) is None:
                 shares[name] = share
                 continue
-            _, layer, sub_block, part = name.split(".", 3)
-            if f"{layer}.{sub_block}" in position:
-                new = position[f"{layer}.{sub_block}"]
-                shares[f"layers.{new}.{sub_block}.{part}"] = share
+            owner, *part = name.rsplit(".", 2)
+            if owner in position:
+                shares[".".join((position[owner], *part))] = share
         return dataclasses.replace(self, shares=shares)
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ layers before have left.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,10 @@ import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
 from slimformer.config import AttentionConfig, FfnConfig, LinkConfig, RoutedFfnConfig
-from slimformer.engine import Engine
-from slimformer.errors import ConfigError
+from slimformer.engine import Engine, Moments
 from slimformer.progress import Progress, silent
 from slimformer.prune.evidence import EvidenceSums, check_evidence
+from slimformer.prune.expert_refit import ExpertEvidence, Fit
 from slimformer.prune.journal import Journal
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock, normed
 from slimformer.prune.refit import DAMPINGS, Evidence, choose
@@ -82,16 +83,9 @@ def fill(
 
     Raises
     ------
-    ConfigError
-        The model has experts.
     DataError
         Activations on the text that are not finite.
     """
-    if any(isinstance(layer.ffn, RoutedFfnConfig) for layer in checkpoint.config.layers):
-        raise ConfigError(
-            f"{checkpoint.name}: what experts read is not measured here; their matrices get zeros "
-            "by magnitude alone, all the same share, without repair"
-        )
     walk = _Walk(checkpoint, zeros, windows, refit, threads)
     n_layers = len(checkpoint.config.layers)
     first = walk.resume(journal)
@@ -191,6 +185,9 @@ class _Walk:
             entering, wanted = streams[sub_block]
             if isinstance(part, LinkConfig):
                 self._pass(index, sub_block, read)
+            elif isinstance(part, RoutedFfnConfig):
+                self._enter_experts(index, part, read, entering)
+                self._leave_experts(index, part, read, wanted)
             elif part is not None:
                 self._enter(index, sub_block, part, read, entering)
                 self._leave(index, sub_block, read, wanted)
@@ -213,6 +210,15 @@ class _Walk:
         matrices = [name for name in matrices if self._zeros.shares.get(name)]
         if not matrices:
             return
+        change, gram = self._entry(index, sub_block, read, entering)
+        inputs = Inputs(gram)
+        for name in matrices:
+            self._solve(name, self._entering_as_before(name, change), inputs)
+
+    def _entry(
+        self, index: int, sub_block: SubBlock, read: Hidden, entering: Hidden
+    ) -> tuple[Array, Array]:
+        """What gives the drift of a sub-block's input from the input; its second moments."""
         parts = []
         for some in self._parts:
             sums = self._sums(read.shape[-1], read.shape[-1])
@@ -221,13 +227,73 @@ class _Walk:
                 inputs = self._normed(index, sub_block, read[rows])
                 sums.add(inputs, (self._normed(index, sub_block, entering[rows]) - inputs,))
             parts += sums.evidence()
-        check_evidence(matrices[0], *parts)
-        # What gives the drift from the input serves whatever matrix reads them.
+        check_evidence(f"layers.{index}.{sub_block}", *parts)
         change = self._change(parts, 2 * SUB_BLOCKS.index(sub_block))
-        inputs_of_all = Inputs(parts[0].gram + parts[1].gram)
-        for name in matrices:
-            weight = self._checkpoint.read_f32(name)
-            self._solve(name, weight + weight @ change, inputs_of_all)
+        return change, parts[0].gram + parts[1].gram
+
+    def _entering_as_before(self, name: str, change: Array) -> Array:
+        """A matrix that gives of the sparse stream what it gave of the other one."""
+        weight = self._checkpoint.read_f32(name).astype(np.float64)
+        return weight + weight @ change
+
+    def _enter_experts(
+        self, index: int, ffn: RoutedFfnConfig, read: Hidden, entering: Hidden
+    ) -> None:
+        """The matrices that make the neurons of experts; each reads the tokens that run it."""
+        prefix = f"layers.{index}.ffn"
+        matrices = {
+            expert: [f"{prefix}.experts.{expert}.{part}.weight" for part in one.neuron_parts]
+            for expert, one in enumerate(map(ffn.expert, range(len(ffn.experts))))
+        }
+        if not any(map(self._zeros.shares.get, itertools.chain(*matrices.values()))):
+            return
+        change, gram_of_all = self._entry(index, "ffn", read, entering)
+        tap = "ffn_experts"
+        flow = chunks(self._engine(index, "ffn"), read, capture=[tap])
+        runs = np.concatenate([captured[tap] > 0 for _, _, captured in flow])
+        for expert, names in matrices.items():
+            own = self._normed(index, "ffn", read[runs[..., expert]])
+            moments = Moments(own.shape[-1], products=self._products, threads=self._threads)
+            moments.update(own)
+            inputs = Inputs(moments.gram if len(own) else gram_of_all)
+            for name in names:
+                if self._zeros.shares.get(name):
+                    self._solve(name, self._entering_as_before(name, change), inputs)
+
+    def _leave_experts(
+        self, index: int, ffn: RoutedFfnConfig, read: Hidden, wanted: Hidden
+    ) -> None:
+        """The projections of experts, one after the other; the sparse stream moves on."""
+        prefix = f"layers.{index}.ffn"
+        output = Output(self._checkpoint, index, "ffn")
+        engine = self._engine(index, "ffn")
+        evidence = ExpertEvidence.gather(None, engine, ffn, output, self._stream, read, wanted)
+        weights = []
+
+        def solve(expert: int, wishes: list[list[Evidence]]) -> list[Fit]:
+            (parts,) = wishes
+            name = f"{prefix}.experts.{expert}.down.weight"
+            old = new = self._checkpoint.read_f32(name)
+            if self._zeros.shares.get(name):
+                gram = parts[0].gram + parts[1].gram
+                inputs = Inputs(gram if gram.any() else np.eye(len(gram)))
+                new = self._solve(name, old + output.change(self._change(parts, 3)), inputs)
+            weights.append([new])
+            change = output.seen((new - old).astype(np.float64))
+            return [(change, (change, change))]
+
+        length = read.shape[1]
+        parts = [slice(part.start * length, part.stop * length) for part in self._parts]
+        evidence.fit(
+            prefix,
+            len(ffn.experts),
+            parts,
+            solve,
+            products=self._products,
+            threads=self._threads,
+        )
+        added = evidence.output((slice(0, evidence.rows.count),), weights)
+        self._stream[:] = output.joined(self._stream, added.reshape(self._stream.shape))
 
     def _leave(self, index: int, sub_block: SubBlock, read: Hidden, wanted: Hidden) -> None:
         """The projection of a sub-block; the sparse stream moves on behind it."""

@@ -1,0 +1,60 @@
+"""WordPiece vocabularies as GGUF keeps them: what begins a word is marked, not what goes on.
+
+llama.cpp cuts such text as uncased BERT does, in lower case and without accents; only tokenizers
+that do so are written, and what is read is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MODEL = "bert"
+"""What ``tokenizer.ggml.model`` calls it."""
+
+CONTINUED = "##"
+_BEGINS = "\u2581"
+
+NORMALIZER: Mapping[str, Any] = {
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,
+    "lowercase": True,
+}
+PRE_TOKENIZER: Mapping[str, Any] = {"type": "BertPreTokenizer"}
+
+
+def body(tokens: Sequence[str], unknown: str | None) -> dict[str, Any]:
+    """The parts of ``tokenizer.json`` that cut a text; ``tokens`` are those of the file."""
+    return {
+        "normalizer": NORMALIZER,
+        "pre_tokenizer": PRE_TOKENIZER,
+        "decoder": {"type": "WordPiece", "prefix": CONTINUED, "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": unknown or "[UNK]",
+            "continuing_subword_prefix": CONTINUED,
+            "max_input_chars_per_word": 100,
+            "vocab": {as_read(token): index for index, token in enumerate(tokens)},
+        },
+    }
+
+
+def as_read(token: str) -> str:
+    """A token of a file as ``tokenizer.json`` writes it."""
+    if _is_named(token):
+        return token
+    return token.removeprefix(_BEGINS) if token.startswith(_BEGINS) else CONTINUED + token
+
+
+def as_written(token: str) -> str:
+    """A token of ``tokenizer.json`` as a file writes it."""
+    if _is_named(token):
+        return token
+    return token.removeprefix(CONTINUED) if token.startswith(CONTINUED) else _BEGINS + token
+
+
+def _is_named(token: str) -> bool:
+    """Whether it is a special token, or a place for one, and no text: ``[SEP]``, say."""
+    return len(token) > 2 and token.startswith("[") and token.endswith("]")

@@ -25,6 +25,7 @@ from slimformer.cli.options import (
     parse_size,
 )
 from slimformer.cli.prune_choices import Dtype, Effort, Mix, Phase, Repair, Sharing, Zeros
+from slimformer.cli.prune_nested import NestedOption, parse_widths, prune_nested
 from slimformer.cli.prune_outcome import save_outline, tell
 from slimformer.cli.prune_whole import (
     ChannelsOption,
@@ -63,6 +64,7 @@ def prune(
             rich_help_panel=BUDGET,
         ),
     ] = None,
+    nested: NestedOption = None,
     max_bytes: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Such as 180MB.", rich_help_panel=BUDGET),
@@ -285,6 +287,37 @@ def prune(
         "protect": parse_protected(protect),
     }
 
+    state = output.with_name(f".{output.name}.slimformer-unfinished")
+    if nested is not None:
+        if sum(choices) != 1 or filling or whole.asked or links or mix is not None:
+            raise typer.BadParameter(
+                "--nested goes with --keep, and with no other budget, lists, zeros, links, tokens "
+                "or channels"
+            )
+        method: dict[str, Any] = {
+            "structures": parse_names(structures),
+            "criterion": criterion,
+            "allocation": allocation,
+            "protect": parse_protected(protect),
+        }
+        prune_nested(
+            model,
+            output,
+            keep,
+            parse_widths(nested),
+            repair=repair.value,
+            effort=effort.value,
+            calibration=calibration,
+            dtype=dtype.value,
+            state=state,
+            seed=seed,
+            threads=threads,
+            json=json,
+            **{name: value for name, value in method.items() if value is not None},
+        )
+        shutil.rmtree(state, ignore_errors=True)
+        return
+
     from slimformer.checkpoint import check_output
 
     check_output(output)
@@ -305,7 +338,6 @@ def prune(
     from slimformer.prune import Recipe, Setting, load_calibration
     from slimformer.prune import prune as make
 
-    state = output.with_name(f".{output.name}.slimformer-unfinished")
     texts = load_calibration(calibration) if calibration else None
     with progress_display() as progress:
         reading: dict[str, Any] = {

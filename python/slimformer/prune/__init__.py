@@ -5,6 +5,7 @@ from __future__ import annotations
 from slimformer.prune.calibrate import load_calibration
 from slimformer.prune.channels import plan_channels, rotate
 from slimformer.prune.masks import to_mask
+from slimformer.prune.nesting import nest, prune_nested
 from slimformer.prune.pipeline import Profile, explicit, profile, prune
 from slimformer.prune.planning import plan
 from slimformer.prune.recipe import Recipe
@@ -21,10 +22,12 @@ __all__ = [
     "cut_to_text",
     "explicit",
     "load_calibration",
+    "nest",
     "plan",
     "plan_channels",
     "profile",
     "prune",
+    "prune_nested",
     "rotate",
     "sample_calibration",
     "to_mask",

@@ -1,4 +1,7 @@
-"""What a recipe keeps of one layer: of its attention and of its FFN."""
+"""What a recipe keeps of one layer: of its attention and of its FFN.
+
+Units are listed in the order in which they are stored afterwards.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from slimformer.config import (
     RoutedFfnConfig,
 )
 from slimformer.errors import ConfigError, RecipeError
-from slimformer.prune.indices import check_ascending, from_runs, to_runs
+from slimformer.prune.indices import check_indices, from_runs, to_runs
 from slimformer.prune.json_values import fields_of, integer, string
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptAttention:
-    """Query heads that stay, and exactly the KV heads that they read; ascending."""
+    """Query heads that stay, and exactly the KV heads that they read."""
 
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
@@ -28,14 +31,14 @@ class KeptAttention:
 
 @dataclasses.dataclass(frozen=True)
 class KeptFfn:
-    """Neurons that stay; ascending."""
+    """Neurons that stay."""
 
     neurons: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptExperts:
-    """Experts of a routed FFN that stay, and the neurons that stay of each; ascending."""
+    """Experts of a routed FFN that stay, and the neurons that stay of each."""
 
     experts: tuple[int, ...]
     neurons: tuple[tuple[int, ...], ...]
@@ -143,21 +146,21 @@ def compose(first: KeptLayer, second: KeptLayer, where: str) -> KeptLayer:
 
 
 def check_kept(kept: KeptLayer, where: str) -> None:
-    """Raise RecipeError unless all lists of units are ascending, and none is empty."""
+    """Raise RecipeError unless all lists name units once, and none is empty."""
     if isinstance(kept.attention, KeptAttention):
-        check_ascending(kept.attention.heads, f"{where}.attention.heads")
-        check_ascending(kept.attention.kv_heads, f"{where}.attention.kv_heads")
+        check_indices(kept.attention.heads, f"{where}.attention.heads")
+        check_indices(kept.attention.kv_heads, f"{where}.attention.kv_heads")
     if isinstance(kept.ffn, KeptFfn):
-        check_ascending(kept.ffn.neurons, f"{where}.ffn.neurons")
+        check_indices(kept.ffn.neurons, f"{where}.ffn.neurons")
     if isinstance(kept.ffn, KeptExperts):
-        check_ascending(kept.ffn.experts, f"{where}.ffn.experts")
+        check_indices(kept.ffn.experts, f"{where}.ffn.experts")
         if len(kept.ffn.neurons) != len(kept.ffn.experts):
             raise RecipeError(
                 f"{where}.ffn.neurons: expected a list for each of {len(kept.ffn.experts)} "
                 f"experts, found {len(kept.ffn.neurons)}"
             )
         for neurons in kept.ffn.neurons:
-            check_ascending(neurons, f"{where}.ffn.neurons")
+            check_indices(neurons, f"{where}.ffn.neurons")
 
 
 def check_exists(kept: KeptLayer, layer: LayerConfig, n_channels: int, where: str) -> None:
@@ -321,9 +324,9 @@ def _describe(kept: object) -> str:
 
 
 def check_below(indices: tuple[int, ...], count: int, where: str) -> None:
-    """Raise RecipeError unless ascending indices are those of ``count`` units."""
-    if indices[-1] >= count:
-        raise RecipeError(f"{where}: expected indices below {count}, found {indices[-1]}")
+    """Raise RecipeError unless the indices are those of ``count`` units."""
+    if max(indices) >= count:
+        raise RecipeError(f"{where}: expected indices below {count}, found {max(indices)}")
 
 
 def _check_kind(kept: object, present: object, where: str) -> None:
@@ -338,9 +341,9 @@ def _check_kind(kept: object, present: object, where: str) -> None:
 def _check_attention(kept: KeptAttention, attention: AttentionConfig, where: str) -> None:
     check_below(kept.heads, attention.n_heads, f"{where}.heads")
     check_below(kept.kv_heads, attention.n_kv_heads, f"{where}.kv_heads")
-    if keep_heads(attention, kept.heads) != kept:
-        read = to_runs(sorted({attention.q_to_kv[head] for head in kept.heads}))
+    read = {attention.q_to_kv[head] for head in kept.heads}
+    if read != set(kept.kv_heads):
         raise RecipeError(
-            f"{where}.kv_heads: expected {read!r}, the KV heads that the kept heads read, "
+            f"{where}.kv_heads: expected {to_runs(sorted(read))!r}, which the kept heads read, "
             f"found {to_runs(kept.kv_heads)!r}"
         )

@@ -47,14 +47,14 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
             skip_ffn.append(index)
         whole = keep_all(index, layer)
         if isinstance(attention, KeptAttention) and attention != whole.attention:
-            heads[index] = attention.heads
+            heads[index] = tuple(sorted(attention.heads))
         if isinstance(ffn, KeptFfn) and ffn != whole.ffn:
-            neurons[index] = ffn.neurons
+            neurons[index] = tuple(sorted(ffn.neurons))
         if isinstance(ffn, KeptExperts) and isinstance(whole.ffn, KeptExperts):
             if ffn.experts != whole.ffn.experts:
-                experts[index] = ffn.experts
+                experts[index] = tuple(sorted(ffn.experts))
             expert_neurons[index] = {
-                expert: own
+                expert: tuple(sorted(own))
                 for expert, own in zip(ffn.experts, ffn.neurons, strict=True)
                 if own != whole.ffn.neurons[expert]
             }

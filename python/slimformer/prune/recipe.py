@@ -1,10 +1,10 @@
 """The recipe: what a pruned model keeps of its source, as pure data.
 
 A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
-KV heads, experts and neurons that stay, and the links that stand in for what goes; for the whole
-model the rows of the vocabulary and the channels of the residual stream, if some of them go; and
-how many of the weights left become zero, if any do. It removes nothing itself: ``surgery.apply``
-does, and a mask made of it does so at run time.
+KV heads, experts and neurons that stay, in the order in which they are stored from then on, and the
+links that stand in for what goes; for the whole model the rows of the vocabulary and the channels
+of the residual stream, if some of them go; and how many of the weights left become zero, if any do.
+It removes nothing itself: ``surgery.apply`` does, and a mask made of it does so at run time.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Recipe:
     Raises
     ------
     RecipeError
-        Indices that are negative, unsorted or repeated, or an empty list of them.
+        Indices that are negative or repeated, tokens or channels that are unsorted, or an empty
+        list of them.
     """
 
     source_name: str

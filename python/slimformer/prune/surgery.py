@@ -234,8 +234,8 @@ def _narrow(name: str, tensor: Tensor, channels: Entries) -> Tensor:
 
 
 def _cut(tensor: Tensor, axis: int, entries: Entries) -> Tensor:
-    """The entries of one axis that stay."""
-    if len(entries) == tensor.shape[axis]:
+    """The entries of one axis that stay, in their new order."""
+    if np.array_equal(entries, np.arange(tensor.shape[axis])):
         return tensor
     shape = list(tensor.shape)
     shape[axis] = len(entries)

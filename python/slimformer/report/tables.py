@@ -77,6 +77,23 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def widths_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The models of a folder of several widths, and what it holds for each alone."""
+    table = _table()
+    table.add_column("model", overflow="fold")
+    for name in ("parameters", "outside the embedding", "bytes", "of its own"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            _short(row["model"]),
+            millions(row["parameters"]),
+            millions(row["non_embedding_parameters"]),
+            megabytes(row["bytes"]),
+            megabytes(row["own_bytes"]),
+        )
+    return table
+
+
 def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Texts and tasks by model, from the rows of ``evaluate --json``."""
     table = _table()

@@ -83,7 +83,10 @@ def random_layer(
     if isinstance(layer.attention, AttentionConfig):
         heads = random_order(rng, random_units(rng, layer.attention.n_heads))
         read = tuple({layer.attention.q_to_kv[head]: None for head in heads})
-        attention = KeptAttention(heads, random_order(rng, read))
+        values = None
+        if rng.random() < 0.5:
+            values = random_order(rng, random_units(rng, layer.attention.value_dim))
+        attention = KeptAttention(heads, random_order(rng, read), values)
     if isinstance(layer.ffn, FfnConfig):
         ffn = KeptFfn(random_order(rng, random_units(rng, layer.ffn.n_neurons)))
     if isinstance(layer.ffn, RoutedFfnConfig):

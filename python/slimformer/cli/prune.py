@@ -127,6 +127,10 @@ def prune(
             rich_help_panel=LISTS,
         ),
     ] = None,
+    value_dims: Annotated[
+        int | None,
+        typer.Option(min=1, help="Entries each value head keeps.", rich_help_panel=LISTS),
+    ] = None,
     neurons: Annotated[
         int | None,
         typer.Option(min=1, help="Neurons each layer or expert keeps.", rich_help_panel=LISTS),
@@ -189,7 +193,8 @@ def prune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What may go: layers, attention, ffn, kv_groups, heads, experts, neurons.",
+            help="What may go: layers, attention, ffn, kv_groups, heads, value_dims (entries of "
+            "all value heads of a layer, in a basis that suits), experts, neurons.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -256,6 +261,7 @@ def prune(
         "drop_attention": parse_indices(drop_attention),
         "drop_ffn": parse_indices(drop_ffn),
         "heads": parse_kept(heads or [], "HEADS"),
+        "value_dims": value_dims,
         "neurons": neurons,
         "experts": parse_kept(experts or [], "EXPERTS"),
     }
@@ -273,6 +279,8 @@ def prune(
             "--channels, alone or beside one of them"
         )
     whole.check(recipe)
+    wanted = parse_names(structures)
+    narrower_values = value_dims is not None or "value_dims" in (wanted or ())
     options = {
         "keep": keep,
         "max_bytes": size,
@@ -280,7 +288,7 @@ def prune(
         "decode_tokens_per_second": decode_tokens_per_second,
         "weights": weights.value,
         "phase": phase.value,
-        "structures": parse_names(structures),
+        "structures": wanted,
         "links": links,
         "criterion": criterion,
         "allocation": allocation,
@@ -295,7 +303,7 @@ def prune(
                 "or channels"
             )
         method: dict[str, Any] = {
-            "structures": parse_names(structures),
+            "structures": wanted,
             "criterion": criterion,
             "allocation": allocation,
             "protect": parse_protected(protect),
@@ -348,7 +356,7 @@ def prune(
         }
         common: dict[str, Any] = {**reading, "effort": effort.value, "state": state}
         stored: dict[str, Any] = {"repair": repair.value, "dtype": dtype.value}
-        base, chosen = whole.plan(source, **reading)
+        base, chosen = whole.plan(source, narrower_values=narrower_values, **reading)
         if chosen is None:
             chosen = _recipe(base, recipe, lists, {**options, **common})
         elif any(choices):

@@ -39,6 +39,8 @@ def prune_nested(
     *,
     calibration: list[Path] | None,
     state: Path,
+    seed: int,
+    threads: int,
     json: bool,
     **options: Any,
 ) -> None:
@@ -47,21 +49,22 @@ def prune_nested(
         raise typer.BadParameter("--nested goes with --keep, and names widths below that")
 
     from slimformer.checkpoint import check_output
-    from slimformer.prune import load_calibration, nest
+    from slimformer.prune import align_values, load_calibration, nest
     from slimformer.prune import prune_nested as make
 
     check_output(output)
     source = load_checkpoint(model)
     texts = load_calibration(calibration) if calibration else None
     with progress_display() as progress:
-        models = make(
-            source,
-            (keep, *narrower),
-            calibration=texts,
-            state=state,
-            progress=progress,
-            **options,
-        )
+        reading: dict[str, Any] = {
+            "calibration": texts,
+            "seed": seed,
+            "threads": threads,
+            "progress": progress,
+        }
+        if "value_dims" in options.get("structures", ()):
+            source = align_values(source, **reading)
+        models = make(source, (keep, *narrower), state=state, **reading, **options)
         nest(models, output)
     found = _describe(output)
     if json:

@@ -1,4 +1,7 @@
-"""What ``slimformer prune`` takes from the model as a whole: tokens and channels."""
+"""What ``slimformer prune`` takes from the model as a whole: tokens and channels.
+
+And the bases in which it takes them.
+"""
 
 from __future__ import annotations
 
@@ -78,14 +81,19 @@ class Whole:
         if self.rotate and self.channels is None:
             raise typer.BadParameter("expected --channels, for which --rotate finds a basis")
 
-    def plan(self, source: Checkpoint, **options: Any) -> tuple[Checkpoint, Recipe | None]:
+    def plan(
+        self, source: Checkpoint, *, narrower_values: bool, **options: Any
+    ) -> tuple[Checkpoint, Recipe | None]:
         """The model that the recipe is for, and the recipe; none where nothing was asked for.
 
-        ``options`` are ``calibration``, ``seed``, ``threads`` and ``progress`` of the other plans.
+        ``narrower_values`` says that entries of value heads will go. ``options`` are
+        ``calibration``, ``seed``, ``threads`` and ``progress`` of the other plans.
         """
-        from slimformer.prune import cut_to_text, load_calibration, plan_channels
+        from slimformer.prune import align_values, cut_to_text, load_calibration, plan_channels
 
         chosen = None
+        if narrower_values:
+            source = align_values(source, **options)
         if self.channels is not None:
             source, chosen = plan_channels(source, self.channels, rotated=self.rotate, **options)
         if self.vocabulary_from:

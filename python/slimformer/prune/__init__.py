@@ -12,12 +12,14 @@ from slimformer.prune.recipe import Recipe
 from slimformer.prune.sample import sample_calibration
 from slimformer.prune.surgery import apply
 from slimformer.prune.timing import Setting
+from slimformer.prune.values import align_values
 from slimformer.prune.vocabulary import cut_to_text
 
 __all__ = [
     "Profile",
     "Recipe",
     "Setting",
+    "align_values",
     "apply",
     "cut_to_text",
     "explicit",

@@ -23,10 +23,14 @@ from slimformer.prune.json_values import fields_of, integer, string
 
 @dataclasses.dataclass(frozen=True)
 class KeptAttention:
-    """Query heads that stay, and exactly the KV heads that they read."""
+    """Query heads that stay, and exactly the KV heads that they read.
+
+    ``value_dims`` are the entries that stay of each value head; ``None``: all of them.
+    """
 
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
+    value_dims: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +135,7 @@ def compose(first: KeptLayer, second: KeptLayer, where: str) -> KeptLayer:
         attention = KeptAttention(
             pick(first.attention.heads, second.attention.heads, f"{at}.heads"),
             pick(first.attention.kv_heads, second.attention.kv_heads, f"{at}.kv_heads"),
+            pick_all(first.attention.value_dims, second.attention.value_dims, f"{at}.value_dims"),
         )
     ffn: Any = _same_kind(first.ffn, second.ffn, f"{where}.ffn")
     if isinstance(first.ffn, KeptFfn) and isinstance(second.ffn, KeptFfn):
@@ -150,6 +155,8 @@ def check_kept(kept: KeptLayer, where: str) -> None:
     if isinstance(kept.attention, KeptAttention):
         check_indices(kept.attention.heads, f"{where}.attention.heads")
         check_indices(kept.attention.kv_heads, f"{where}.attention.kv_heads")
+        if kept.attention.value_dims is not None:
+            check_indices(kept.attention.value_dims, f"{where}.attention.value_dims")
     if isinstance(kept.ffn, KeptFfn):
         check_indices(kept.ffn.neurons, f"{where}.ffn.neurons")
     if isinstance(kept.ffn, KeptExperts):
@@ -195,6 +202,7 @@ def count_indices(kept: KeptLayer) -> int:
     count = 0
     if isinstance(kept.attention, KeptAttention):
         count += len(kept.attention.heads) + len(kept.attention.kv_heads)
+        count += len(kept.attention.value_dims or ())
     if isinstance(kept.ffn, KeptFfn):
         count += len(kept.ffn.neurons)
     if isinstance(kept.ffn, KeptExperts):
@@ -210,6 +218,8 @@ def layer_to_dict(kept: KeptLayer) -> dict[str, Any]:
             "heads": to_runs(kept.attention.heads),
             "kv_heads": to_runs(kept.attention.kv_heads),
         }
+        if kept.attention.value_dims is not None:
+            attention["value_dims"] = to_runs(kept.attention.value_dims)
     elif kept.attention is not None:
         attention = _link_to_json(kept.attention)
     ffn: Any = None
@@ -235,9 +245,9 @@ def layer_from_dict(value: Any, where: str) -> KeptLayer:
     attention: KeptOfAttention | None = _link_from_json(fields["attention"], f"{where}.attention")
     if attention is None and fields["attention"] is not None:
         at = f"{where}.attention"
-        kept = fields_of(fields["attention"], at, ("heads", "kv_heads"))
+        kept = fields_of(fields["attention"], at, ("heads", "kv_heads"), ("value_dims",))
         attention = KeptAttention(
-            _units(kept["heads"], f"{at}.heads"), _units(kept["kv_heads"], f"{at}.kv_heads")
+            **{unit: _units(units, f"{at}.{unit}") for unit, units in kept.items()}
         )
     ffn = _ffn_from(fields["ffn"], f"{where}.ffn")
     return KeptLayer(integer(fields["source"], f"{where}.source"), attention, ffn)
@@ -313,6 +323,15 @@ def pick(first: tuple[int, ...], second: tuple[int, ...], where: str) -> tuple[i
     return tuple(first[index] for index in second)
 
 
+def pick_all(
+    first: tuple[int, ...] | None, second: tuple[int, ...] | None, where: str
+) -> tuple[int, ...] | None:
+    """The same where ``None`` keeps all."""
+    if first is None or second is None:
+        return second if first is None else first
+    return pick(first, second, where)
+
+
 def _describe(kept: object) -> str:
     if kept is None:
         return "nothing"
@@ -341,6 +360,8 @@ def _check_kind(kept: object, present: object, where: str) -> None:
 def _check_attention(kept: KeptAttention, attention: AttentionConfig, where: str) -> None:
     check_below(kept.heads, attention.n_heads, f"{where}.heads")
     check_below(kept.kv_heads, attention.n_kv_heads, f"{where}.kv_heads")
+    if kept.value_dims is not None:
+        check_below(kept.value_dims, attention.value_dim, f"{where}.value_dims")
     read = {attention.q_to_kv[head] for head in kept.heads}
     if read != set(kept.kv_heads):
         raise RecipeError(

@@ -31,6 +31,7 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
     kept = {layer.source: layer for layer in recipe.layers}
     skip_attention, skip_ffn = [], []
     heads: dict[int, tuple[int, ...]] = {}
+    value_dims: dict[int, tuple[int, ...]] = {}
     neurons: dict[int, tuple[int, ...]] = {}
     experts: dict[int, tuple[int, ...]] = {}
     expert_neurons: dict[int, dict[int, tuple[int, ...]]] = {}
@@ -48,6 +49,8 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
         whole = keep_all(index, layer)
         if isinstance(attention, KeptAttention) and attention != whole.attention:
             heads[index] = tuple(sorted(attention.heads))
+            if attention.value_dims is not None:
+                value_dims[index] = tuple(sorted(attention.value_dims))
         if isinstance(ffn, KeptFfn) and ffn != whole.ffn:
             neurons[index] = tuple(sorted(ffn.neurons))
         if isinstance(ffn, KeptExperts) and isinstance(whole.ffn, KeptExperts):
@@ -62,6 +65,7 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
         skip_attention=tuple(skip_attention),
         skip_ffn=tuple(skip_ffn),
         heads=heads,
+        value_dims=value_dims,
         neurons=neurons,
         experts=experts,
         expert_neurons=expert_neurons,

@@ -189,22 +189,27 @@ def _check_inside(outer: Recipe, inner: Recipe, where: str) -> None:
     for kept in inner.layers:
         if kept.source not in there:
             raise RecipeError(f"nest: {where}: layer {kept.source} is not kept in the wider model")
-        wide = there[kept.source]
-        at = f"nest: {where}: layer {kept.source}"
+        outer_units = _units(there[kept.source])
         for name, units in _units(kept).items():
-            more = set(units) - set(_units(wide).get(name, ()))
-            if more:
+            if not _within(units, outer_units.get(name, ())):
                 raise RecipeError(
-                    f"{at}: expected {name} that the wider model keeps, found {min(more)}; plan "
-                    "the narrower model on the wider one, as prune_nested does"
+                    f"nest: {where}: layer {kept.source}: expected {name} that the wider model "
+                    "keeps; plan the narrower model on the wider one, as prune_nested does"
                 )
 
 
-def _units(kept: KeptLayer) -> dict[str, Units]:
-    """All that is kept of a layer, by kind."""
-    units: dict[str, Units] = {}
+def _within(inner: Units | None, outer: Units | None) -> bool:
+    """Whether all units of the one are among those of the other; ``None`` is all there are."""
+    return outer is None or (inner is not None and set(inner) <= set(outer))
+
+
+def _units(kept: KeptLayer) -> dict[str, Units | None]:
+    """All that is kept of a layer, by kind; ``None``: all there are."""
+    units: dict[str, Units | None] = {}
     if isinstance(kept.attention, KeptAttention):
-        units |= {"heads": kept.attention.heads, "kv_heads": kept.attention.kv_heads}
+        units |= {
+            name: getattr(kept.attention, name) for name in ("heads", "kv_heads", "value_dims")
+        }
     if isinstance(kept.ffn, KeptFfn):
         units["neurons"] = kept.ffn.neurons
     if isinstance(kept.ffn, KeptExperts):
@@ -225,11 +230,13 @@ def _reordered(model: Checkpoint, recipe: Recipe, narrower: Sequence[Recipe]) ->
     return Recipe(model.name, model.fingerprint, tuple(layers))
 
 
-def _in_order(index: int, kept: KeptLayer, keepers: Sequence[Mapping[str, Units]]) -> KeptLayer:
+def _in_order(
+    index: int, kept: KeptLayer, keepers: Sequence[Mapping[str, Units | None]]
+) -> KeptLayer:
     """All of the layer ``index``, which once was ``kept``, in the order of how many keep it."""
 
     def order(name: str, units: Units) -> Units:
-        sets = [frozenset(keeper.get(name, ())) for keeper in keepers]
+        sets = [frozenset(keeper.get(name) or ()) for keeper in keepers]
         wanted = [-sum(unit in one for one in sets) for unit in units]
         return tuple(sorted(range(len(units)), key=lambda place: (wanted[place], units[place])))
 

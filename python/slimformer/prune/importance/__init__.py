@@ -53,7 +53,7 @@ _STREAMED: dict[str, tuple[_Score, Literal["none", "norms", "grams"]]] = {
 ``obs``; ``slimformer.prune.pricing`` makes nats of its errors."""
 
 
-_OF_ATTENTION: frozenset[Structure] = frozenset(("attention", "kv_groups", "heads"))
+_OF_ATTENTION: frozenset[Structure] = frozenset(("attention", "kv_groups", "heads", "value_dims"))
 
 _BY_GRAMS = tuple(name for name, (_, inputs) in _STREAMED.items() if inputs == "grams")
 

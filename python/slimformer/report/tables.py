@@ -71,7 +71,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             str(first) if first == last else f"{first}-{last}",
             attention or _count(layer["heads"]),
             _count(layer["kv_heads"]),
-            _count(layer["head_dim"]),
+            _head_width(layer),
             _ffn(layer),
         )
     return table
@@ -218,6 +218,12 @@ def _compared(
 
 def _ratio(value: float, ratio: float) -> str:
     return f"{number(value)} ({ratio:.2f}x)"
+
+
+def _head_width(layer: Mapping[str, Any]) -> str:
+    """64; 64, values 48."""
+    same = layer["value_dim"] == layer["head_dim"]
+    return _count(layer["head_dim"]) + ("" if same else f", values {layer['value_dim']}")
 
 
 def _ffn(layer: Mapping[str, Any]) -> str:

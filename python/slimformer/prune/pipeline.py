@@ -175,7 +175,7 @@ def prune(
         checkpoint = narrow
         recipe = dataclasses.replace(recipe, source_fingerprint=narrow.fingerprint)
         slim = _stored(apply(checkpoint, recipe), stored)
-    if repair != "none" and recipe.layers != Recipe.identity(checkpoint).layers:
+    if repair != "none" and slim.config != checkpoint.config:
         assert windows is not None
         slim = repair_weights(
             checkpoint, slim, recipe, windows, method=repair, journal=journal("repair"), **common

@@ -23,8 +23,8 @@ std::shared_ptr<model::Plan> MakePlan(const PackedModel& model,
                                       const std::vector<int>& skip_attention,
                                       const std::vector<int>& skip_ffn,
                                       const std::optional<int>& exit_after,
-                                      const LayerIndices& heads, const LayerIndices& neurons,
-                                      const LayerIndices& experts,
+                                      const LayerIndices& heads, const LayerIndices& value_dims,
+                                      const LayerIndices& neurons, const LayerIndices& experts,
                                       const ExpertIndices& expert_neurons) {
   const std::map<int, std::vector<int>> all;
   const model::Mask mask{
@@ -32,6 +32,7 @@ std::shared_ptr<model::Plan> MakePlan(const PackedModel& model,
       .skip_ffn = skip_ffn,
       .exit_after = exit_after,
       .heads = heads.value_or(all),
+      .value_dims = value_dims.value_or(all),
       .neurons = neurons.value_or(all),
       .experts = experts.value_or(all),
       .expert_neurons = expert_neurons.value_or(std::map<int, std::map<int, std::vector<int>>>{})};
@@ -61,8 +62,8 @@ void BindSession(py::module_& module) {
       .def(py::init(&MakePlan), py::arg("model"), py::kw_only(),
            py::arg("skip_attention") = py::tuple(), py::arg("skip_ffn") = py::tuple(),
            py::arg("exit_after") = py::none(), py::arg("heads") = py::none(),
-           py::arg("neurons") = py::none(), py::arg("experts") = py::none(),
-           py::arg("expert_neurons") = py::none())
+           py::arg("value_dims") = py::none(), py::arg("neurons") = py::none(),
+           py::arg("experts") = py::none(), py::arg("expert_neurons") = py::none())
       .def_property_readonly("steps", &model::Plan::StepNames);
 
   py::class_<model::Session, std::shared_ptr<model::Session>>(module, "Session")

@@ -120,6 +120,9 @@ void LayerPass::Run(const AttentionStep& step, const float* input, float* hidden
               sequences,
               {q, q_width, RotationOf(step, rotations_), RotationOf(step, sink_rotations_)}, heads,
               heads_width);
+  if (!step.value_mask.empty()) {
+    ops::MultiplyRows(context_, step.value_mask.data(), rows_, heads_width, heads);
+  }
   Observe(step.layer, Site::attention_heads, heads, heads_width);
   AddOutput(w.o, w.post_norm, step.norm_place,
             ops::PrepareInput(context_.pool, workspace, w.o.weight->kernel(), heads, heads_width,

@@ -76,6 +76,14 @@ void CheckMask(const ModelSpec& spec, const Mask& mask) {
     if (heads.empty()) Refuse(where + " keeps no head; skip its attention instead");
     CheckIndices(heads, static_cast<std::size_t>(attention->n_heads), where + ": head");
   }
+  for (const auto& [layer, entries] : mask.value_dims) {
+    CheckIndices({&layer, 1}, n_layers, "layer");
+    const std::string where = "layer " + std::to_string(layer);
+    const auto& attention = spec.layers[static_cast<std::size_t>(layer)].attention;
+    if (!attention) Refuse(where + " has no attention whose value entries could be kept");
+    if (entries.empty()) Refuse(where + " keeps no value entry; skip its attention instead");
+    CheckIndices(entries, static_cast<std::size_t>(attention->value_dim), where + ": value entry");
+  }
   for (const auto& [layer, neurons] : mask.neurons) {
     CheckIndices({&layer, 1}, n_layers, "layer");
     const std::string where = "layer " + std::to_string(layer);
@@ -113,13 +121,21 @@ std::vector<float> HeadMask(std::size_t heads, std::size_t head_dim,
   return mask;
 }
 
-// [n_neurons] of 0 and 1; empty where nothing is said of them.
-std::vector<float> NeuronMask(std::size_t n_neurons, const std::vector<int>* kept) {
+// [n_units] of 0 and 1; empty where nothing is said of them.
+std::vector<float> UnitMask(std::size_t n_units, const std::vector<int>* kept) {
   std::vector<float> mask;
   if (kept == nullptr) return mask;
-  mask.resize(n_neurons);
-  for (const int neuron : *kept) mask[static_cast<std::size_t>(neuron)] = 1.0F;
+  mask.resize(n_units);
+  for (const int unit : *kept) mask[static_cast<std::size_t>(unit)] = 1.0F;
   return mask;
+}
+
+// The mask of one head for each of them.
+std::vector<float> Repeated(const std::vector<float>& mask, std::size_t times) {
+  std::vector<float> all;
+  all.reserve(times * mask.size());
+  for (std::size_t i = 0; i < times; ++i) all.insert(all.end(), mask.begin(), mask.end());
+  return all;
 }
 
 template <class T>
@@ -191,6 +207,9 @@ void Plan::AddAttention(std::size_t layer, const AttentionWeights& weights, cons
                      .all_heads = kept == nullptr || kept->size() == n_heads,
                      .q_mask = {},
                      .k_mask = {},
+                     .value_mask = Repeated(UnitMask(static_cast<std::size_t>(spec.value_dim),
+                                                     Find(mask.value_dims, layer)),
+                                            n_heads),
                      .norm_place = spec.norm_place,
                      .cache = attention_steps_++};
   if (!step.all_heads && spec.qk_norm && spec.qk_norm->over == QkNorm::width) {
@@ -211,7 +230,7 @@ void Plan::AddFfn(std::size_t layer, const FfnWeights& weights, const Mask& mask
   const auto n_neurons = static_cast<std::size_t>(spec.n_neurons);
   steps_.emplace_back(FfnStep{layer, &weights, n_neurons, spec.norm_place,
                               kernels::KernelOf(weights_->kernels, spec.activation),
-                              NeuronMask(n_neurons, Find(mask.neurons, layer))});
+                              UnitMask(n_neurons, Find(mask.neurons, layer))});
 }
 
 void Plan::AddRoutedFfn(std::size_t layer, const RoutedFfnWeights& weights, const Mask& mask) {
@@ -234,7 +253,7 @@ void Plan::AddRoutedFfn(std::size_t layer, const RoutedFfnWeights& weights, cons
       step.experts.push_back(expert);
       step.first_neurons.push_back(step.n_neurons);
       step.neuron_masks.push_back(
-          NeuronMask(neurons, kept_neurons == nullptr ? nullptr : Find(*kept_neurons, expert)));
+          UnitMask(neurons, kept_neurons == nullptr ? nullptr : Find(*kept_neurons, expert)));
     }
     step.n_neurons += neurons;
   }
@@ -263,7 +282,8 @@ bool Plan::Equals(const Plan& other) const {
       return false;
     }
     if (const auto* attention = std::get_if<AttentionStep>(&a)) {
-      return attention->groups == std::get<AttentionStep>(b).groups;
+      const auto& against = std::get<AttentionStep>(b);
+      return attention->groups == against.groups && attention->value_mask == against.value_mask;
     }
     if (const auto* ffn = std::get_if<FfnStep>(&a)) {
       return ffn->neuron_mask == std::get<FfnStep>(b).neuron_mask;

@@ -20,10 +20,11 @@ namespace slimformer::model {
 struct Mask {
   std::vector<int> skip_attention;
   std::vector<int> skip_ffn;
-  std::optional<int> exit_after;            // the last layer that runs
-  std::map<int, std::vector<int>> heads;    // query heads that are kept, by layer
-  std::map<int, std::vector<int>> neurons;  // neurons that are kept, by layer
-  std::map<int, std::vector<int>> experts;  // experts that are kept, by layer
+  std::optional<int> exit_after;               // the last layer that runs
+  std::map<int, std::vector<int>> heads;       // query heads that are kept, by layer
+  std::map<int, std::vector<int>> value_dims;  // entries of all value heads that are kept, by layer
+  std::map<int, std::vector<int>> neurons;     // neurons that are kept, by layer
+  std::map<int, std::vector<int>> experts;     // experts that are kept, by layer
   std::map<int, std::map<int, std::vector<int>>> expert_neurons;  // by layer and expert
 };
 
@@ -41,8 +42,9 @@ struct AttentionStep {
   std::vector<ops::HeadGroup> groups;  // the heads that are kept
   bool all_heads;
   // Of 0 and 1, where some heads are left out of a norm over the width of q or k; else empty.
-  std::vector<float> q_mask;  // [n_heads * head_dim]
-  std::vector<float> k_mask;  // [n_kv_heads * head_dim]
+  std::vector<float> q_mask;      // [n_heads * head_dim]
+  std::vector<float> k_mask;      // [n_kv_heads * head_dim]
+  std::vector<float> value_mask;  // [n_heads * value_dim] of 0 and 1, empty where all are kept
   NormPlace norm_place;
   std::size_t cache;  // index of the step's keys and values in a session's cache
 };

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from slimformer.engine import Engine, Mask, Session, build_info
     from slimformer.export import export
     from slimformer.packing import pack
-    from slimformer.prune import Recipe, plan, prune
+    from slimformer.prune import Recipe, nest, plan, prune, prune_nested
     from slimformer.train import from_torch, recover, to_torch
 
 __version__ = "0.1.0"
@@ -69,9 +69,11 @@ __all__ = [
     "export",
     "from_torch",
     "load",
+    "nest",
     "pack",
     "plan",
     "prune",
+    "prune_nested",
     "pull",
     "recover",
     "to_torch",
@@ -88,8 +90,10 @@ _HOME = {
     "export": "slimformer.export",
     "pack": "slimformer.packing",
     "Recipe": "slimformer.prune",
+    "nest": "slimformer.prune",
     "plan": "slimformer.prune",
     "prune": "slimformer.prune",
+    "prune_nested": "slimformer.prune",
     "from_torch": "slimformer.train",
     "recover": "slimformer.train",
     "to_torch": "slimformer.train",

@@ -83,6 +83,7 @@ class Plan:
         skip_ffn: Sequence[int] = ...,
         exit_after: int | None = ...,
         heads: Mapping[int, Sequence[int]] | None = ...,
+        value_dims: Mapping[int, Sequence[int]] | None = ...,
         neurons: Mapping[int, Sequence[int]] | None = ...,
         experts: Mapping[int, Sequence[int]] | None = ...,
         expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] | None = ...,

@@ -18,6 +18,8 @@ class Mask:
         The last layer that runs.
     heads, neurons:
         By layer, the query heads and FFN neurons that are kept.
+    value_dims:
+        By layer, the entries of all value heads that are kept. They stay in the cache all the same.
     experts:
         By layer, the experts of a routed FFN that are kept, as if the router knew no others.
     expert_neurons:
@@ -28,6 +30,7 @@ class Mask:
     skip_ffn: tuple[int, ...] = ()
     exit_after: int | None = None
     heads: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    value_dims: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     neurons: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     experts: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     expert_neurons: Mapping[int, Mapping[int, tuple[int, ...]]] = dataclasses.field(

@@ -136,6 +136,17 @@ def test_prune_narrows_the_stream(run_json: Run, dense: Path, text: Path, tmp_pa
     assert Engine(tmp_path / "b").generate("the river", max_tokens=3) is not None
 
 
+def test_prune_narrows_value_heads(run_json: Run, dense: Path, text: Path, tmp_path: Path) -> None:
+    seen = run_json("prune", dense, tmp_path / "a", "--value-dims", 5, "--calibration", text)
+    layers = run_json("inspect", tmp_path / "a")["layers"]
+    assert [(layer["head_dim"], layer["value_dim"]) for layer in layers] == [(8, 5)] * 4
+    before = load(dense).config.non_embedding_parameters()
+    assert seen["non_embedding_parameters"] < before
+    structures = ("--structures", "value_dims,neurons", "--keep", 0.8, "--calibration", text)
+    small = run_json("prune", dense, tmp_path / "b", *structures)
+    assert small["non_embedding_parameters"] <= 0.8 * before
+
+
 def test_evaluate_lets_models_write(run: Run, run_json: Run, dense: Path) -> None:
     (probe,) = run_json("evaluate", dense, "--probe")["probes"]
     assert len(probe["answers"]) == 12

@@ -25,7 +25,6 @@ from slimformer.prune.recipe import (
     NewLink,
     Recipe,
     keep_all,
-    keep_heads,
 )
 from slimformer.prune.structures import channel_axes
 from slimformer.prune.vocabulary import Description
@@ -82,11 +81,16 @@ def random_layer(
     attention: KeptAttention | KeptLink | NewLink | None = whole.attention
     ffn: KeptFfn | KeptExperts | KeptLink | NewLink | None = whole.ffn
     if isinstance(layer.attention, AttentionConfig):
-        attention = keep_heads(layer.attention, random_units(rng, layer.attention.n_heads))
+        heads = random_order(rng, random_units(rng, layer.attention.n_heads))
+        read = tuple({layer.attention.q_to_kv[head]: None for head in heads})
+        values = None
+        if rng.random() < 0.5:
+            values = random_order(rng, random_units(rng, layer.attention.value_dim))
+        attention = KeptAttention(heads, random_order(rng, read), values)
     if isinstance(layer.ffn, FfnConfig):
-        ffn = KeptFfn(random_units(rng, layer.ffn.n_neurons))
+        ffn = KeptFfn(random_order(rng, random_units(rng, layer.ffn.n_neurons)))
     if isinstance(layer.ffn, RoutedFfnConfig):
-        experts = random_units(rng, len(layer.ffn.experts))
+        experts = random_order(rng, random_units(rng, len(layer.ffn.experts)))
         neurons = tuple(random_units(rng, layer.ffn.experts[expert]) for expert in experts)
         ffn = KeptExperts(experts, neurons)
     if rng.random() < 0.15:
@@ -113,6 +117,11 @@ def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:
         return tuple(range(count))
     size = int(rng.integers(1, count + 1))
     return tuple(sorted(int(unit) for unit in rng.choice(count, size, replace=False)))
+
+
+def random_order(rng: np.random.Generator, units: tuple[int, ...]) -> tuple[int, ...]:
+    """The same units, sometimes in another order."""
+    return units if rng.random() < 0.5 else tuple(int(unit) for unit in rng.permutation(units))
 
 
 def silenced(checkpoint: Checkpoint, channels: tuple[int, ...]) -> Checkpoint:

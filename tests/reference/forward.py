@@ -36,6 +36,7 @@ class ReferenceMask:
     skip_ffn: tuple[int, ...] = ()
     exit_after: int | None = None
     heads: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+    value_dims: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     neurons: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     experts: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] = dataclasses.field(
@@ -107,7 +108,8 @@ def forward(
                 kept = mask.heads.get(index)
                 seen = visible(len(x), layer.attention.window, config.causal)
                 heads = attention_heads(layer.attention, prefix, tensor, norm, x, seen, kept)
-                heads = keep_heads(layer.attention, heads, kept)
+                entries = mask.value_dims.get(index)
+                heads = keep_heads(layer.attention, heads, kept, entries)
                 tap(index, "attention_heads", heads)
                 output = linear(tensor, f"{prefix}.o", heads, layer.attention.output_bias)
                 hidden = leave(layer.attention, hidden, output, prefix)
@@ -212,12 +214,17 @@ def attention_heads(
     return np.concatenate(heads, axis=-1)
 
 
-def keep_heads(config: AttentionConfig, heads: Array, kept: Sequence[int] | None) -> Array:
-    """Zeroes the outputs of masked heads."""
-    if kept is None:
-        return heads
-    flags = np.isin(np.arange(config.n_heads), kept)
-    return heads * np.repeat(flags, config.value_dim)
+def keep_heads(
+    config: AttentionConfig,
+    heads: Array,
+    kept: Sequence[int] | None,
+    entries: Sequence[int] | None,
+) -> Array:
+    """Zeroes the outputs of masked heads, and masked entries of all."""
+    all_heads, all_entries = np.arange(config.n_heads), np.arange(config.value_dim)
+    flags = np.isin(all_heads, all_heads if kept is None else kept)
+    own = np.isin(all_entries, all_entries if entries is None else entries)
+    return heads * np.outer(flags, own).reshape(-1)
 
 
 def rotate(rope: RopeConfig, x: Array) -> Array:

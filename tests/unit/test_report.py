@@ -25,6 +25,7 @@ def layer(heads: int | None, neurons: int | None) -> dict[str, Any]:
         "heads": heads,
         "kv_heads": heads,
         "head_dim": heads and 8,
+        "value_dim": heads and (8 if heads > 1 else 5),
         "q_to_kv": heads and list(range(heads)),
         "neurons": neurons,
         "attention_link": None,

@@ -9,14 +9,14 @@ from __future__ import annotations
 from slimformer.baselines.task import Task
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.prune.importance import magnitude
-from slimformer.prune.remainder import dearest_neurons
+from slimformer.prune.remainder import dearest_units
 
 
 def prune(task: Task) -> Checkpoint:
     """The pruned model."""
     return task.neurons(
         {
-            index: dearest_neurons(magnitude.score(task.dense, index), count)
+            index: dearest_units(magnitude.score(task.dense, index).neurons, count)
             for index, count in task.even_neurons().items()
         }
     )

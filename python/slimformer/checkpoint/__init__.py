@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slimformer.checkpoint.cast import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor, TokenizerAssets
-from slimformer.checkpoint.loading import load
+from slimformer.checkpoint.loading import load, widths
 from slimformer.checkpoint.pulling import pull
 from slimformer.checkpoint.saving import check_output, save
 
@@ -17,4 +17,5 @@ __all__ = [
     "load",
     "pull",
     "save",
+    "widths",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from slimformer.checkpoint import native, packed, sparse_file
+from slimformer.checkpoint import native, nested, packed, sparse_file
 from slimformer.checkpoint.check_names import check_names
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.checkpoint.families import Family, by_huggingface
@@ -28,21 +29,37 @@ def is_model_folder(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def read_folder(folder: Path) -> Checkpoint:
+def read_folder(folder: Path, width: float | None = None) -> Checkpoint:
     """The model in a folder; tensors stay in their mapped files until they are read.
+
+    Of a folder of several widths it is the one of that ``width``, by default the widest.
 
     Raises
     ------
+    ConfigError
+        The folder has no such width.
     FormatError
         A file is truncated or hostile, or the files contradict each other.
     UnsupportedModelError
         The model's family or one of its features does not run here.
     """
+    entry = None if width is None else nested.find(folder, width)
+    widest = _read_widest(folder)
+    if entry is None:
+        return widest
+    _, config = _shape(entry.settings)
+    return dataclasses.replace(
+        widest,
+        name=f"{widest.name}@{width}",
+        config=config,
+        tensors=nested.tensors_of(folder, widest, entry, config),
+        recipe=entry.recipe,
+    )
+
+
+def _read_widest(folder: Path) -> Checkpoint:
     settings = Fields(str(folder / CONFIG), read_json(folder / CONFIG))
-    try:
-        family, config = _shape(settings)
-    except ConfigError as error:
-        raise FormatError(f"{folder / CONFIG}: {error}") from error
+    family, config = _shape(settings)
     recipe = folder / RECIPE
     plain = settings.raw("model_type") != native.MODEL_TYPE
     return Checkpoint(
@@ -60,6 +77,13 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def _shape(settings: Fields) -> tuple[Family, ModelConfig]:
+    try:
+        return _described(settings)
+    except ConfigError as error:
+        raise FormatError(f"{settings.where}: {error}") from error
+
+
+def _described(settings: Fields) -> tuple[Family, ModelConfig]:
     kind = settings.text("model_type")
     if kind == native.MODEL_TYPE:
         return native.parse(settings)

@@ -6,11 +6,11 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimformer.checkpoint import folder_tokenizer, native, packed, sparse_file
+from slimformer.checkpoint import folder_tokenizer, native, nested, packed, sparse_file
 from slimformer.checkpoint.cast import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
 from slimformer.checkpoint.families import by_name
@@ -19,13 +19,14 @@ from slimformer.checkpoint.folder import CONFIG, RECIPE
 from slimformer.checkpoint.layout import folder_layout
 from slimformer.checkpoint.replace_folder import check_place, replace_folder
 from slimformer.checkpoint.safetensors_files import SINGLE_FILE, write_file
-from slimformer.errors import SlimformerError, StorageError
+from slimformer.errors import ConfigError, SlimformerError, StorageError
 
 MODEL_CODE = "modeling_slimformer.py"
 
 _WRITTEN = frozenset(
     (
         *(CONFIG, RECIPE, MODEL_CODE),
+        *(nested.FILE, nested.WEIGHTS),
         *(folder_tokenizer.TOKENIZER, folder_tokenizer.SETTINGS, folder_tokenizer.GENERATION),
     )
 )
@@ -87,18 +88,45 @@ def save(
         ``dtype`` is not known or cannot hold the values.
     """
     checkpoint = cast(checkpoint, dtype)
-    family = by_name(checkpoint.config.family, checkpoint.name)
-    plain = family.to_huggingface(checkpoint.config) is not None and not checkpoint.sparse
     with replace_folder(Path(path), _check_ours) as folder:
-        _write_texts(checkpoint, folder, code)
-        tensors = {
-            stored.name: stored.join(checkpoint.tensors)
-            for stored in folder_layout(family, checkpoint.config, plain=plain)
-        }
-        if checkpoint.sparse:
-            write_file(folder / sparse_file.FILE, sparse_file.without_zeros(tensors))
-        else:
-            write_file(folder / SINGLE_FILE, tensors)
+        _write_model(checkpoint, folder, code)
+
+
+def save_nested(
+    widest: Checkpoint,
+    width: float,
+    narrower: Sequence[nested.Narrower],
+    path: str | os.PathLike[str],
+) -> None:
+    """Write models of several widths, of which only the widest is stored in full.
+
+    Tensors of the others are stored if they are not the leading corners of the widest one's.
+
+    Parameters
+    ----------
+    widest, width:
+        The widest model.
+    narrower:
+        The others, in the order of falling widths.
+    path:
+        The folder to write, as for ``save``.
+
+    Raises
+    ------
+    StorageError
+        The folder cannot be written, or holds something else; nothing was changed.
+    ConfigError
+        A model is sparse.
+    """
+    if any(model.sparse for model in (widest, *(one.model for one in narrower))):
+        raise ConfigError("nested: models without their zeros have no corners; save them densely")
+    with replace_folder(Path(path), _check_ours) as folder:
+        _write_model(widest, folder)
+        text = _json(nested.describe(width, narrower))
+        (folder / nested.FILE).write_text(text, encoding="utf-8", newline="")
+        own = nested.own_tensors(widest, narrower)
+        if own:
+            write_file(folder / nested.WEIGHTS, own)
 
 
 def save_packed(
@@ -167,6 +195,20 @@ def check_output(
             f"{parent}: {needed_bytes / 1e6:,.0f} MB are needed at least, "
             f"{free / 1e6:,.0f} MB are free"
         )
+
+
+def _write_model(checkpoint: Checkpoint, folder: Path, code: ModelCode | None = None) -> None:
+    family = by_name(checkpoint.config.family, checkpoint.name)
+    plain = family.to_huggingface(checkpoint.config) is not None and not checkpoint.sparse
+    _write_texts(checkpoint, folder, code)
+    tensors = {
+        stored.name: stored.join(checkpoint.tensors)
+        for stored in folder_layout(family, checkpoint.config, plain=plain)
+    }
+    if checkpoint.sparse:
+        write_file(folder / sparse_file.FILE, sparse_file.without_zeros(tensors))
+    else:
+        write_file(folder / SINGLE_FILE, tensors)
 
 
 def _write_texts(checkpoint: Checkpoint, folder: Path, code: ModelCode | None = None) -> None:

@@ -13,10 +13,11 @@ def inspect(model: ModelArgument, json: JsonOption = False) -> None:
     """Show a model's family, the shape of every layer, its parameters and bytes."""
     checkpoint = load_checkpoint(model)
 
+    from slimformer.checkpoint import widths
     from slimformer.report.summary import summarise
     from slimformer.report.tables import layers_table, megabytes, millions
 
-    summary = summarise(checkpoint)
+    summary = {**summarise(checkpoint), "widths": widths(model)}
     if json:
         print_json(summary)
         return
@@ -31,6 +32,9 @@ def inspect(model: ModelArgument, json: JsonOption = False) -> None:
         f"{'tied' if summary['tied_head'] else 'untied'} head, "
         f"at most {summary['max_positions']:,} tokens"
     )
+    if summary["widths"]:
+        there = ", ".join(f"{model}@{width}" for width in summary["widths"])
+        typer.echo(f"the widest of several: {there}")
     if summary["zeros"] is not None:
         typer.echo(f"{summary['zeros']:.1%} of the layers' matrices are zero")
     print_tables(layers_table(summary["layers"]))

@@ -38,8 +38,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, a model folder, hf:org/name, or a packaged name such as "
-        "smollm2-135m-instruct.",
+        help="A GGUF file, a model folder (with @0.8 for one of its widths), hf:org/name, or a "
+        "packaged name such as smollm2-135m-instruct.",
         show_default=False,
     ),
 ]

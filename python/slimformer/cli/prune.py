@@ -25,6 +25,7 @@ from slimformer.cli.options import (
     parse_size,
 )
 from slimformer.cli.prune_choices import Dtype, Effort, Mix, Phase, Repair, Sharing, Zeros
+from slimformer.cli.prune_nested import NestedOption, parse_widths, prune_nested
 from slimformer.cli.prune_outcome import save_outline, tell
 from slimformer.cli.prune_whole import (
     ChannelsOption,
@@ -63,6 +64,7 @@ def prune(
             rich_help_panel=BUDGET,
         ),
     ] = None,
+    nested: NestedOption = None,
     max_bytes: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Such as 180MB.", rich_help_panel=BUDGET),
@@ -124,6 +126,10 @@ def prune(
             help="Query heads that a layer keeps, such as 4=0,1,2; may repeat.",
             rich_help_panel=LISTS,
         ),
+    ] = None,
+    value_dims: Annotated[
+        int | None,
+        typer.Option(min=1, help="Entries each value head keeps.", rich_help_panel=LISTS),
     ] = None,
     neurons: Annotated[
         int | None,
@@ -187,7 +193,8 @@ def prune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What may go: layers, attention, ffn, kv_groups, heads, experts, neurons.",
+            help="What may go: layers, attention, ffn, kv_groups, heads, value_dims (entries of "
+            "all value heads of a layer, in a basis that suits), experts, neurons.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -254,6 +261,7 @@ def prune(
         "drop_attention": parse_indices(drop_attention),
         "drop_ffn": parse_indices(drop_ffn),
         "heads": parse_kept(heads or [], "HEADS"),
+        "value_dims": value_dims,
         "neurons": neurons,
         "experts": parse_kept(experts or [], "EXPERTS"),
     }
@@ -271,6 +279,8 @@ def prune(
             "--channels, alone or beside one of them"
         )
     whole.check(recipe)
+    wanted = parse_names(structures)
+    narrower_values = value_dims is not None or "value_dims" in (wanted or ())
     options = {
         "keep": keep,
         "max_bytes": size,
@@ -278,12 +288,43 @@ def prune(
         "decode_tokens_per_second": decode_tokens_per_second,
         "weights": weights.value,
         "phase": phase.value,
-        "structures": parse_names(structures),
+        "structures": wanted,
         "links": links,
         "criterion": criterion,
         "allocation": allocation,
         "protect": parse_protected(protect),
     }
+
+    state = output.with_name(f".{output.name}.slimformer-unfinished")
+    if nested is not None:
+        if sum(choices) != 1 or filling or whole.asked or links or mix is not None:
+            raise typer.BadParameter(
+                "--nested goes with --keep, and with no other budget, lists, zeros, links, tokens "
+                "or channels"
+            )
+        method: dict[str, Any] = {
+            "structures": wanted,
+            "criterion": criterion,
+            "allocation": allocation,
+            "protect": parse_protected(protect),
+        }
+        prune_nested(
+            model,
+            output,
+            keep,
+            parse_widths(nested),
+            repair=repair.value,
+            effort=effort.value,
+            calibration=calibration,
+            dtype=dtype.value,
+            state=state,
+            seed=seed,
+            threads=threads,
+            json=json,
+            **{name: value for name, value in method.items() if value is not None},
+        )
+        shutil.rmtree(state, ignore_errors=True)
+        return
 
     from slimformer.checkpoint import check_output
 
@@ -305,7 +346,6 @@ def prune(
     from slimformer.prune import Recipe, Setting, load_calibration
     from slimformer.prune import prune as make
 
-    state = output.with_name(f".{output.name}.slimformer-unfinished")
     texts = load_calibration(calibration) if calibration else None
     with progress_display() as progress:
         reading: dict[str, Any] = {
@@ -316,7 +356,7 @@ def prune(
         }
         common: dict[str, Any] = {**reading, "effort": effort.value, "state": state}
         stored: dict[str, Any] = {"repair": repair.value, "dtype": dtype.value}
-        base, chosen = whole.plan(source, **reading)
+        base, chosen = whole.plan(source, narrower_values=narrower_values, **reading)
         if chosen is None:
             chosen = _recipe(base, recipe, lists, {**options, **common})
         elif any(choices):

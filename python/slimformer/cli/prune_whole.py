@@ -1,4 +1,7 @@
-"""What ``slimformer prune`` takes from the model as a whole: tokens and channels."""
+"""What ``slimformer prune`` takes from the model as a whole: tokens and channels.
+
+And the bases in which it takes them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
     from slimformer.prune import Recipe
+    from slimformer.prune.channels.planning import Sensitivity
 
 WHOLE = "Vocabulary and channels"
 
@@ -47,8 +51,9 @@ RotateOption = Annotated[
     bool,
     typer.Option(
         "--rotate",
-        help="Rotate the stream first, so that few channels hold most of it. A head that is tied "
-        "to the embedding becomes a matrix of its own.",
+        help="Rotate the stream first, so that what goes is little missed: as little as can be "
+        "where PyTorch is installed, which tells what the predictions feel of it. A head that is "
+        "tied to the embedding becomes a matrix of its own.",
         rich_help_panel=WHOLE,
     ),
 ]
@@ -78,16 +83,24 @@ class Whole:
         if self.rotate and self.channels is None:
             raise typer.BadParameter("expected --channels, for which --rotate finds a basis")
 
-    def plan(self, source: Checkpoint, **options: Any) -> tuple[Checkpoint, Recipe | None]:
+    def plan(
+        self, source: Checkpoint, *, narrower_values: bool, **options: Any
+    ) -> tuple[Checkpoint, Recipe | None]:
         """The model that the recipe is for, and the recipe; none where nothing was asked for.
 
-        ``options`` are ``calibration``, ``seed``, ``threads`` and ``progress`` of the other plans.
+        ``narrower_values`` says that entries of value heads will go. ``options`` are
+        ``calibration``, ``seed``, ``threads`` and ``progress`` of the other plans.
         """
-        from slimformer.prune import cut_to_text, load_calibration, plan_channels
+        from slimformer.prune import align_values, cut_to_text, load_calibration, plan_channels
 
         chosen = None
+        if narrower_values:
+            source = align_values(source, **options)
         if self.channels is not None:
-            source, chosen = plan_channels(source, self.channels, rotated=self.rotate, **options)
+            felt = _sensitivity() if self.rotate else None
+            source, chosen = plan_channels(
+                source, self.channels, rotated=self.rotate, sensitivity=felt, **options
+            )
         if self.vocabulary_from:
             tokens = cut_to_text(
                 source,
@@ -98,3 +111,17 @@ class Whole:
             kept = tokens.vocabulary
             chosen = dataclasses.replace(chosen or tokens, vocabulary=kept)
         return source, chosen
+
+
+def _sensitivity() -> Sensitivity | None:
+    """What tells how much is felt of each direction; without PyTorch it is said that none does."""
+    from slimformer.train import has_torch, stream_sensitivity
+
+    if has_torch():
+        return stream_sensitivity
+    typer.echo(
+        "rotating by how much of the stream each direction is; pip install 'slimformer[train]' "
+        "for a rotation that costs half as much",
+        err=True,
+    )
+    return None

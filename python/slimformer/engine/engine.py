@@ -50,6 +50,8 @@ class Engine:
     ----------
     model:
         A checkpoint, or what `slimformer.load` takes.
+    width:
+        Of a folder of several widths, the one to run; by default the widest.
     weights:
         What the matrices are packed as: ``f32``, ``bf16`` (half the memory), ``int8`` (a quarter)
         or ``int4``. The smaller, the faster; the last two also round what the matrices are
@@ -77,7 +79,7 @@ class Engine:
     Raises
     ------
     ConfigError
-        A setting is not one of those offered.
+        A setting is not one of those offered, or the model has no such width.
     FormatError
         The model's tensors hold NaN or infinite values.
     UnsupportedModelError
@@ -88,6 +90,7 @@ class Engine:
         self,
         model: Checkpoint | str | os.PathLike[str],
         *,
+        width: float | None = None,
         weights: Weights | None = None,
         sparse: Sparse = "auto",
         threads: int = 0,
@@ -102,7 +105,14 @@ class Engine:
         if kv is not None:
             check_choice("kv", kv, get_args(Kv))
         start = time.perf_counter()
-        checkpoint = model if isinstance(model, Checkpoint) else load(model)
+        if isinstance(model, Checkpoint):
+            if width is not None:
+                raise ConfigError(
+                    f"width {width}: {model.name} is open; give it to slimformer.load"
+                )
+            checkpoint = model
+        else:
+            checkpoint = load(model, width=width)
         if isinstance(checkpoint.tensors, PackedTensors):
             checkpoint.tensors.check_weights(weights)
             weights = checkpoint.tensors.weights

@@ -28,7 +28,7 @@ PANEL = 16
 GRANULE_SHARE = 0.0025
 """Largest share of the weight that rounding one width may cost."""
 
-UNIT_STRUCTURES = ("kv_groups", "heads", "experts", "neurons")
+UNIT_STRUCTURES = ("kv_groups", "heads", "value_dims", "experts", "neurons")
 
 
 def allocate(
@@ -172,6 +172,8 @@ def _steps(config: ModelConfig, free: list[int], granule: int) -> list[float]:
         if isinstance(layer.attention, AttentionConfig):
             for count in (layer.attention.n_heads, layer.attention.n_kv_heads):
                 shares.update(unit / count for unit in range(1, count))
+            entries = layer.attention.value_dim
+            shares.update(count / entries for count in range(granule, entries, granule))
         if isinstance(layer.ffn, RoutedFfnConfig):
             n_experts = len(layer.ffn.experts)
             shares.update(unit / n_experts for unit in range(1, n_experts))
@@ -191,7 +193,7 @@ def _at_share(
     """One layer without its cheapest ``share`` of units, rounded down; one unit stays."""
     rated, attention = remainder.scores[index], remainder.config.layers[index].attention
     left = whole(remainder.config, index)
-    heads, neurons = left.heads, left.neurons
+    heads, neurons, value_dims = left.heads, left.neurons, left.value_dims
     if heads is not None and isinstance(attention, AttentionConfig):
         n_gone = _rounded(share, attention.n_heads)
         if "kv_groups" in structures and rated.kv_groups is not None:
@@ -202,12 +204,18 @@ def _at_share(
             n_more = min(n_gone - (attention.n_heads - len(heads)), len(heads) - 1)
             heads = heads - set([head for head in order if head in heads][: max(0, n_more)])
     if neurons is not None and "neurons" in structures:
-        gone = _rounded(share, neurons, granule)
-        neurons = max(neurons - gone, min(granule, neurons))
+        neurons = _fewer(neurons, share, granule)
+    if value_dims is not None and "value_dims" in structures:
+        value_dims = _fewer(value_dims, share, granule)
     experts = left.experts
     if experts is not None and "experts" in structures and rated.experts is not None:
         experts -= set(_cheapest(rated.experts, _rounded(share, len(experts))))
-    return Left(left.attention, left.ffn, heads, neurons, experts)
+    return Left(left.attention, left.ffn, heads, neurons, experts, value_dims)
+
+
+def _fewer(count: int, share: float, granule: int) -> int:
+    """What is left of ``count`` units; a granule at least."""
+    return max(count - _rounded(share, count, granule), min(granule, count))
 
 
 def _rounded(share: float, count: int, granule: int = 1) -> int:
@@ -229,4 +237,7 @@ def _cost(remainder: Remainder, index: int, left: Left) -> float:
         cost += float(sum(rated.experts[expert] for expert in sorted(start.experts - left.experts)))
     if rated.neurons is not None and start.neurons is not None and left.neurons is not None:
         cost += float(np.sort(rated.neurons)[: start.neurons - left.neurons].sum())
+    if rated.value_dims is not None and start.value_dims is not None:
+        gone = start.value_dims - (left.value_dims or 0)
+        cost += float(np.sort(rated.value_dims)[:gone].sum())
     return cost

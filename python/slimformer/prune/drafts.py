@@ -373,10 +373,12 @@ def _variants(
         assert isinstance(kept.ffn, KeptFfn)
         assert rated.neurons is not None
         scores, width, drafted = rated.neurons, 1, kept.ffn.neurons
+        entries = None
     else:
         assert isinstance(kept.attention, KeptAttention)
         assert rated.heads is not None
         scores, width, drafted = rated.heads, part.value_dim, kept.attention.heads
+        entries = kept.attention.value_dims
     left = sorted(drafted, key=lambda unit: float(scores[unit]))
     fewer = left[min(len(left) - 1, max(1, round(STEP * len(scores)))) :]
     choices = []
@@ -387,7 +389,7 @@ def _variants(
     present = float(scores[sorted(left)].sum())
     return [
         _Variant(
-            unit_entries(tuple(sorted(units)), width),
+            unit_entries(tuple(sorted(units)), width, entries),
             present - float(scores[sorted(units)].sum()),
         )
         for units in choices

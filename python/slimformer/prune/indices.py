@@ -1,7 +1,8 @@
-"""Sorted index lists as text: ``(0, 1, 2, 7)`` is ``"0-2,7"``."""
+"""Lists of distinct indices as text: ``(0, 1, 2, 7)`` is ``"0-2,7"``."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -14,7 +15,7 @@ _RUN = re.compile(r"(0|[1-9][0-9]{0,6})(?:-(0|[1-9][0-9]{0,6}))?", re.ASCII)
 
 
 def to_runs(indices: Iterable[int]) -> str:
-    """Text of a strictly ascending index list; runs of neighbours are joined."""
+    """Text of an index list; ascending runs of neighbours are joined."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][1] + 1:
@@ -30,9 +31,10 @@ def from_runs(text: str, where: str) -> tuple[int, ...]:
     Raises
     ------
     RecipeError
-        Not a list of runs, not strictly ascending, or an index above ``MAX_INDEX``.
+        Not a list of runs, an index that is there twice, or one above ``MAX_INDEX``.
     """
     indices: list[int] = []
+    seen: set[int] = set()
     for run in text.split(","):
         match = _RUN.fullmatch(run)
         if match is None:
@@ -45,25 +47,32 @@ def from_runs(text: str, where: str) -> tuple[int, ...]:
             raise RecipeError(
                 f"{where}: expected a run from low to high, at most {MAX_INDEX}, found {run!r}"
             )
-        if indices and first <= indices[-1]:
-            raise RecipeError(
-                f"{where}: expected ascending indices, found {first} after {indices[-1]}"
-            )
-        indices.extend(range(first, last + 1))
+        new = range(first, last + 1)
+        if not seen.isdisjoint(new):
+            raise RecipeError(f"{where}: expected each index once, found {run!r} again")
+        seen.update(new)
+        indices.extend(new)
     return tuple(indices)
 
 
-def check_ascending(indices: tuple[object, ...], where: str) -> None:
-    """Raise RecipeError unless the indices are strictly ascending integers from 0."""
+def check_indices(indices: tuple[object, ...], where: str) -> None:
+    """Raise RecipeError unless the indices are distinct integers from 0, at least one."""
     if not indices:
         raise RecipeError(f"{where}: expected at least one index; leave out what keeps nothing")
-    previous = -1
     for index in indices:
         if not isinstance(index, int) or isinstance(index, bool):
             raise RecipeError(f"{where}: expected integers, found {index!r}")
-        if not previous < index <= MAX_INDEX:
+        if not 0 <= index <= MAX_INDEX:
+            raise RecipeError(f"{where}: expected indices from 0 to {MAX_INDEX}, found {index}")
+    if len(set(indices)) < len(indices):
+        raise RecipeError(f"{where}: expected each index once")
+
+
+def check_ascending(indices: tuple[int, ...], where: str) -> None:
+    """Raise RecipeError unless the indices are strictly ascending integers from 0."""
+    check_indices(indices, where)
+    for previous, index in itertools.pairwise(indices):
+        if index < previous:
             raise RecipeError(
-                f"{where}: expected strictly ascending indices from 0 to {MAX_INDEX}, "
-                f"found {index} after {previous}"
+                f"{where}: expected ascending indices, found {index} after {previous}"
             )
-        previous = index

@@ -1,4 +1,7 @@
-"""What a recipe keeps of one layer: of its attention and of its FFN."""
+"""What a recipe keeps of one layer: of its attention and of its FFN.
+
+Units are listed in the order in which they are stored afterwards.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,32 @@ from slimformer.config import (
     RoutedFfnConfig,
 )
 from slimformer.errors import ConfigError, RecipeError
-from slimformer.prune.indices import check_ascending, from_runs, to_runs
+from slimformer.prune.indices import check_indices, from_runs, to_runs
 from slimformer.prune.json_values import fields_of, integer, string
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptAttention:
-    """Query heads that stay, and exactly the KV heads that they read; ascending."""
+    """Query heads that stay, and exactly the KV heads that they read.
+
+    ``value_dims`` are the entries that stay of each value head; ``None``: all of them.
+    """
 
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
+    value_dims: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptFfn:
-    """Neurons that stay; ascending."""
+    """Neurons that stay."""
 
     neurons: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptExperts:
-    """Experts of a routed FFN that stay, and the neurons that stay of each; ascending."""
+    """Experts of a routed FFN that stay, and the neurons that stay of each."""
 
     experts: tuple[int, ...]
     neurons: tuple[tuple[int, ...], ...]
@@ -132,6 +139,7 @@ def compose(first: KeptLayer, second: KeptLayer, where: str) -> KeptLayer:
         attention = KeptAttention(
             pick(first.attention.heads, second.attention.heads, f"{at}.heads"),
             pick(first.attention.kv_heads, second.attention.kv_heads, f"{at}.kv_heads"),
+            pick_all(first.attention.value_dims, second.attention.value_dims, f"{at}.value_dims"),
         )
     ffn: Any = _same_kind(first.ffn, second.ffn, f"{where}.ffn")
     if isinstance(first.ffn, KeptFfn) and isinstance(second.ffn, KeptFfn):
@@ -147,21 +155,23 @@ def compose(first: KeptLayer, second: KeptLayer, where: str) -> KeptLayer:
 
 
 def check_kept(kept: KeptLayer, where: str) -> None:
-    """Raise RecipeError unless all lists of units are ascending, and none is empty."""
+    """Raise RecipeError unless all lists name units once, and none is empty."""
     if isinstance(kept.attention, KeptAttention):
-        check_ascending(kept.attention.heads, f"{where}.attention.heads")
-        check_ascending(kept.attention.kv_heads, f"{where}.attention.kv_heads")
+        check_indices(kept.attention.heads, f"{where}.attention.heads")
+        check_indices(kept.attention.kv_heads, f"{where}.attention.kv_heads")
+        if kept.attention.value_dims is not None:
+            check_indices(kept.attention.value_dims, f"{where}.attention.value_dims")
     if isinstance(kept.ffn, KeptFfn):
-        check_ascending(kept.ffn.neurons, f"{where}.ffn.neurons")
+        check_indices(kept.ffn.neurons, f"{where}.ffn.neurons")
     if isinstance(kept.ffn, KeptExperts):
-        check_ascending(kept.ffn.experts, f"{where}.ffn.experts")
+        check_indices(kept.ffn.experts, f"{where}.ffn.experts")
         if len(kept.ffn.neurons) != len(kept.ffn.experts):
             raise RecipeError(
                 f"{where}.ffn.neurons: expected a list for each of {len(kept.ffn.experts)} "
                 f"experts, found {len(kept.ffn.neurons)}"
             )
         for neurons in kept.ffn.neurons:
-            check_ascending(neurons, f"{where}.ffn.neurons")
+            check_indices(neurons, f"{where}.ffn.neurons")
 
 
 def check_exists(kept: KeptLayer, layer: LayerConfig, n_channels: int, where: str) -> None:
@@ -196,6 +206,7 @@ def count_indices(kept: KeptLayer) -> int:
     count = 0
     if isinstance(kept.attention, KeptAttention):
         count += len(kept.attention.heads) + len(kept.attention.kv_heads)
+        count += len(kept.attention.value_dims or ())
     if isinstance(kept.ffn, KeptFfn):
         count += len(kept.ffn.neurons)
     if isinstance(kept.ffn, KeptExperts):
@@ -211,6 +222,8 @@ def layer_to_dict(kept: KeptLayer) -> dict[str, Any]:
             "heads": to_runs(kept.attention.heads),
             "kv_heads": to_runs(kept.attention.kv_heads),
         }
+        if kept.attention.value_dims is not None:
+            attention["value_dims"] = to_runs(kept.attention.value_dims)
     elif kept.attention is not None:
         attention = _link_to_json(kept.attention)
     ffn: Any = None
@@ -236,9 +249,9 @@ def layer_from_dict(value: Any, where: str) -> KeptLayer:
     attention: KeptOfAttention | None = _link_from_json(fields["attention"], f"{where}.attention")
     if attention is None and fields["attention"] is not None:
         at = f"{where}.attention"
-        kept = fields_of(fields["attention"], at, ("heads", "kv_heads"))
+        kept = fields_of(fields["attention"], at, ("heads", "kv_heads"), ("value_dims",))
         attention = KeptAttention(
-            _units(kept["heads"], f"{at}.heads"), _units(kept["kv_heads"], f"{at}.kv_heads")
+            **{unit: _units(units, f"{at}.{unit}") for unit, units in kept.items()}
         )
     ffn = _ffn_from(fields["ffn"], f"{where}.ffn")
     return KeptLayer(integer(fields["source"], f"{where}.source"), attention, ffn)
@@ -314,6 +327,15 @@ def pick(first: tuple[int, ...], second: tuple[int, ...], where: str) -> tuple[i
     return tuple(first[index] for index in second)
 
 
+def pick_all(
+    first: tuple[int, ...] | None, second: tuple[int, ...] | None, where: str
+) -> tuple[int, ...] | None:
+    """The same where ``None`` keeps all."""
+    if first is None or second is None:
+        return second if first is None else first
+    return pick(first, second, where)
+
+
 def _describe(kept: object) -> str:
     if kept is None:
         return "nothing"
@@ -325,9 +347,9 @@ def _describe(kept: object) -> str:
 
 
 def check_below(indices: tuple[int, ...], count: int, where: str) -> None:
-    """Raise RecipeError unless ascending indices are those of ``count`` units."""
-    if indices[-1] >= count:
-        raise RecipeError(f"{where}: expected indices below {count}, found {indices[-1]}")
+    """Raise RecipeError unless the indices are those of ``count`` units."""
+    if max(indices) >= count:
+        raise RecipeError(f"{where}: expected indices below {count}, found {max(indices)}")
 
 
 def _check_kind(kept: object, present: object, where: str) -> None:
@@ -342,9 +364,11 @@ def _check_kind(kept: object, present: object, where: str) -> None:
 def _check_attention(kept: KeptAttention, attention: AttentionConfig, where: str) -> None:
     check_below(kept.heads, attention.n_heads, f"{where}.heads")
     check_below(kept.kv_heads, attention.n_kv_heads, f"{where}.kv_heads")
-    if keep_heads(attention, kept.heads) != kept:
-        read = to_runs(sorted({attention.q_to_kv[head] for head in kept.heads}))
+    if kept.value_dims is not None:
+        check_below(kept.value_dims, attention.value_dim, f"{where}.value_dims")
+    read = {attention.q_to_kv[head] for head in kept.heads}
+    if read != set(kept.kv_heads):
         raise RecipeError(
-            f"{where}.kv_heads: expected {read!r}, the KV heads that the kept heads read, "
+            f"{where}.kv_heads: expected {to_runs(sorted(read))!r}, which the kept heads read, "
             f"found {to_runs(kept.kv_heads)!r}"
         )

@@ -137,9 +137,10 @@ class LayerTime:
         attention: bool,
         ffn: bool,
         experts: int = 0,
+        values_gone: int = 0,
     ) -> int:
         """Nanoseconds of a layer with that many units and those sub-blocks."""
-        width = heads * self.head + kv_heads * self.kv_head
+        width = heads * (self.head - values_gone) + kv_heads * (self.kv_head - values_gone)
         total = self.attention.at(width) if attention else 0.0
         return round(total + (self.ffn.at(neurons / max(1, experts)) if ffn else 0.0))
 

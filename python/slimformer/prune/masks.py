@@ -31,6 +31,7 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
     kept = {layer.source: layer for layer in recipe.layers}
     skip_attention, skip_ffn = [], []
     heads: dict[int, tuple[int, ...]] = {}
+    value_dims: dict[int, tuple[int, ...]] = {}
     neurons: dict[int, tuple[int, ...]] = {}
     experts: dict[int, tuple[int, ...]] = {}
     expert_neurons: dict[int, dict[int, tuple[int, ...]]] = {}
@@ -47,14 +48,16 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
             skip_ffn.append(index)
         whole = keep_all(index, layer)
         if isinstance(attention, KeptAttention) and attention != whole.attention:
-            heads[index] = attention.heads
+            heads[index] = tuple(sorted(attention.heads))
+            if attention.value_dims is not None:
+                value_dims[index] = tuple(sorted(attention.value_dims))
         if isinstance(ffn, KeptFfn) and ffn != whole.ffn:
-            neurons[index] = ffn.neurons
+            neurons[index] = tuple(sorted(ffn.neurons))
         if isinstance(ffn, KeptExperts) and isinstance(whole.ffn, KeptExperts):
             if ffn.experts != whole.ffn.experts:
-                experts[index] = ffn.experts
+                experts[index] = tuple(sorted(ffn.experts))
             expert_neurons[index] = {
-                expert: own
+                expert: tuple(sorted(own))
                 for expert, own in zip(ffn.experts, ffn.neurons, strict=True)
                 if own != whole.ffn.neurons[expert]
             }
@@ -62,6 +65,7 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
         skip_attention=tuple(skip_attention),
         skip_ffn=tuple(skip_ffn),
         heads=heads,
+        value_dims=value_dims,
         neurons=neurons,
         experts=experts,
         expert_neurons=expert_neurons,

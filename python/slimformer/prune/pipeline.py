@@ -11,17 +11,18 @@ import numpy as np
 
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
-from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, RoutedFfnConfig
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
 from slimformer.prune.channels import repair_narrow
 from slimformer.prune.effort import Effort, work
 from slimformer.prune.importance import magnitude
-from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.importance.statistics import layer_statistics
 from slimformer.prune.journal import Journal, digest
+from slimformer.prune.kept import KeptOfAttention
 from slimformer.prune.recipe import (
+    KeptAttention,
     KeptExperts,
     KeptFfn,
     KeptLayer,
@@ -31,7 +32,7 @@ from slimformer.prune.recipe import (
     keep_all,
     keep_heads,
 )
-from slimformer.prune.remainder import dearest_neurons
+from slimformer.prune.remainder import dearest_units
 from slimformer.prune.repair import REPAIRS, Repair
 from slimformer.prune.repair import repair as repair_weights
 from slimformer.prune.stream import embed
@@ -173,7 +174,7 @@ def prune(
         checkpoint = narrow
         recipe = dataclasses.replace(recipe, source_fingerprint=narrow.fingerprint)
         slim = _stored(apply(checkpoint, recipe), stored)
-    if repair != "none" and recipe.layers != Recipe.identity(checkpoint).layers:
+    if repair != "none" and slim.config != checkpoint.config:
         assert windows is not None
         slim = repair_weights(
             checkpoint, slim, recipe, windows, method=repair, journal=journal("repair"), **common
@@ -202,6 +203,7 @@ def explicit(
     drop_attention: Sequence[int] = (),
     drop_ffn: Sequence[int] = (),
     heads: Mapping[int, Sequence[int]] | None = None,
+    value_dims: int | None = None,
     neurons: int | Mapping[int, Sequence[int]] | None = None,
     experts: Mapping[int, Sequence[int]] | None = None,
     expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] | None = None,
@@ -214,6 +216,9 @@ def explicit(
         Layers that lose everything, their attention or their FFN.
     heads
         For some layers, the query heads that stay.
+    value_dims
+        How many entries of their value heads all layers keep, the first ones: those that matter
+        most of a model from ``align_values``.
     neurons
         For some layers, the neurons that stay; or for all layers, and each of their experts, how
         many stay, those with the largest weights.
@@ -247,6 +252,8 @@ def explicit(
             count = layer.attention.n_heads
             units = _units(f"heads: layer {index}", kept_heads[index], count)
             kept = dataclasses.replace(kept, attention=keep_heads(layer.attention, units))
+        if value_dims is not None:
+            kept = dataclasses.replace(kept, attention=_kept_values(layer, kept, value_dims))
         if neurons is not None:
             kept = dataclasses.replace(kept, ffn=_kept_neurons(checkpoint, kept, neurons))
         if index in kept_experts or index in kept_neurons:
@@ -327,6 +334,17 @@ def _units(where: str, units: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(set(units)))
 
 
+def _kept_values(layer: LayerConfig, kept: KeptLayer, count: int) -> KeptOfAttention | None:
+    """What stays of the attention of one layer with the first ``count`` entries of its values."""
+    if count < 1:
+        raise RecipeError(f"value_dims: expected at least 1, found {count}")
+    if not isinstance(layer.attention, AttentionConfig) or count >= layer.attention.value_dim:
+        return kept.attention
+    if not isinstance(kept.attention, KeptAttention):
+        return kept.attention
+    return dataclasses.replace(kept.attention, value_dims=tuple(range(count)))
+
+
 def _kept_neurons(
     checkpoint: Checkpoint, kept: KeptLayer, neurons: int | Mapping[int, Sequence[int]]
 ) -> KeptFfn | KeptExperts | KeptLink | NewLink | None:
@@ -350,7 +368,7 @@ def _kept_neurons(
         return _dearest_of_experts(checkpoint, kept.source, ffn, neurons)
     if not isinstance(ffn, FfnConfig) or neurons >= ffn.n_neurons:
         return kept.ffn
-    return KeptFfn(dearest_neurons(magnitude.score(checkpoint, kept.source), neurons))
+    return KeptFfn(dearest_units(magnitude.score(checkpoint, kept.source).neurons, neurons))
 
 
 def _dearest_of_experts(
@@ -360,7 +378,7 @@ def _dearest_of_experts(
     scores = magnitude.score(checkpoint, index).neurons
     assert scores is not None
     own = np.split(scores, np.cumsum(ffn.experts)[:-1])
-    dearest = (dearest_neurons(LayerScores(neurons=one), min(neurons, len(one))) for one in own)
+    dearest = (dearest_units(one, min(neurons, len(one))) for one in own)
     return KeptExperts(tuple(range(len(own))), tuple(dearest))
 
 

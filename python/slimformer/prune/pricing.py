@@ -71,6 +71,7 @@ def in_nats(scores: Scores, prices: Prices) -> Scores:
                 None if rated.heads is None else rated.heads * attention,
                 None if rated.neurons is None else rated.neurons * ffn,
                 None if rated.experts is None else rated.experts * ffn,
+                value_dims=None if rated.value_dims is None else rated.value_dims * attention,
             )
         )
     return tuple(priced)
@@ -173,7 +174,7 @@ def _usual(prices: Prices) -> float | None:
 def _sub_blocks(structures: tuple[Structure, ...]) -> frozenset[SubBlock]:
     """The sub-blocks that lose something when these structures go."""
     owners: dict[SubBlock, tuple[Structure, ...]] = {
-        "attention": ("layers", "attention", "kv_groups", "heads"),
+        "attention": ("layers", "attention", "kv_groups", "heads", "value_dims"),
         "ffn": ("layers", "ffn", "experts", "neurons"),
     }
     return frozenset(one for one in SUB_BLOCKS if set(owners[one]) & set(structures))

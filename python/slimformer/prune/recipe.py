@@ -1,10 +1,11 @@
 """The recipe: what a pruned model keeps of its source, as pure data.
 
 A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
-KV heads, experts and neurons that stay, and the links that stand in for what goes; for the whole
-model the rows of the vocabulary and the channels of the residual stream, if some of them go; and
-how many of the weights left become zero, if any do. It removes nothing itself: ``surgery.apply``
-does, and a mask made of it does so at run time.
+KV heads, entries of value heads, experts and neurons that stay, in the order in which they are
+stored from then on, and the links that stand in for what goes; for the whole model the rows of the
+vocabulary and the channels of the residual stream, if some of them go; and how many of the weights
+left become zero, if any do. It removes nothing itself: ``surgery.apply`` does, and a mask made of
+it does so at run time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from slimformer.prune.kept import (
     keep_heads,
     layer_from_dict,
     layer_to_dict,
-    pick,
+    pick_all,
 )
 from slimformer.prune.zeros.choice import Zeros
 
@@ -84,7 +85,8 @@ class Recipe:
     Raises
     ------
     RecipeError
-        Indices that are negative, unsorted or repeated, or an empty list of them.
+        Indices that are negative or repeated, tokens or channels that are unsorted, or an empty
+        list of them.
     """
 
     source_name: str
@@ -139,7 +141,7 @@ class Recipe:
         if zeros is None and self.zeros is not None:
             zeros = self.zeros.in_layers([(one.source, one.places) for one in other.layers])
         whole: dict[str, Any] = {
-            what: _pick_all(getattr(self, what), getattr(other, what), f"recipe: {what}")
+            what: pick_all(getattr(self, what), getattr(other, what), f"recipe: {what}")
             for what in _OF_THE_MODEL
         }
         return dataclasses.replace(self, layers=tuple(layers), zeros=zeros, **whole)
@@ -240,12 +242,3 @@ class Recipe:
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"recipe: not valid JSON: {error}") from error
         return Recipe.from_dict(value)
-
-
-def _pick_all(
-    first: tuple[int, ...] | None, second: tuple[int, ...] | None, where: str
-) -> tuple[int, ...] | None:
-    """The same where ``None`` keeps all."""
-    if first is None or second is None:
-        return second if first is None else first
-    return pick(first, second, where)

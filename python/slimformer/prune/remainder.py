@@ -6,22 +6,30 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from slimformer.config import AttentionConfig, FfnConfig, ModelConfig, RoutedFfnConfig
 from slimformer.prune.budget import Budget
 from slimformer.prune.expert_neurons import ExpertNeurons
-from slimformer.prune.importance.scores import LayerScores, Scores
-from slimformer.prune.recipe import KeptExperts, KeptFfn, KeptLayer, keep_all, keep_heads
-from slimformer.prune.structures import Price, Structure
+from slimformer.prune.importance.scores import Scores
+from slimformer.prune.recipe import (
+    KeptAttention,
+    KeptExperts,
+    KeptFfn,
+    KeptLayer,
+    keep_all,
+    keep_heads,
+)
+from slimformer.prune.structures import Structure
 
 
 @dataclasses.dataclass(frozen=True)
 class Left:
     """What is left of one layer.
 
-    ``heads`` and ``neurons`` (how many; the cheapest go first) are ``None`` where the
-    sub-block is absent or a link, ``experts`` where it is no routed FFN. There ``neurons`` counts
-    those of all experts, of which only those of experts that are left are there.
+    ``heads`` and, as numbers of which the cheapest go first, ``value_dims`` and ``neurons`` are
+    ``None`` where the sub-block is absent or a link, ``experts`` where it is no routed FFN. There
+    ``neurons`` counts those of all experts, of which only those of experts that are left are there.
     """
 
     attention: bool
@@ -29,6 +37,7 @@ class Left:
     heads: frozenset[int] | None
     neurons: int | None
     experts: frozenset[int] | None = None
+    value_dims: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +74,10 @@ class Remainder:
     def layer_weight(self, index: int, left: Left) -> int:
         """Weight of one layer if that is left of it."""
         attention = self.config.layers[index].attention
-        kv_heads = 0
+        kv_heads = values_gone = 0
         if left.heads is not None and isinstance(attention, AttentionConfig):
             kv_heads = len({attention.q_to_kv[head] for head in left.heads})
+            values_gone = attention.value_dim - (left.value_dims or 0)
         neurons = left.neurons or 0
         if left.experts is not None:
             neurons = self._expert_neurons[index].count(left.experts, neurons)
@@ -78,6 +88,7 @@ class Remainder:
             attention=left.attention,
             ffn=left.ffn,
             experts=len(left.experts or ()),
+            values_gone=values_gone,
         )
 
     def saving(self, index: int, left: Left) -> int:
@@ -98,6 +109,10 @@ class Remainder:
             attention = all_of_it.attention if left.attention else None
             if left.heads is not None and isinstance(layer.attention, AttentionConfig):
                 attention = keep_heads(layer.attention, tuple(sorted(left.heads)))
+                if left.value_dims != layer.attention.value_dim:
+                    assert isinstance(attention, KeptAttention)
+                    values = dearest_units(self.scores[index].value_dims, left.value_dims or 0)
+                    attention = dataclasses.replace(attention, value_dims=values)
             ffn = all_of_it.ffn if left.ffn else None
             start = whole(self.config, index).neurons
             if left.experts is not None:
@@ -105,7 +120,7 @@ class Remainder:
                 neurons = self._expert_neurons[index].left(experts, left.neurons or 0)
                 ffn = KeptExperts(experts, neurons)
             elif left.neurons is not None and left.neurons != start:
-                ffn = KeptFfn(dearest_neurons(self.scores[index], left.neurons))
+                ffn = KeptFfn(dearest_units(self.scores[index].neurons, left.neurons))
             kept = KeptLayer(index, attention, ffn)
             if kept == all_of_it or attention is not None or ffn is not None:
                 layers.append(kept)
@@ -122,14 +137,15 @@ def whole(config: ModelConfig, index: int) -> Left:
         frozenset(range(attention.n_heads)) if isinstance(attention, AttentionConfig) else None,
         ffn.n_neurons if isinstance(ffn, (FfnConfig, RoutedFfnConfig)) else None,
         frozenset(range(len(ffn.experts))) if isinstance(ffn, RoutedFfnConfig) else None,
+        attention.value_dim if isinstance(attention, AttentionConfig) else None,
     )
 
 
-def dearest_neurons(scores: LayerScores, count: int) -> tuple[int, ...]:
-    """The ``count`` neurons of highest score, ascending; ties keep the later index."""
-    assert scores.neurons is not None
-    order = np.argsort(scores.neurons, kind="stable")
-    return tuple(sorted(int(neuron) for neuron in order[len(order) - count :]))
+def dearest_units(scores: npt.NDArray[np.float64] | None, count: int) -> tuple[int, ...]:
+    """The ``count`` units of highest score, ascending; ties keep the later index."""
+    assert scores is not None
+    order = np.argsort(scores, kind="stable")
+    return tuple(sorted(int(unit) for unit in order[len(order) - count :]))
 
 
 def layer_moves(
@@ -165,20 +181,32 @@ def layer_moves(
         for expert, cost in enumerate(rated.experts):
             add(float(cost), _drop_expert(expert))
     if "neurons" in structures and rated.neurons is not None:
-        moves.extend(_neuron_moves(index, rated, price, granule))
+        moves.extend(_counted_moves(index, rated.neurons, price.neuron, granule, _drop_neurons))
+    if "value_dims" in structures and rated.value_dims is not None:
+        fewer = _drop_value_dims(1)(start)
+        saving = 0 if fewer is None else remainder.saving(index, fewer)
+        moves.extend(_counted_moves(index, rated.value_dims, saving, granule, _drop_value_dims))
     return moves
 
 
-def _neuron_moves(index: int, rated: LayerScores, price: Price, granule: int) -> list[Move]:
-    """Neurons in ascending order of cost, in granules that leave multiples of ``granule``."""
-    assert rated.neurons is not None
-    ascending = np.sort(rated.neurons)
+def _counted_moves(
+    index: int,
+    scores: npt.NDArray[np.float64],
+    weight: float,
+    granule: int,
+    drop: Callable[[int], Callable[[Left], Left | None]],
+) -> list[Move]:
+    """Units in ascending order of cost, in granules that leave multiples of ``granule``.
+
+    ``weight`` is that of one unit, ``drop`` makes a move of how many of them go.
+    """
+    ascending = np.sort(scores)
     moves = []
     start = 0
     while start < len(ascending):
         end = start + ((len(ascending) - start) % granule or granule)
-        ratio = float(ascending[start:end].mean()) / max(1.0, price.neuron)
-        moves.append(Move(index, ratio, _drop_neurons(end - start)))
+        ratio = float(ascending[start:end].mean()) / max(1.0, weight)
+        moves.append(Move(index, ratio, drop(end - start)))
         start = end
     return moves
 
@@ -188,7 +216,9 @@ def _drop_layer(left: Left) -> Left | None:
 
 
 def _drop_attention(left: Left) -> Left | None:
-    return dataclasses.replace(left, attention=False, heads=None) if left.attention else None
+    if not left.attention:
+        return None
+    return dataclasses.replace(left, attention=False, heads=None, value_dims=None)
 
 
 def _drop_ffn(left: Left) -> Left | None:
@@ -209,6 +239,15 @@ def _drop_expert(expert: int) -> Callable[[Left], Left | None]:
         if left.experts is None or expert not in left.experts or len(left.experts) == 1:
             return None
         return dataclasses.replace(left, experts=left.experts - {expert})
+
+    return apply
+
+
+def _drop_value_dims(count: int) -> Callable[[Left], Left | None]:
+    def apply(left: Left) -> Left | None:
+        if left.value_dims is None or left.value_dims <= count:
+            return None
+        return dataclasses.replace(left, value_dims=left.value_dims - count)
 
     return apply
 

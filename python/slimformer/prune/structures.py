@@ -1,9 +1,10 @@
 """Which axes of which tensors move together when a structure goes.
 
-A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` and ``v``; a
-neuron is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``; an expert is a
-row of ``router`` and all its neurons. Biases follow the rows, and so do the weights of norms over
-the whole width of queries or keys.
+A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` and ``v``; an entry
+of the values is a row of each KV head of ``v`` and a column of each query head of ``o``; a neuron
+is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``; an expert is a row of
+``router`` and all its neurons. Biases follow the rows, and so do the weights of norms over the
+whole width of queries or keys.
 Whole sub-blocks and layers own all tensors below their prefix. A token is a row of the embedding
 and of the head, which are one where it is tied. A channel of the residual stream is a column of
 all that reads it, a row of all that writes to it, and an entry of the norms between.
@@ -27,7 +28,9 @@ from slimformer.config import (
 from slimformer.errors import ConfigError
 from slimformer.prune.recipe import KeptAttention, KeptExperts, KeptFfn, KeptLayer, NewLink
 
-Structure = Literal["layers", "attention", "ffn", "kv_groups", "heads", "experts", "neurons"]
+Structure = Literal[
+    "layers", "attention", "ffn", "kv_groups", "heads", "value_dims", "experts", "neurons"
+]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
 UnitAxis = Literal["heads", "kv_heads", "experts", "neurons"]
@@ -53,12 +56,16 @@ Rate = Callable[[str], int]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One axis that a unit owns a stretch of: ``width`` entries of ``axis``, unit by unit."""
+    """One axis that a unit owns a stretch of: ``width`` entries of ``axis``, unit by unit.
+
+    ``of_values`` says that the entries in a stretch are those of a value.
+    """
 
     part: str  # name below the sub-block's prefix, e.g. "q.weight"
     axis: int
     width: int
     unit: UnitAxis
+    of_values: bool = False
 
 
 def channel_axes(name: str, dimensions: int) -> tuple[int, ...]:
@@ -78,18 +85,18 @@ def channel_axes(name: str, dimensions: int) -> tuple[int, ...]:
 
 
 def attention_axes(attention: AttentionConfig) -> tuple[Axis, ...]:
-    """Axes that heads and KV heads own."""
+    """Axes that heads and KV heads own, and entries of the values a part of each stretch."""
     axes = [
         Axis("q.weight", 0, attention.head_dim, "heads"),
         Axis("k.weight", 0, attention.head_dim, "kv_heads"),
-        Axis("v.weight", 0, attention.value_dim, "kv_heads"),
-        Axis("o.weight", 1, attention.value_dim, "heads"),
+        Axis("v.weight", 0, attention.value_dim, "kv_heads", of_values=True),
+        Axis("o.weight", 1, attention.value_dim, "heads", of_values=True),
     ]
     if attention.qkv_bias:
         axes += [
             Axis("q.bias", 0, attention.head_dim, "heads"),
             Axis("k.bias", 0, attention.head_dim, "kv_heads"),
-            Axis("v.bias", 0, attention.value_dim, "kv_heads"),
+            Axis("v.bias", 0, attention.value_dim, "kv_heads", of_values=True),
         ]
     if attention.qk_norm == "width":
         axes += [
@@ -121,6 +128,7 @@ def pruned_attention(attention: AttentionConfig, kept: KeptAttention) -> Attenti
         attention,
         n_heads=len(kept.heads),
         n_kv_heads=len(kept.kv_heads),
+        value_dim=attention.value_dim if kept.value_dims is None else len(kept.value_dims),
         q_to_kv=tuple(position[attention.q_to_kv[head]] for head in kept.heads),
     )
 
@@ -167,8 +175,12 @@ class Price(Protocol):
         attention: bool,
         ffn: bool,
         experts: int = 0,
+        values_gone: int = 0,
     ) -> int:
-        """Weight of a layer with that many units and those sub-blocks."""
+        """Weight of a layer with that many units and those sub-blocks.
+
+        ``values_gone`` is how many entries each value head has lost.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +189,8 @@ class LayerPrice:
 
     ``attention`` and ``ffn`` are what a sub-block weighs apart from its units: norm, output
     bias, or all of a link. The others are the weight of one unit;
-    of an expert it is what its neurons leave, its row of the router.
+    of an expert it is what its neurons leave, its row of the router. ``head_value`` and
+    ``kv_value`` are what an entry of the values is of each head and of each KV head.
     """
 
     attention: int
@@ -186,6 +199,8 @@ class LayerPrice:
     ffn: int
     neuron: int
     expert: int = 0
+    head_value: int = 0
+    kv_value: int = 0
 
     def of(
         self,
@@ -196,9 +211,13 @@ class LayerPrice:
         attention: bool,
         ffn: bool,
         experts: int = 0,
+        values_gone: int = 0,
     ) -> int:
         """See Price."""
-        total = self.attention + heads * self.head + kv_heads * self.kv_head if attention else 0
+        total = 0
+        if attention:
+            total += self.attention + heads * (self.head - values_gone * self.head_value)
+            total += kv_heads * (self.kv_head - values_gone * self.kv_value)
         units = neurons * self.neuron + experts * self.expert
         return total + (self.ffn + units if ffn else 0)
 
@@ -213,6 +232,8 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
         axes += ffn_axes(layer.ffn)
     unit_of = {axis.part: axis for axis in axes}
     weight = dict.fromkeys(("attention", "ffn", *get_args(UnitAxis)), 0)
+    units = _unit_counts(layer)
+    of_values = {"heads": 0, "kv_heads": 0}
     prefix = f"layers.{index}."
     for name, shape in config.tensor_shapes().items():
         if not name.startswith(prefix):
@@ -223,7 +244,9 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
             weight[sub_block] += math.prod(shape) * rate(name)
         else:
             weight[axis.unit] += math.prod(shape) * rate(name)
-    units = _unit_counts(layer)
+            if axis.of_values:
+                entries = units[axis.unit] * axis.width
+                of_values[axis.unit] += math.prod(shape) // entries * rate(name)
     one = {unit: weight[unit] // count for unit, count in units.items()}
     return LayerPrice(
         attention=weight["attention"],
@@ -232,6 +255,8 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
         ffn=weight["ffn"],
         neuron=one.get("neurons", 0),
         expert=one.get("experts", 0),
+        head_value=of_values["heads"],
+        kv_value=of_values["kv_heads"],
     )
 
 

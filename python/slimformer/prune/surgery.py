@@ -90,9 +90,13 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     )
 
 
-def unit_entries(units: tuple[int, ...], width: int) -> Entries:
-    """Positions on an axis where each unit owns ``width`` neighbouring entries."""
-    return (np.asarray(units)[:, None] * width + np.arange(width)).reshape(-1)
+def unit_entries(
+    units: tuple[int, ...], width: int, entries: tuple[int, ...] | None = None
+) -> Entries:
+    """Positions on an axis where each unit owns ``width`` neighbouring entries, or some of them."""
+    own = np.arange(width) if entries is None else np.asarray(entries)
+    positions: Entries = (np.asarray(units)[:, None] * width + own).reshape(-1)
+    return positions
 
 
 def kept_columns(layer: LayerConfig, kept: KeptLayer) -> dict[str, Entries]:
@@ -103,7 +107,9 @@ def kept_columns(layer: LayerConfig, kept: KeptLayer) -> dict[str, Entries]:
     columns = {}
     if isinstance(kept.attention, KeptAttention):
         assert isinstance(layer.attention, AttentionConfig)
-        columns["attention"] = unit_entries(kept.attention.heads, layer.attention.value_dim)
+        columns["attention"] = unit_entries(
+            kept.attention.heads, layer.attention.value_dim, kept.attention.value_dims
+        )
     if isinstance(kept.ffn, KeptFfn):
         columns["ffn"] = unit_entries(kept.ffn.neurons, 1)
     if isinstance(kept.ffn, KeptExperts):
@@ -135,7 +141,8 @@ def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[
             assert isinstance(layer.attention, AttentionConfig)
             stays = {"heads": kept.attention.heads, "kv_heads": kept.attention.kv_heads}
             for axis in attention_axes(layer.attention):
-                entries = unit_entries(stays[axis.unit], axis.width)
+                own = kept.attention.value_dims if axis.of_values else None
+                entries = unit_entries(stays[axis.unit], axis.width, own)
                 cuts["attention"][axis.part] = (axis, entries)
     if kept.ffn is not None and not isinstance(kept.ffn, NewLink):
         cuts["ffn"] = {}
@@ -234,8 +241,8 @@ def _narrow(name: str, tensor: Tensor, channels: Entries) -> Tensor:
 
 
 def _cut(tensor: Tensor, axis: int, entries: Entries) -> Tensor:
-    """The entries of one axis that stay."""
-    if len(entries) == tensor.shape[axis]:
+    """The entries of one axis that stay, in their new order."""
+    if np.array_equal(entries, np.arange(tensor.shape[axis])):
         return tensor
     shape = list(tensor.shape)
     shape[axis] = len(entries)

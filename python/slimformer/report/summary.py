@@ -83,6 +83,7 @@ def _describe(layer: LayerConfig) -> Layer:
         "heads": None,
         "kv_heads": None,
         "head_dim": None,
+        "value_dim": None,
         "q_to_kv": None,
         "neurons": None,
         "experts": None,
@@ -94,6 +95,7 @@ def _describe(layer: LayerConfig) -> Layer:
         described["heads"] = attention.n_heads
         described["kv_heads"] = attention.n_kv_heads
         described["head_dim"] = attention.head_dim
+        described["value_dim"] = attention.value_dim
         described["q_to_kv"] = list(attention.q_to_kv)
     if isinstance(ffn, FfnConfig):
         described["neurons"] = ffn.n_neurons

@@ -71,8 +71,25 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             str(first) if first == last else f"{first}-{last}",
             attention or _count(layer["heads"]),
             _count(layer["kv_heads"]),
-            _count(layer["head_dim"]),
+            _head_width(layer),
             _ffn(layer),
+        )
+    return table
+
+
+def widths_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The models of a folder of several widths, and what it holds for each alone."""
+    table = _table()
+    table.add_column("model", overflow="fold")
+    for name in ("parameters", "outside the embedding", "bytes", "of its own"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            _short(row["model"]),
+            millions(row["parameters"]),
+            millions(row["non_embedding_parameters"]),
+            megabytes(row["bytes"]),
+            megabytes(row["own_bytes"]),
         )
     return table
 
@@ -201,6 +218,12 @@ def _compared(
 
 def _ratio(value: float, ratio: float) -> str:
     return f"{number(value)} ({ratio:.2f}x)"
+
+
+def _head_width(layer: Mapping[str, Any]) -> str:
+    """64; 64, values 48."""
+    same = layer["value_dim"] == layer["head_dim"]
+    return _count(layer["head_dim"]) + ("" if same else f", values {layer['value_dim']}")
 
 
 def _ffn(layer: Mapping[str, Any]) -> str:

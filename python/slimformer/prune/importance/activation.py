@@ -27,14 +27,15 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     expert pruning of Lasby et al. 2025 (REAP, arXiv 2510.13999) rates it, but squared.
     """
     layer = checkpoint.config.layers[index]
-    heads = groups = neurons = experts = None
+    heads = groups = values = neurons = experts = None
     if isinstance(layer.attention, AttentionConfig):
         assert statistics.heads is not None
         columns = _columns(
             Output(checkpoint, index, "attention").stream_weight,
             statistics.heads.mean_square,
         )
-        heads = columns.reshape(layer.attention.n_heads, -1).sum(axis=1)
+        by_head = columns.reshape(layer.attention.n_heads, -1)
+        heads, values = by_head.sum(axis=1), by_head.sum(axis=0)
         groups = sum_groups(layer.attention, heads)
     if isinstance(layer.ffn, RoutedFfnConfig):
         assert statistics.experts is not None
@@ -53,6 +54,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         heads,
         neurons,
         experts,
+        values,
     )
 
 

@@ -20,7 +20,7 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
     and values, an expert its neurons and its row of the router.
     """
     layer = checkpoint.config.layers[index]
-    heads = groups = neurons = experts = None
+    heads = groups = values = neurons = experts = None
     attention = ffn = None
     if isinstance(layer.attention, AttentionConfig):
         axes = attention_axes(layer.attention)
@@ -28,6 +28,7 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
         heads = _norms(checkpoint, prefix, axes, "heads", layer.attention.n_heads)
         groups = sum_groups(layer.attention, heads)
         groups += _norms(checkpoint, prefix, axes, "kv_heads", layer.attention.n_kv_heads)
+        values = _of_values(checkpoint, prefix, axes, layer.attention.value_dim)
         attention = float(groups.sum())
     if isinstance(layer.ffn, FfnConfig):
         prefix = f"layers.{index}.ffn."
@@ -46,7 +47,20 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
         neurons = np.concatenate(own)
         ffn = float(experts.sum())
     whole = None if attention is None and ffn is None else (attention or 0.0) + (ffn or 0.0)
-    return LayerScores(whole, attention, ffn, groups, heads, neurons, experts)
+    return LayerScores(whole, attention, ffn, groups, heads, neurons, experts, values)
+
+
+def _of_values(
+    checkpoint: Checkpoint, prefix: str, axes: tuple[Axis, ...], value_dim: int
+) -> Array:
+    """Squared norm of what each entry of the values owns, [value_dim]."""
+    total = np.zeros(value_dim)
+    for axis in axes:
+        if axis.of_values:
+            rows = np.moveaxis(checkpoint.read_f32(prefix + axis.part), axis.axis, 0)
+            by_unit = rows.reshape(-1, value_dim, rows[0].size)
+            total += np.einsum("uvi,uvi->v", by_unit, by_unit, dtype=np.float64)
+    return total
 
 
 def _norms(

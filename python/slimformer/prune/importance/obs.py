@@ -42,7 +42,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     only.
     """
     layer = checkpoint.config.layers[index]
-    heads = groups = neurons = experts = None
+    heads = groups = values = neurons = experts = None
     if isinstance(layer.attention, AttentionConfig):
         weight = Output(checkpoint, index, "attention").stream_weight
         columns = np.arange(weight.shape[1]).reshape(layer.attention.n_heads, -1)
@@ -50,6 +50,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         members = [columns[reads == kv].reshape(-1) for kv in range(layer.attention.n_kv_heads)]
         heads = _eliminate(statistics.heads, weight, list(columns), len(columns))
         groups = _eliminate(statistics.heads, weight, members, len(members))
+        values = _eliminate(statistics.heads, weight, list(columns.T), columns.shape[1])
     if isinstance(layer.ffn, FfnConfig):
         weight = Output(checkpoint, index, "ffn").stream_weight
         units = list(np.arange(layer.ffn.n_neurons)[:, None])
@@ -66,6 +67,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         heads,
         neurons,
         experts,
+        value_dims=values,
     )
 
 

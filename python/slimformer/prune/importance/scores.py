@@ -32,6 +32,7 @@ class LayerScores:
     heads: Array | None = None  # [n_heads]
     neurons: Array | None = None  # [n_neurons], of experts one after another
     experts: Array | None = None  # [n_experts]
+    value_dims: Array | None = None  # [value_dim], of all heads of the layer
 
     def pack(self, prefix: str) -> dict[str, npt.NDArray[np.float32]]:
         """The scores bit for bit as pairs of float32, which files of tensors can hold."""
@@ -81,6 +82,9 @@ def check_scores(scores: Scores, layers: tuple[LayerConfig, ...]) -> None:
         if rated.kv_groups is not None:
             assert isinstance(layer.attention, AttentionConfig)
             assert rated.kv_groups.shape == (layer.attention.n_kv_heads,)
+        if rated.value_dims is not None:
+            assert isinstance(layer.attention, AttentionConfig)
+            assert rated.value_dims.shape == (layer.attention.value_dim,)
         if rated.neurons is not None:
             assert isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig))
             assert rated.neurons.shape == (layer.ffn.n_neurons,)

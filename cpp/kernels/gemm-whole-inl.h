@@ -5,8 +5,8 @@
 // Two policies make a kernel. A Dot says which instruction multiplies, and so how x is prepared
 // and how many inputs a step has; Weights<Dot> says how a step of weights is stored, into how many
 // parts with scales of their own a group is cut, and what a sum is worth. A panel is a row of
-// groups, each its scales and [steps] weights; only the last group may have fewer steps. x is groups
-// too: its whole numbers, its scale, and what the policies need of them.
+// groups, each its scales and [steps] weights; only the last group may have fewer steps. x is
+// groups too: its whole numbers, its scale, and what the policies need of them.
 //
 // A tile is kTileRows rows of x by the two vectors of a step. Both its int32 sums, of the part at
 // hand, and its float32 sums, of all groups, stay in registers:

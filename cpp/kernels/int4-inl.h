@@ -1,13 +1,13 @@
 // int4 weights: a group is scales [kPanelWidth][kInt4Parts], minima likewise, and steps of
 // [kLanes][kPerStep] bytes. The low four bits of a byte are a weight of output i, the high ones of
-// output kLanes + i, so that widening both takes a mask and a shift. To be included after the tier's
-// vector-inl.h.
+// output kLanes + i, so that widening both takes a mask and a shift. To be included after the
+// tier's vector-inl.h.
 //
-// Weights are 0 to 15, as unsigned bytes or int16: no offset is needed. The minimum times the sum of
-// x over the part is the same product for all of them. Beside 16 dot products of 4 inputs, adding up
-// a group takes one multiplication by the scales of each part, one by that of x, and as many for the
-// minima as the group's dots say: 4 of 20 multiplications with dot products of bfloat16, 5 of 21
-// without.
+// Weights are 0 to 15, as unsigned bytes or int16: no offset is needed. The minimum times the sum
+// of x over the part is the same product for all of them. Beside 16 dot products of 4 inputs,
+// adding up a group takes one multiplication by the scales of each part, one by that of x, and as
+// many for the minima as the group's dots say: 4 of 20 multiplications with dot products of
+// bfloat16, 5 of 21 without.
 #pragma once
 
 #include <cstddef>

@@ -20,11 +20,11 @@
 // group's sum times their scale, before that of x makes it small again, is finite.
 //
 // int4 weights are w = scale q + min, 0 <= q <= 15, with a scale and a minimum for every kInt4Group
-// of them, a part of a group of activations (int4_search.h): 5 bits a weight. They lose so much more
-// than their activations, which are int8 too, that rotation would gain nothing, and weights that
-// come from a file of 4 or 5 bits lie on a grid that it would blur. The minimum multiplies the sum
-// of the part's activations, which dot products of bfloat16 round to bfloat16: off by 2^-9 of one of
-// two terms, it is a third of what rounding the activations to int8 loses.
+// of them, a part of a group of activations (int4_search.h): 5 bits a weight. They lose so much
+// more than their activations, which are int8 too, that rotation would gain nothing, and weights
+// that come from a file of 4 or 5 bits lie on a grid that it would blur. The minimum multiplies the
+// sum of the part's activations, which dot products of bfloat16 round to bfloat16: off by 2^-9 of
+// one of two terms, it is a third of what rounding the activations to int8 loses.
 //
 // Why 64 for int8: the largest of 64 normal values is 2.4 standard deviations, a rounding is then
 // off by 0.59 % of one (of 32 values: 0.53 %), and a rotation spreads an outlier twice as far. A

@@ -82,8 +82,8 @@ inline float ScaleOf(const Vector::F (&v)[kVectors]) noexcept {
   return ScaleFor(Vector::MaxLanes(largest));
 }
 
-// to [kVectors * kLanes] = v / scale, whole numbers, and the sums of equal parts of them. Integer is
-// int8_t or int16_t. Where the scale is NaN what is written is of no consequence.
+// to [kVectors * kLanes] = v / scale, whole numbers, and the sums of equal parts of them. Integer
+// is int8_t or int16_t. Where the scale is NaN what is written is of no consequence.
 template <std::size_t kVectors, class Integer, std::size_t kParts>
 inline void QuantiseGroup(const Vector::F (&v)[kVectors], float scale, Integer* to,
                           std::int32_t (&sums)[kParts]) noexcept {

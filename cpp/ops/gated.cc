@@ -47,8 +47,8 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
     const std::size_t units = DivideUp(n, unit);
     const std::size_t height = std::min(blocks.rows, blocks.height);
     const auto threads = static_cast<std::size_t>(context.pool.size());
-    const std::size_t of_task = UnitsOfTask(4 * height * cols * unit,
-                                            (layers.gate.bytes() + layers.up.bytes()) / units);
+    const std::size_t of_task =
+        UnitsOfTask(4 * height * cols * unit, (layers.gate.bytes() + layers.up.bytes()) / units);
     PanelScratch panel_scratch;
     panel_scratch.Include(layers.gate);
     panel_scratch.Include(layers.up);

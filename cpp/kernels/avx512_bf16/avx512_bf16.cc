@@ -134,8 +134,7 @@ void Overlay<Tier::avx512_bf16>(KernelTable& table) noexcept {
   table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot<false, Bf16Sums>>>();
   table.sparse_bf16 = sparse::MakeSparse<sparse::PanelForm<Bf16DotPanel>, RegisterExpander<2>>(
       table.gemm_bf16, 0.25F);
-  table.sparse_int8 =
-      sparse::MakeSparseInt8<QuadDot<false, NoSums>, RegisterExpander<1>>(0.25F);
+  table.sparse_int8 = sparse::MakeSparseInt8<QuadDot<false, NoSums>, RegisterExpander<1>>(0.25F);
   table.attend_bf16 = &Attend<Bf16DotPage>;
   table.attend_int8 = &AttendInt8<Bf16DotPage, LookUpWidener>;
 }

@@ -1,5 +1,5 @@
-// The sums of the parts of a group of activations as bfloat16, so that both multiply their minima in
-// one dot product (VDPBF16PS) instead of two multiply-adds.
+// The sums of the parts of a group of activations as bfloat16, so that both multiply their minima
+// in one dot product (VDPBF16PS) instead of two multiply-adds.
 #pragma once
 
 #include <cstddef>

@@ -19,9 +19,7 @@ struct Input {
   std::int8_t q[kGroup];
 };
 
-constexpr std::size_t Groups(std::size_t k) noexcept {
-  return (k + kGroup - 1) / kGroup;
-}
+constexpr std::size_t Groups(std::size_t k) noexcept { return (k + kGroup - 1) / kGroup; }
 
 // v [kGroup] becomes its transform.
 void Rotate(float* v) noexcept {
@@ -64,9 +62,7 @@ std::int8_t Round(float x) noexcept {
   return static_cast<std::int8_t>((x + kWhole) - kWhole);
 }
 
-std::size_t InputRowBytes(std::size_t k) noexcept {
-  return Groups(k) * sizeof(Input);
-}
+std::size_t InputRowBytes(std::size_t k) noexcept { return Groups(k) * sizeof(Input); }
 
 template <bool kRotated>
 void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,

@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <limits>
 #include <map>
 #include <string>
@@ -34,6 +35,30 @@ constexpr std::uint64_t Ticket(std::uint64_t loop, std::size_t left) {
 constexpr std::uint64_t LoopOf(std::uint64_t ticket) { return ticket >> 32; }
 constexpr std::size_t LeftOf(std::uint64_t ticket) { return ticket & 0xffffffffU; }
 
+constexpr std::uint64_t Range(std::size_t first, std::size_t last) {
+  return (static_cast<std::uint64_t>(first) << 32) | static_cast<std::uint64_t>(last);
+}
+
+// Takes a task of the range, its first or its last one.
+std::optional<std::size_t> TakeOf(std::atomic<std::uint64_t>& range, bool is_own) noexcept {
+  std::uint64_t left = range.load(std::memory_order_relaxed);
+  while (true) {
+    const std::size_t first = left >> 32;
+    const std::size_t last = left & 0xffffffffU;
+    if (first == last) return std::nullopt;
+    const std::uint64_t rest = is_own ? Range(first + 1, last) : Range(first, last - 1);
+    if (range.compare_exchange_weak(left, rest, std::memory_order_relaxed)) {
+      return is_own ? first : last - 1;
+    }
+  }
+}
+
+void CheckLength(std::size_t n) {
+  if (n > std::numeric_limits<std::uint32_t>::max()) {
+    throw Error(ErrorKind::data, "a parallel loop of " + std::to_string(n) + " tasks is too long");
+  }
+}
+
 }  // namespace
 
 int AvailableCores() {
@@ -61,7 +86,7 @@ std::shared_ptr<ThreadPool> ThreadPool::Shared(int threads) {
   return pool;
 }
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(static_cast<std::size_t>(threads)) {
   workers_.reserve(static_cast<std::size_t>(threads - 1));
   for (int worker = 1; worker < threads; ++worker) {
     workers_.emplace_back([this, worker] { Work(worker); });
@@ -79,10 +104,30 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::Run(std::size_t n, Invoke invoke, const void* context) {
   if (n == 0) return;
-  if (n > std::numeric_limits<std::uint32_t>::max()) {
-    throw Error(ErrorKind::data, "a parallel loop of " + std::to_string(n) + " tasks is too long");
+  CheckLength(n);
+  const std::lock_guard lock(loop_mutex_);
+  RunLoop(n, invoke, context);
+}
+
+// A loop with one task for each worker, which runs tasks of the shares until there are none.
+void ThreadPool::RunShares(std::size_t n, Invoke invoke, const void* context) {
+  if (n == 0) return;
+  CheckLength(n);
+  const std::lock_guard lock(loop_mutex_);
+  const std::size_t workers = shares_.size();
+  for (std::size_t worker = 0; worker < workers; ++worker) {
+    shares_[worker].left.store(Range(n * worker / workers, n * (worker + 1) / workers),
+                               std::memory_order_relaxed);
   }
-  const std::lock_guard loop(loop_mutex_);
+  const auto run = [&](std::size_t, int worker) {
+    while (const std::optional<std::size_t> index = TakeOfShares(worker)) {
+      Call(invoke, context, *index, worker);
+    }
+  };
+  RunLoop(std::min(n, workers), kInvoke<decltype(run)>, &run);
+}
+
+void ThreadPool::RunLoop(std::size_t n, Invoke invoke, const void* context) {
   invoke_.store(invoke, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
   count_.store(n, std::memory_order_relaxed);
@@ -118,15 +163,29 @@ bool ThreadPool::RunOneTask(int worker) noexcept {
                                        std::memory_order_acquire)) {
       continue;
     }
-    try {
-      invoke(context, index, worker);
-    } catch (...) {
-      const std::lock_guard lock(failure_mutex_);
-      if (failure_ == nullptr) failure_ = std::current_exception();
-    }
+    Call(invoke, context, index, worker);
     finished_.fetch_add(1, std::memory_order_release);
     return true;
   }
+}
+
+void ThreadPool::Call(Invoke invoke, const void* context, std::size_t index, int worker) noexcept {
+  try {
+    invoke(context, index, worker);
+  } catch (...) {
+    const std::lock_guard lock(failure_mutex_);
+    if (failure_ == nullptr) failure_ = std::current_exception();
+  }
+}
+
+// A task of the worker's own share or, if there is none left, of another's.
+std::optional<std::size_t> ThreadPool::TakeOfShares(int worker) noexcept {
+  const std::size_t workers = shares_.size();
+  for (std::size_t i = 0; i < workers; ++i) {
+    const std::size_t share = (static_cast<std::size_t>(worker) + i) % workers;
+    if (const auto index = TakeOf(shares_[share].left, i == 0)) return index;
+  }
+  return std::nullopt;
 }
 
 void ThreadPool::WakeWorkers() {

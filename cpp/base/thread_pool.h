@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -37,20 +38,41 @@ class ThreadPool {
   // that a task throws is rethrown here, after the rest has run. A task must not start a loop.
   template <class F>
   void ParallelFor(std::size_t n, F&& task) {
-    using Task = std::remove_reference_t<F>;
-    const auto invoke = [](const void* context, std::size_t index, int worker) {
-      Task& function = *static_cast<Task*>(const_cast<void*>(context));
-      function(index, worker);
-    };
-    Run(n, invoke, static_cast<const void*>(std::addressof(task)));
+    Run(n, kInvoke<F>, static_cast<const void*>(std::addressof(task)));
+  }
+
+  // The same, but tasks that adjoin stay with one worker: each begins with its share of them, in
+  // rising order, and when it is through takes the last that another has not begun. For tasks that
+  // read memory from one end to the other, and small ones, since nobody waits longer for the end
+  // than a task takes.
+  template <class F>
+  void ParallelShares(std::size_t n, F&& task) {
+    RunShares(n, kInvoke<F>, static_cast<const void*>(std::addressof(task)));
   }
 
  private:
   using Invoke = void (*)(const void* context, std::size_t index, int worker);
 
+  template <class F>
+  static constexpr Invoke kInvoke = [](const void* context, std::size_t index, int worker) {
+    using Task = std::remove_reference_t<F>;
+    Task& function = *static_cast<Task*>(const_cast<void*>(context));
+    function(index, worker);
+  };
+
+  // Tasks [first, last) of one worker that nobody has taken yet: first in the high half, last in
+  // the low one.
+  struct alignas(64) Share {
+    std::atomic<std::uint64_t> left{0};
+  };
+
   void Run(std::size_t n, Invoke invoke, const void* context);
+  void RunShares(std::size_t n, Invoke invoke, const void* context);
+  void RunLoop(std::size_t n, Invoke invoke, const void* context);
   void Work(int worker);
   bool RunOneTask(int worker) noexcept;
+  void Call(Invoke invoke, const void* context, std::size_t index, int worker) noexcept;
+  std::optional<std::size_t> TakeOfShares(int worker) noexcept;
   void WakeWorkers();
 
   std::mutex loop_mutex_;  // held by the caller whose loop runs
@@ -69,6 +91,8 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
   std::mutex park_mutex_;
   std::condition_variable park_condition_;
+
+  std::vector<Share> shares_;  // [size()], of the running loop if that is one of shares
 
   std::mutex failure_mutex_;
   std::exception_ptr failure_;

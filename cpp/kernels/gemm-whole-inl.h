@@ -3,15 +3,17 @@
 // vector-inl.h.
 //
 // Two policies make a kernel. A Dot says which instruction multiplies, and so how x is prepared
-// and how many inputs a step has; Weights<Dot> says how a step of weights is stored and what a sum
-// of theirs is worth. A panel is a row of groups, each its scales and [steps] weights; only the
-// last group may have fewer steps. x is groups too: its whole numbers, its scale, and what the
-// policies need of them.
+// and how many inputs a step has; Weights<Dot> says how a step of weights is stored, into how many
+// parts with scales of their own a group is cut, and what a sum is worth. A panel is a row of
+// groups, each its scales and [steps] weights; only the last group may have fewer steps. x is
+// groups too: its whole numbers, its scale, and what the policies need of them.
 //
-// A tile is kTileRows rows of x by the two vectors of a step. Both its int32 sums, of the group at
+// A tile is kTileRows rows of x by the two vectors of a step. Both its int32 sums, of the part at
 // hand, and its float32 sums, of all groups, stay in registers:
 //    8 lanes, 16 registers: 3 rows,  6 + 6 sums + 2 of W + 1 of x + 1 product.
 //   16 lanes, 32 registers: 6 rows, 12 + 12 sums + 2 of W + 1 of x.
+// With more than one part, the sums of the parts that are through take the place of those of all
+// groups, which wait in memory: one load and one store beside 16 dot products.
 // 12 chains of dot products keep two pipes busy for more than their latency of 4 or 5 cycles, and
 // 8 loads a step fit beside them.
 //
@@ -23,7 +25,8 @@
 // While the first tile of a block runs, it fetches ahead into the L2 cache: the same block of the
 // next panel, or, where one tile is all there is and the panel is read once from end to end,
 // kAheadBytes, half a microsecond at the rate of memory, so that little of a task's first panel
-// comes unannounced.
+// comes unannounced. Scales are fetched like weights: of int4 they are every fifth line, and a line
+// that nobody announced costs more than the others together.
 #pragma once
 
 #include <cstddef>
@@ -54,6 +57,12 @@ template <class Weights>
 constexpr std::size_t kGroupBytes =
     Weights::kScaleBytes + kGroupSteps<Weights> * Weights::kStepBytes;
 
+// A number that is part of a type.
+template <std::size_t kValue>
+struct Index {
+  static constexpr std::size_t value = kValue;
+};
+
 // What one call of Multiply works on.
 template <class Weights>
 struct Product {
@@ -65,27 +74,24 @@ struct Product {
   std::size_t y_stride;
 };
 
-// Adds a group of the panel times the same group of every row to sums.
+// dots [kRows][2] = steps [first, last) of a group of the panel times the same of every row.
 template <class Weights, std::size_t kRows, bool kFetchNext>
-[[gnu::always_inline]] inline void AddGroup(const Product<Weights>& p, std::size_t group,
-                                            std::size_t steps,
-                                            Vector::F (&sums)[kRows][2]) noexcept {
+[[gnu::always_inline]] inline void DotSteps(const typename Weights::Dot::Input* x,
+                                            std::size_t x_stride, const std::byte* weights,
+                                            std::size_t first, std::size_t last, std::size_t ahead,
+                                            typename Weights::Dot::I (&dots)[kRows][2]) noexcept {
   using Dot = typename Weights::Dot;
   using I = typename Dot::I;
-  const std::byte* scales = p.panel + group * kGroupBytes<Weights>;
-  const std::byte* weights = scales + Weights::kScaleBytes;
-  const typename Dot::Input* x = p.x + group;
-  I dots[kRows][2];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    dots[r][0] = dots[r][1] = Weights::Start(x[r * p.x_stride]);
+    dots[r][0] = dots[r][1] = Weights::Start(x[r * x_stride]);
   }
 #pragma GCC unroll 4
-  for (std::size_t i = 0; i < steps; ++i) {
+  for (std::size_t i = first; i < last; ++i) {
     const std::byte* step = weights + i * Weights::kStepBytes;
     if constexpr (kFetchNext) {
       for (std::size_t line = 0; line < Weights::kStepBytes; line += 64) {
-        Vector::Prefetch(step + line + p.ahead);
+        Vector::Prefetch(step + line + ahead);
       }
     }
     I low;
@@ -93,15 +99,56 @@ template <class Weights, std::size_t kRows, bool kFetchNext>
     Weights::Load(step, low, high);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kRows; ++r) {
-      const I values = Vector::SetInt(x[r * p.x_stride].steps[i]);
+      const I values = Vector::SetInt(x[r * x_stride].steps[i]);
       dots[r][0] = Dot::MulAdd(values, low, dots[r][0]);
       dots[r][1] = Dot::MulAdd(values, high, dots[r][1]);
     }
   }
-  const Weights scale(scales);
+}
+
+// Adds a group of the panel times the same group of every row to sums.
+template <class Weights, std::size_t kRows, bool kFetchNext>
+[[gnu::always_inline]] inline void AddGroup(const Product<Weights>& p, std::size_t group,
+                                            std::size_t steps,
+                                            Vector::F (&sums)[kRows][2]) noexcept {
+  using I = typename Weights::Dot::I;
+  constexpr std::size_t kOfPart = kGroupSteps<Weights> / Weights::kParts;
+  const std::byte* scales = p.panel + group * kGroupBytes<Weights>;
+  const std::byte* weights = scales + Weights::kScaleBytes;
+  const typename Weights::Dot::Input* x = p.x + group;
+  if constexpr (kFetchNext) {
+    for (std::size_t line = 0; line < Weights::kScaleBytes; line += 64) {
+      Vector::Prefetch(scales + line + p.ahead);
+    }
+  }
+  Vector::F scaled[kRows][2];  // of the parts so far; the scales alone might overflow a product
+  const auto add_part = [&](auto part) [[gnu::always_inline]] {
+    constexpr std::size_t kPart = decltype(part)::value;
+    const std::size_t end = kPart + 1 == Weights::kParts ? steps : (kPart + 1) * kOfPart;
+    I dots[kRows][2];
+    DotSteps<Weights, kRows, kFetchNext>(x, p.x_stride, weights, kPart * kOfPart,
+                                         end < steps ? end : steps, p.ahead, dots);
+    Vector::F scale[2];
+    Weights::template LoadScales<kPart>(scales, scale);
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (std::size_t half = 0; half < 2; ++half) {
+        const Vector::F dot = Vector::ToFloat(dots[r][half]);
+        scaled[r][half] = kPart == 0 ? Vector::Mul(dot, scale[half])
+                                     : Vector::MulAdd(dot, scale[half], scaled[r][half]);
+      }
+    }
+  };
+  add_part(Index<0>{});
+  if constexpr (Weights::kParts == 2) add_part(Index<1>{});
+  const typename Weights::Minima minima(scales);
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    scale.Add(x[r * p.x_stride], dots[r], sums[r]);
+    const Vector::F x_scale = Vector::Set(x[r * p.x_stride].scale);
+    sums[r][0] = Vector::MulAdd(scaled[r][0], x_scale, sums[r][0]);
+    sums[r][1] = Vector::MulAdd(scaled[r][1], x_scale, sums[r][1]);
+    minima.Add(x[r * p.x_stride], sums[r]);
   }
 }
 
@@ -256,7 +303,7 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
     const std::size_t n = k - i < kGroup ? k - i : kGroup;
     for (std::size_t j = 0; j < n; ++j) {
       const std::uint8_t* step = steps + j / Dot::kPerStep * Weights::kStepBytes;
-      w[i + j] = Weights::Value(scales, output, Weights::Get(step, output, j % Dot::kPerStep));
+      w[i + j] = Weights::Value(scales, output, j, Weights::Get(step, output, j % Dot::kPerStep));
     }
     if (Dot::kRotated && n == kGroup) Rotate<kGroup>(w + i, 1.0F, w + i);
   }

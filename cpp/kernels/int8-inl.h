@@ -3,7 +3,7 @@
 // vector-inl.h.
 //
 // Adding up a group takes a conversion, a multiplication by the scale of w and a multiply-add by
-// that of x for each pair of sums: beside 16 dot products of 4 inputs, 2 of 18 multiplications.
+// that of x: beside 16 dot products of 4 inputs, 2 of 18 multiplications.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,7 @@ template <class OneDot>
 struct Int8Weights {
   using Dot = OneDot;
   using I = typename Dot::I;
+  static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kScaleBytes = kPanelWidth * sizeof(std::uint16_t);
   static constexpr std::size_t kStepBytes = kPanelWidth * Dot::kPerStep;
 
@@ -29,18 +30,16 @@ struct Int8Weights {
     high = Dot::LoadInt8(step + kStepBytes / 2);
   }
 
-  explicit Int8Weights(const std::byte* scales) noexcept {
+  template <std::size_t>
+  static void LoadScales(const std::byte* scales, Vector::F (&scale)[2]) noexcept {
     Vector::LoadBf16Pairs(reinterpret_cast<const std::uint16_t*>(scales), scale[0], scale[1]);
   }
-  // A product of the two scales alone might overflow where the sum is 0.
-  void Add(const typename Dot::Input& x, const I (&dots)[2], Vector::F (&sums)[2]) const noexcept {
-    const Vector::F x_scale = Vector::Set(x.scale);
-#pragma GCC unroll 2
-    for (std::size_t half = 0; half < 2; ++half) {
-      const Vector::F scaled = Vector::Mul(Vector::ToFloat(dots[half]), scale[half]);
-      sums[half] = Vector::MulAdd(scaled, x_scale, sums[half]);
-    }
-  }
+
+  // What a group adds beside its dot products: nothing.
+  struct Minima {
+    explicit Minima(const std::byte*) noexcept {}
+    void Add(const typename Dot::Input&, Vector::F (&)[2]) const noexcept {}
+  };
 
   static void Quantise(const float* w, std::size_t n, std::size_t output, std::uint8_t* scales,
                        std::int16_t* q) noexcept {
@@ -48,7 +47,8 @@ struct Int8Weights {
     LoadGroup(w, n, v);
     const std::uint16_t scale_bits = RoundUpToBf16(ScaleOf(v));
     __builtin_memcpy(scales + Slot(output), &scale_bits, sizeof(scale_bits));
-    QuantiseGroup(v, FloatFromBf16(scale_bits), q);
+    std::int32_t sums[1];
+    QuantiseGroup(v, FloatFromBf16(scale_bits), q, sums);
   }
   static void Put(std::uint8_t* step, std::size_t output, std::size_t of_step, int q) noexcept {
     step[output * Dot::kPerStep + of_step] = Dot::Encode(q);
@@ -56,13 +56,11 @@ struct Int8Weights {
   static int Get(const std::uint8_t* step, std::size_t output, std::size_t of_step) noexcept {
     return Dot::Decode(step[output * Dot::kPerStep + of_step]);
   }
-  static float Value(const std::uint8_t* scales, std::size_t output, int q) noexcept {
+  static float Value(const std::uint8_t* scales, std::size_t output, std::size_t, int q) noexcept {
     std::uint16_t scale_bits = 0;
     __builtin_memcpy(&scale_bits, scales + Slot(output), sizeof(scale_bits));
     return static_cast<float>(q) * FloatFromBf16(scale_bits);
   }
-
-  Vector::F scale[2];
 
  private:
   // Where the scale of an output lies.

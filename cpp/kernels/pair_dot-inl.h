@@ -7,27 +7,30 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/part_sums-inl.h"
 #include "kernels/quantise-inl.h"
 
 namespace slimformer::kernels {
 namespace {
 
-template <std::size_t kInputs, bool kRotatedGroups>
+template <bool kRotatedGroups, class PartSums>
 struct PairDot {
   using I = Vector::I;
-  static constexpr std::size_t kGroup = kInputs;
+  using Sums = PartSums;
+  static constexpr std::size_t kGroup = kInt8Group;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 2;
   struct Input {
     std::int32_t steps[kGroup / kPerStep];  // a pair of int16 each
     float scale;
-    float sum;  // of the values; int4
+    [[no_unique_address]] Sums sums;
   };
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int16_t*>(input.steps);
-    const std::int32_t sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
-    input.sum = static_cast<float>(sum) * input.scale;
+    std::int32_t sums[Sums::kParts];
+    QuantiseInput<kGroup, kRotated>(x, n, to, input.scale, sums);
+    input.sums.Set(sums, input.scale);
   }
   static I MulAdd(I x, I w, I sum) noexcept { return Vector::MulAddPairs(x, w, sum); }
 

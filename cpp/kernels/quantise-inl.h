@@ -82,26 +82,30 @@ inline float ScaleOf(const Vector::F (&v)[kVectors]) noexcept {
   return ScaleFor(Vector::MaxLanes(largest));
 }
 
-// to [kVectors * kLanes] = v / scale, whole numbers; returns their sum. Integer is int8_t or
-// int16_t. Where the scale is NaN what is written and returned is of no consequence.
-template <std::size_t kVectors, class Integer>
-inline std::int32_t QuantiseGroup(const Vector::F (&v)[kVectors], float scale,
-                                  Integer* to) noexcept {
+// to [kVectors * kLanes] = v / scale, whole numbers, and the sums of equal parts of them. Integer
+// is int8_t or int16_t. Where the scale is NaN what is written is of no consequence.
+template <std::size_t kVectors, class Integer, std::size_t kParts>
+inline void QuantiseGroup(const Vector::F (&v)[kVectors], float scale, Integer* to,
+                          std::int32_t (&sums)[kParts]) noexcept {
+  constexpr std::size_t kOfPart = kVectors / kParts;
   const Vector::F inverse = Vector::Set(1.0F / scale);
-  Vector::I sum = Vector::ZeroInt();
+#pragma GCC unroll 2
+  for (std::size_t part = 0; part < kParts; ++part) {
+    Vector::I sum = Vector::ZeroInt();
 #pragma GCC unroll 8
-  for (std::size_t i = 0; i < kVectors; ++i) {
-    const Vector::I whole = Vector::ToInt(Vector::Mul(v[i], inverse));
-    Vector::StoreWhole(to + i * Vector::kLanes, whole);
-    sum = Vector::AddInt(sum, whole);
+    for (std::size_t i = part * kOfPart; i < (part + 1) * kOfPart; ++i) {
+      const Vector::I whole = Vector::ToInt(Vector::Mul(v[i], inverse));
+      Vector::StoreWhole(to + i * Vector::kLanes, whole);
+      sum = Vector::AddInt(sum, whole);
+    }
+    sums[part] = Vector::SumLanes(sum);
   }
-  return Vector::SumLanes(sum);
 }
 
-// A group of activations, rotated if that is wanted: to [kGroup] and its scale; returns the sum.
-template <std::size_t kGroup, bool kRotated, class Integer>
-inline std::int32_t QuantiseInput(const float* x, std::size_t n, Integer* to,
-                                  float& scale) noexcept {
+// A group of activations, rotated if that is wanted: to [kGroup], its scale, and sums of its parts.
+template <std::size_t kGroup, bool kRotated, class Integer, std::size_t kParts>
+inline void QuantiseInput(const float* x, std::size_t n, Integer* to, float& scale,
+                          std::int32_t (&sums)[kParts]) noexcept {
   Vector::F v[kGroupVectors<kGroup>];
   if (n == kGroup) {
     LoadGroup(x, kGroup, v);
@@ -110,7 +114,7 @@ inline std::int32_t QuantiseInput(const float* x, std::size_t n, Integer* to,
     LoadGroup(x, n, v);
   }
   scale = ScaleOf(v);
-  return QuantiseGroup(v, scale, to);
+  QuantiseGroup(v, scale, to, sums);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ template <class OneWeights>
 struct WholeForm {
   using Weights = OneWeights;
   using Dot = typename Weights::Dot;
-  static_assert(!Dot::kRotated);
+  static_assert(!Dot::kRotated && Weights::kParts == 1);
   static constexpr std::size_t kItemBytes = 1;
   static constexpr std::uint8_t kZero = Dot::Encode(0);
   static constexpr std::size_t kHeadBytes = Weights::kScaleBytes;
@@ -63,10 +63,18 @@ template <class Form, class Expander, std::size_t kRows>
       dots[r][1] = Dot::MulAdd(values, high, dots[r][1]);
     }
   }
-  const Weights scale(cursor.head);
+  Vector::F scale[2];
+  Weights::template LoadScales<0>(cursor.head, scale);
   cursor.head += Form::kHeadBytes;
 #pragma GCC unroll 16
-  for (std::size_t r = 0; r < kRows; ++r) scale.Add(x[r * x_stride], dots[r], sums[r]);
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const Vector::F x_scale = Vector::Set(x[r * x_stride].scale);
+#pragma GCC unroll 2
+    for (std::size_t half = 0; half < 2; ++half) {
+      const Vector::F scaled = Vector::Mul(Vector::ToFloat(dots[r][half]), scale[half]);
+      sums[r][half] = Vector::MulAdd(scaled, x_scale, sums[r][half]);
+    }
+  }
 }
 
 // y [kRows, kPanelWidth] (+)= the next groups, the last of them `last_steps` long.

@@ -47,8 +47,8 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
     const std::size_t units = DivideUp(n, unit);
     const std::size_t height = std::min(blocks.rows, blocks.height);
     const auto threads = static_cast<std::size_t>(context.pool.size());
-    const std::size_t of_task = UnitsOfTask(units, 4 * height * cols * unit,
-                                            layers.gate.bytes() + layers.up.bytes(), threads);
+    const std::size_t of_task =
+        UnitsOfTask(4 * height * cols * unit, (layers.gate.bytes() + layers.up.bytes()) / units);
     PanelScratch panel_scratch;
     panel_scratch.Include(layers.gate);
     panel_scratch.Include(layers.up);
@@ -61,7 +61,7 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
     }
 
     const std::size_t groups = DivideUp(units, of_task);
-    context.pool.ParallelFor(blocks.count * groups, [&](std::size_t task, int worker) {
+    context.pool.ParallelShares(blocks.count * groups, [&](std::size_t task, int worker) {
       const Scratch& mine = scratch[static_cast<std::size_t>(worker)];
       const std::size_t row = blocks.First(task / groups);
       const std::size_t block_rows = blocks.Height(task / groups);

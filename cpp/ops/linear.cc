@@ -22,12 +22,12 @@ void Linear(ThreadPool& pool, tensor::Workspace& workspace, const LinearInput* i
   const std::size_t height = std::min(blocks.rows, blocks.height);
   const std::size_t flops = 2 * height * any.cols() * any.kernel().panel_width;
   const auto threads = static_cast<std::size_t>(pool.size());
-  const std::size_t of_task = UnitsOfTask(panels, flops, bytes, threads);
+  const std::size_t of_task = UnitsOfTask(flops, bytes / panels);
   const tensor::Workspace::Frame frame(workspace);
   scratch.Take(workspace, threads);
   // Tasks are numbered block by block: neighbours share their rows.
   const std::size_t groups = DivideUp(panels, of_task);
-  pool.ParallelFor(blocks.count * groups, [&](std::size_t task, int worker) {
+  pool.ParallelShares(blocks.count * groups, [&](std::size_t task, int worker) {
     const std::size_t row = blocks.First(task / groups);
     std::size_t first = task % groups * of_task;  // of the panels of all outputs, one after another
     std::size_t last = std::min(first + of_task, panels);

@@ -9,11 +9,10 @@ namespace {
 constexpr std::size_t kRowBlockBytes = std::size_t{384} << 10;
 constexpr std::size_t kMostBlockRows = 192;
 
-// A task is worth handing out from some ten microseconds of arithmetic on. Where reading weights is
-// what takes time, every thread gets the same number of tasks, as few as this size allows: at the
-// end of each, what it fetched ahead is another thread's to use.
-constexpr std::size_t kTaskFlops = std::size_t{4} << 20;
-constexpr std::size_t kTaskBytes = std::size_t{512} << 10;
+// A task is worth handing out from half a microsecond of arithmetic or of reading weights on:
+// taking it costs a twentieth of that.
+constexpr std::size_t kTaskFlops = std::size_t{128} << 10;
+constexpr std::size_t kTaskBytes = std::size_t{16} << 10;
 
 void AddBias(const float* bias, std::size_t outputs, std::size_t rows, float* y,
              std::size_t y_stride) {
@@ -31,10 +30,8 @@ RowBlocks CutRows(std::size_t rows, std::size_t cols, const kernels::GemmKernel&
   return {rows, height, DivideUp(rows, height)};
 }
 
-std::size_t UnitsOfTask(std::size_t units, std::size_t unit_flops, std::size_t bytes,
-                        std::size_t threads) {
-  const std::size_t tasks = RoundUp(DivideUp(bytes, kTaskBytes), threads);
-  return std::min(DivideUp(kTaskFlops, unit_flops), DivideUp(units, tasks));
+std::size_t UnitsOfTask(std::size_t flops, std::size_t bytes) {
+  return std::min(DivideUp(kTaskFlops, flops), DivideUp(kTaskBytes, bytes));
 }
 
 void RunPanels(const tensor::PackedMatrix& matrix, const float* bias, const LinearInput& x,

@@ -26,10 +26,9 @@ struct RowBlocks {
 
 RowBlocks CutRows(std::size_t rows, std::size_t cols, const kernels::GemmKernel& kernel);
 
-// How many of `units` pieces of the weights, `bytes` in all, one task multiplies by one block of
-// rows, where a unit takes `unit_flops` operations.
-std::size_t UnitsOfTask(std::size_t units, std::size_t unit_flops, std::size_t bytes,
-                        std::size_t threads);
+// How many pieces of the weights one task multiplies by one block of rows, where a piece takes
+// `flops` operations and `bytes` of memory.
+std::size_t UnitsOfTask(std::size_t flops, std::size_t bytes);
 
 // Memory in which every thread expands the panels of sparse matrices. Lives as long as the frame
 // of the workspace that was open when it was made.

@@ -31,6 +31,20 @@ def test_several_callers_share_one_pool(rng: np.random.Generator) -> None:
         assert all(callers.map(call, ws))
 
 
+def test_every_panel_is_computed_whatever_the_shares(rng: np.random.Generator) -> None:
+    """Fewer panels than threads, as many, and shares of unequal length."""
+    x = rng.standard_normal((3, 64), dtype=np.float32)
+    for outputs in (1, 16, 17, 100, 400):
+        w = rng.standard_normal((outputs, 64), dtype=np.float32)
+        packed = kernels.Matrix("scalar", "f32", w, threads=6)
+        expected, y = np.empty((2, 3, outputs), np.float32)
+        packed.multiply(x, expected)
+        for _ in range(50):
+            y.fill(np.nan)
+            packed.linear(x, y)
+            np.testing.assert_array_equal(y, expected)
+
+
 def test_workers_wake_from_sleep(rng: np.random.Generator) -> None:
     """A loop after a pause finds its workers parked and must wake them."""
     packed = kernels.Matrix(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 INT8_GROUP = 64
 INT4_GROUP = 32
-"""Inputs that have one scale, in products with weights of the type."""
+"""Weights that have one scale; activations have one for INT8_GROUP whatever the weights are."""
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 
@@ -53,7 +53,7 @@ def int8_weights(w: F32) -> F64:
 
 def int8_inputs(x: F32, *, rotate: bool) -> F64:
     """Inputs [rows, inputs] as products with int8 weights, which rotate them, or int4 read them."""
-    groups, scale = _groups(rotated(x), INT8_GROUP) if rotate else _groups(x, INT4_GROUP)
+    groups, scale = _groups(rotated(x) if rotate else x, INT8_GROUP)
     return _rounded(groups, scale, x.shape[1])
 
 

@@ -21,12 +21,12 @@ template <>
 void Overlay<Tier::avx2>(KernelTable& table) noexcept {
   table.gemm_f32 = MakeGemm<F32Panel>();
   table.gemm_bf16 = MakeGemm<Bf16Panel>();
-  table.gemm_int8 = whole::MakeGemm<Int8Weights<PairDot<kInt8Group, true>>>();
-  table.gemm_int4 = whole::MakeGemm<Int4Weights<PairDot<kInt4Group, false>>>();
+  table.gemm_int8 = whole::MakeGemm<Int8Weights<PairDot<true, NoSums>>>();
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<PairDot<false, FloatSums>>>();
   table.sparse_bf16 =
       sparse::MakeSparse<sparse::PanelForm<Bf16Panel>, TableExpander<2, 32>>(table.gemm_bf16, 0.4F);
   table.sparse_int8 =
-      sparse::MakeSparseInt8<PairDot<kInt8Group, false>, TableExpander<1, 16>>(kNeverFaster);
+      sparse::MakeSparseInt8<PairDot<false, NoSums>, TableExpander<1, 16>>(kNeverFaster);
   table.attend_f32 = &Attend<F32Page>;
   table.attend_bf16 = &Attend<Bf16Page>;
   table.attend_int8 = &AttendInt8<Bf16Page, VectorWidener>;

@@ -12,6 +12,7 @@
 // rounded to bfloat16, keys and values are already. Each rounding is 2^-9 of what it rounds, as
 // that of x is in the matrix products.
 #include "kernels/avx512/vector-inl.h"
+#include "kernels/avx512_bf16/bf16_sums-inl.h"
 #include "kernels/avx512_bf16/expand-inl.h"
 #include "kernels/avx512_bf16/widen-inl.h"
 #include "kernels/avx512_vnni/quad_dot-inl.h"
@@ -19,6 +20,7 @@
 #include "kernels/attend-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/gemm-whole-inl.h"
+#include "kernels/int4-inl.h"
 #include "kernels/int8-inl.h"
 #include "kernels/overlay.h"
 #include "kernels/sparse_gemm-inl.h"
@@ -129,10 +131,10 @@ void Overlay<Tier::avx512_bf16>(KernelTable& table) noexcept {
   table.gemm_bf16 = MakeGemm<Bf16DotPanel>();
   table.gemm_bf16.input_row_bytes = &InputRowBytes;
   table.gemm_bf16.prepare_input = &PrepareInput;
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot<false, Bf16Sums>>>();
   table.sparse_bf16 = sparse::MakeSparse<sparse::PanelForm<Bf16DotPanel>, RegisterExpander<2>>(
       table.gemm_bf16, 0.25F);
-  table.sparse_int8 =
-      sparse::MakeSparseInt8<QuadDot<kInt8Group, false>, RegisterExpander<1>>(0.25F);
+  table.sparse_int8 = sparse::MakeSparseInt8<QuadDot<false, NoSums>, RegisterExpander<1>>(0.25F);
   table.attend_bf16 = &Attend<Bf16DotPage>;
   table.attend_int8 = &AttendInt8<Bf16DotPage, LookUpWidener>;
 }

@@ -13,10 +13,10 @@ namespace slimformer::kernels {
 
 template <>
 void Overlay<Tier::avx512_vnni>(KernelTable& table) noexcept {
-  table.gemm_int8 = whole::MakeGemm<Int8Weights<QuadDot<kInt8Group, true>>>();
-  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot<kInt4Group, false>>>();
+  table.gemm_int8 = whole::MakeGemm<Int8Weights<QuadDot<true, NoSums>>>();
+  table.gemm_int4 = whole::MakeGemm<Int4Weights<QuadDot<false, FloatSums>>>();
   table.sparse_int8 =
-      sparse::MakeSparseInt8<QuadDot<kInt8Group, false>, TableExpander<1, 64>>(kNeverFaster);
+      sparse::MakeSparseInt8<QuadDot<false, NoSums>, TableExpander<1, 64>>(kNeverFaster);
 }
 
 }  // namespace slimformer::kernels

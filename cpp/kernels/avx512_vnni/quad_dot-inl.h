@@ -12,15 +12,17 @@
 #include <cstdint>
 
 #include "kernels/avx512/vector-inl.h"
+#include "kernels/part_sums-inl.h"
 #include "kernels/quantise-inl.h"
 
 namespace slimformer::kernels {
 namespace {
 
-template <std::size_t kInputs, bool kRotatedGroups>
+template <bool kRotatedGroups, class PartSums>
 struct QuadDot {
   using I = __m512i;
-  static constexpr std::size_t kGroup = kInputs;
+  using Sums = PartSums;
+  static constexpr std::size_t kGroup = kInt8Group;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 4;
   static constexpr std::uint32_t kOffset =
@@ -28,15 +30,16 @@ struct QuadDot {
   struct Input {
     std::int32_t steps[kGroup / kPerStep];  // four int8 each
     float scale;
-    float sum;           // of the values; int4
     std::int32_t start;  // int8
+    [[no_unique_address]] Sums sums;
   };
 
   static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int8_t*>(input.steps);
-    const std::int32_t sum = QuantiseInput<kGroup, kRotated>(x, n, to, input.scale);
-    input.sum = static_cast<float>(sum) * input.scale;
-    input.start = static_cast<std::int32_t>(-kOffset * static_cast<std::uint32_t>(sum));
+    std::int32_t sums[Sums::kParts];
+    QuantiseInput<kGroup, kRotated>(x, n, to, input.scale, sums);
+    input.sums.Set(sums, input.scale);
+    input.start = static_cast<std::int32_t>(-kOffset * static_cast<std::uint32_t>(sums[0]));
   }
   // In place: around the intrinsic GCC 12 moves every sum of a tile to another register and back,
   // and has none left for the float32 sums.

@@ -12,20 +12,16 @@ namespace {
 namespace whole {
 
 constexpr std::size_t kWidth = 16;  // of a panel
+constexpr std::size_t kGroup = kInt8Group;
 
-template <std::size_t kGroup>
 struct Input {
   float scale;
   std::int8_t q[kGroup];
 };
 
-template <std::size_t kGroup>
-constexpr std::size_t Groups(std::size_t k) noexcept {
-  return (k + kGroup - 1) / kGroup;
-}
+constexpr std::size_t Groups(std::size_t k) noexcept { return (k + kGroup - 1) / kGroup; }
 
 // v [kGroup] becomes its transform.
-template <std::size_t kGroup>
 void Rotate(float* v) noexcept {
   for (std::size_t stride = kGroup / 2; stride > 0; stride /= 2) {
     for (std::size_t i = 0; i < kGroup; ++i) {
@@ -39,11 +35,11 @@ void Rotate(float* v) noexcept {
 }
 
 // values [n] = a group of x [n], as it is or, if it is whole, its transform times factor.
-template <std::size_t kGroup, bool kRotated>
+template <bool kRotated>
 void LoadGroup(const float* x, std::size_t n, float factor, float* values) noexcept {
   for (std::size_t i = 0; i < n; ++i) values[i] = x[i];
   if (!kRotated || n < kGroup) return;
-  Rotate<kGroup>(values);
+  Rotate(values);
   for (std::size_t i = 0; i < n; ++i) values[i] *= factor;
 }
 
@@ -66,21 +62,18 @@ std::int8_t Round(float x) noexcept {
   return static_cast<std::int8_t>((x + kWhole) - kWhole);
 }
 
-template <std::size_t kGroup>
-std::size_t InputRowBytes(std::size_t k) noexcept {
-  return Groups<kGroup>(k) * sizeof(Input<kGroup>);
-}
+std::size_t InputRowBytes(std::size_t k) noexcept { return Groups(k) * sizeof(Input); }
 
-template <std::size_t kGroup, bool kRotated>
+template <bool kRotated>
 void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
                   void* prepared, std::size_t prepared_stride) noexcept {
   for (std::size_t r = 0; r < rows; ++r) {
     auto* row = static_cast<unsigned char*>(prepared) + r * prepared_stride;
-    auto* to = reinterpret_cast<Input<kGroup>*>(row);
+    auto* to = reinterpret_cast<Input*>(row);
     for (std::size_t first = 0; first < k; first += kGroup, ++to) {
       const std::size_t n = k - first < kGroup ? k - first : kGroup;
       float values[kGroup];
-      LoadGroup<kGroup, kRotated>(x + r * stride + first, n, 1.0F, values);
+      LoadGroup<kRotated>(x + r * stride + first, n, 1.0F, values);
       to->scale = Scale(values, n);
       const float inverse = 1.0F / to->scale;
       for (std::size_t i = 0; i < n; ++i) to->q[i] = Round(values[i] * inverse);

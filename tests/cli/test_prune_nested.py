@@ -42,6 +42,7 @@ def test_one_folder_of_three_widths(
     unknown = run("generate", f"{out}@0.5", "-p", "the")
     assert unknown.exit_code == 1
     assert "0.9, 0.8, 0.7, found 0.5" in unknown.stderr
+    assert run("report", out).exit_code == 0
     told = run("prune", dense, out, *options, "--repair", "none")
     assert told.exit_code == 0
     assert "0.0 MB" in told.stdout

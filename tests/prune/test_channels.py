@@ -165,12 +165,12 @@ def test_the_principal_basis_leaves_least_behind() -> None:
     windows = make_windows(model, TEXT, tokens=2048, seed=0)
     before = measure_channels(model, windows, threads=1)
     turned = rotate(model, principal_basis(before))
-    energies = measure_channels(turned, windows, threads=1).moments[0].diagonal()
+    energies = measure_channels(turned, windows, threads=1).second_moment.diagonal()
     assert (np.diff(energies) <= 1e-3 * energies.sum()).all()
     for count in (4, 12):
-        selected = np.sort(before.moments[0].diagonal())[::-1][:count].sum()
+        selected = np.sort(before.second_moment.diagonal())[::-1][:count].sum()
         assert energies[:count].sum() >= selected - 1e-3
-    assert energies.sum() == pytest.approx(before.moments[0].trace(), rel=1e-3)
+    assert energies.sum() == pytest.approx(before.second_moment.trace(), rel=1e-3)
 
 
 def drift(dense: Checkpoint, other: Checkpoint) -> float:

@@ -26,7 +26,7 @@ from slimformer.cli.options import (
 )
 from slimformer.cli.prune_choices import Dtype, Effort, Mix, Phase, Repair, Sharing, Zeros
 from slimformer.cli.prune_nested import NestedOption, parse_widths, prune_nested
-from slimformer.cli.prune_outcome import save_outline, tell
+from slimformer.cli.prune_outcome import calibrated_on, names, save_outline, tell
 from slimformer.cli.prune_whole import (
     ChannelsOption,
     RotateOption,
@@ -377,9 +377,9 @@ def prune(
     shutil.rmtree(state, ignore_errors=True)
     made = dataclasses.replace(chosen, zeros=Recipe.from_dict(slim.recipe or {}).zeros)
     counted_only = not any(choices) and channels is None and made.zeros is None
-    sources = [] if counted_only else [_calibrated_on(calibration, seed)]
+    sources = [] if counted_only else [calibrated_on(calibration, seed)]
     if vocabulary_from:
-        sources.append(f"{_names(vocabulary_from)} (for the vocabulary)")
+        sources.append(f"{names(vocabulary_from)} (for the vocabulary)")
     save_outline(model, source, output, made, "; ".join(sources))
     gained = None
     if chosen_mix is not None:
@@ -406,13 +406,3 @@ def _recipe(
     if all(options[budget] is None for budget in BUDGETS):
         return Recipe.identity(dense)
     return plan(dense, **{name: value for name, value in options.items() if value is not None})
-
-
-def _calibrated_on(paths: list[Path] | None, seed: int) -> str:
-    if paths:
-        return _names(paths)
-    return f"text that the dense model wrote itself (seed {seed})"
-
-
-def _names(paths: list[Path]) -> str:
-    return ", ".join(str(path) for path in paths)

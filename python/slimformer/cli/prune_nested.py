@@ -9,6 +9,7 @@ import typer
 
 from slimformer.cli.console import print_json, print_tables, progress_display
 from slimformer.cli.models import load_checkpoint
+from slimformer.cli.prune_outcome import calibrated_on, save_outline
 
 NestedOption = Annotated[
     str | None,
@@ -49,7 +50,7 @@ def prune_nested(
         raise typer.BadParameter("--nested goes with --keep, and names widths below that")
 
     from slimformer.checkpoint import check_output
-    from slimformer.prune import align_values, load_calibration, nest
+    from slimformer.prune import Recipe, align_values, load_calibration, nest
     from slimformer.prune import prune_nested as make
 
     check_output(output)
@@ -66,6 +67,8 @@ def prune_nested(
             source = align_values(source, **reading)
         models = make(source, (keep, *narrower), state=state, **reading, **options)
         nest(models, output)
+    recipe = Recipe.from_dict(models[keep].recipe or {})
+    save_outline(model, source, output, recipe, calibrated_on(calibration, seed))
     found = _describe(output)
     if json:
         print_json({"output": str(output), "widths": found})

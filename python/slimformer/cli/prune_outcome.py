@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from slimformer.prune.mixes import Mix as Mixture
 
 
+def calibrated_on(paths: list[Path] | None, seed: int) -> str:
+    """What a report says of the text."""
+    return names(paths) if paths else f"text that the dense model wrote itself (seed {seed})"
+
+
+def names(paths: list[Path]) -> str:
+    """All of them, to be read."""
+    return ", ".join(str(path) for path in paths)
+
+
 def save_outline(
-    model: str, dense: Checkpoint, output: Path, recipe: Recipe, calibrated_on: str
+    model: str, dense: Checkpoint, output: Path, recipe: Recipe, calibrated: str
 ) -> None:
     """Leave beside the model what ``slimformer report`` shows of it."""
     from slimformer.checkpoint import load
@@ -27,7 +37,7 @@ def save_outline(
         Candidate.dense(model, dense),
         Candidate.pruned(output, load(output), recipe),
     )
-    outline(*candidates, calibrated_on=calibrated_on).save(output)
+    outline(*candidates, calibrated_on=calibrated).save(output)
 
 
 def tell(

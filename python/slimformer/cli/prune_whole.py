@@ -14,7 +14,6 @@ import typer
 if TYPE_CHECKING:
     from slimformer.checkpoint import Checkpoint
     from slimformer.prune import Recipe
-    from slimformer.prune.channels.planning import Sensitivity
 
 WHOLE = "Vocabulary and channels"
 
@@ -51,9 +50,8 @@ RotateOption = Annotated[
     bool,
     typer.Option(
         "--rotate",
-        help="Rotate the stream first, so that what goes is little missed: as little as can be "
-        "where PyTorch is installed, which tells what the predictions feel of it. A head that is "
-        "tied to the embedding becomes a matrix of its own.",
+        help="Rotate the stream first, so that few channels hold most of it. A head that is tied "
+        "to the embedding becomes a matrix of its own.",
         rich_help_panel=WHOLE,
     ),
 ]
@@ -97,10 +95,7 @@ class Whole:
         if narrower_values:
             source = align_values(source, **options)
         if self.channels is not None:
-            felt = _sensitivity() if self.rotate else None
-            source, chosen = plan_channels(
-                source, self.channels, rotated=self.rotate, sensitivity=felt, **options
-            )
+            source, chosen = plan_channels(source, self.channels, rotated=self.rotate, **options)
         if self.vocabulary_from:
             tokens = cut_to_text(
                 source,
@@ -111,17 +106,3 @@ class Whole:
             kept = tokens.vocabulary
             chosen = dataclasses.replace(chosen or tokens, vocabulary=kept)
         return source, chosen
-
-
-def _sensitivity() -> Sensitivity | None:
-    """What tells how much is felt of each direction; without PyTorch it is said that none does."""
-    from slimformer.train import has_torch, stream_sensitivity
-
-    if has_torch():
-        return stream_sensitivity
-    typer.echo(
-        "rotating by how much of the stream each direction is; pip install 'slimformer[train]' "
-        "for a rotation that costs half as much",
-        err=True,
-    )
-    return None

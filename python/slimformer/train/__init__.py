@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 from slimformer.train.convert import from_torch, to_torch
-from slimformer.train.optional import has_torch
 from slimformer.train.recovery import recover
-from slimformer.train.sensitivity import stream_sensitivity
 from slimformer.train.settings import Recovery, Settings, Step
 
-__all__ = [
-    "Recovery",
-    "Settings",
-    "Step",
-    "from_torch",
-    "has_torch",
-    "recover",
-    "stream_sensitivity",
-    "to_torch",
-]
+__all__ = ["Recovery", "Settings", "Step", "from_torch", "recover", "to_torch"]

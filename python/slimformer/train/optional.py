@@ -7,14 +7,9 @@ import importlib.util
 from slimformer.errors import MissingPackageError
 
 
-def has_torch() -> bool:
-    """Whether PyTorch is installed."""
-    return importlib.util.find_spec("torch") is not None
-
-
 def require_torch(purpose: str) -> None:
     """Raise MissingPackageError, which says what to install, unless PyTorch is there."""
-    if not has_torch():
+    if importlib.util.find_spec("torch") is None:
         raise MissingPackageError(
             f"{purpose} needs PyTorch, which is not installed: pip install 'slimformer[train]'"
         )

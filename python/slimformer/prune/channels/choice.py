@@ -23,12 +23,11 @@ Array = npt.NDArray[np.float64]
 class ChannelStatistics:
     """What the sub-blocks and the head find in the stream, summed over all these places.
 
-    moments: at each place, of the stream divided by its length, mean over tokens,
-    [channels, channels]; or their sum alone. reading: what each channel contributes to what is
-    read, as a share, [channels].
+    second_moment: of the stream divided by its length, mean over tokens, [channels, channels].
+    reading: what each channel contributes to what is read, as a share, [channels].
     """
 
-    moments: tuple[Array, ...]
+    second_moment: Array
     reading: Array
 
 
@@ -36,13 +35,10 @@ def measure_channels(
     checkpoint: Checkpoint,
     windows: Windows,
     *,
-    apart: bool = False,
     threads: int = 0,
     progress: Progress = silent,
 ) -> ChannelStatistics:
     """Stream text through the model and look at its channels wherever they are read.
-
-    ``apart``: keep the moments of each place, not only their sum.
 
     Raises
     ------
@@ -50,30 +46,26 @@ def measure_channels(
         Activations on the text that are not finite.
     """
     size = checkpoint.config.n_channels
-    found: list[Array] = []
-    reading = np.zeros(size)
+    total, reading = np.zeros((size, size)), np.zeros(size)
     for place, stream in places(checkpoint, windows, threads, progress):
         moments = Moments(size, gram=True, threads=threads)
         moments.update((stream * inverse_lengths(stream)).reshape(-1, size))
         second = moments.gram / moments.count
         check_finite(place, second)
-        if apart or not found:
-            found.append(second)
-        else:
-            found[0] += second
+        total += second
         shares = second.diagonal() * reading_weights(checkpoint, place)
         reading += shares / max(float(shares.sum()), float(np.finfo(np.float64).tiny))
-    return ChannelStatistics(tuple(found), reading)
+    return ChannelStatistics(total, reading)
 
 
 def principal_basis(statistics: ChannelStatistics) -> Array:
     """The directions of the stream by how much of it they are, most first, [channels, channels].
 
     Principal components of the stream of all layers together: whatever number of them stays, no
-    other choice as large leaves less of the stream behind. That is the best where it is not known
-    what the model feels of each direction; sizes of weights do not tell.
+    other choice as large leaves less of the stream behind. Directions that are best for what is
+    read by weight leave more of its length behind, and are measured to be worse.
     """
-    _, vectors = np.linalg.eigh(np.sum(statistics.moments, axis=0))
+    _, vectors = np.linalg.eigh(statistics.second_moment)
     return np.ascontiguousarray(vectors[:, ::-1])
 
 

@@ -34,12 +34,12 @@ neglected. The dearer half is rated as it is then: it hardly ever goes."""
 def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> LayerScores:
     """Rate every structure of one layer by the error that its removal leaves.
 
-    Units are removed one by one (neurons some at a time), cheapest first, each time compensated by
-    least squares on what stays; a unit's score is the error it adds when its turn comes, as a
-    share of the energy of the residual stream. Neurons of an expert are compensated by others of
-    that expert, on the tokens that run it. Sub-blocks and experts are rated by what they add to
-    the stream: nothing compensates those, and what other experts do for one is seen by a repair
-    only.
+    Units are removed one by one (neurons and entries of values some at a time), cheapest first,
+    each time compensated by least squares on what stays; a unit's score is the error it adds when
+    its turn comes, as a share of the energy of the residual stream. Neurons of an expert are
+    compensated by others of that expert, on the tokens that run it. Sub-blocks and experts are
+    rated by what they add to the stream: nothing compensates those, and what other experts do for
+    one is seen by a repair only.
     """
     layer = checkpoint.config.layers[index]
     heads = groups = values = neurons = experts = None
@@ -50,7 +50,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         members = [columns[reads == kv].reshape(-1) for kv in range(layer.attention.n_kv_heads)]
         heads = _eliminate(statistics.heads, weight, list(columns), len(columns))
         groups = _eliminate(statistics.heads, weight, members, len(members))
-        values = _eliminate(statistics.heads, weight, list(columns.T), columns.shape[1])
+        values = _eliminate(statistics.heads, weight, list(columns.T), 2 * ROUNDS)
     if isinstance(layer.ffn, FfnConfig):
         weight = Output(checkpoint, index, "ffn").stream_weight
         units = list(np.arange(layer.ffn.n_neurons)[:, None])
@@ -67,7 +67,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         heads,
         neurons,
         experts,
-        value_dims=values,
+        values,
     )
 
 

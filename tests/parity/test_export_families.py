@@ -43,7 +43,7 @@ REFUSED = {
     "gemma3, scaled": "norm_offset",  # which of its layers have a window is not said
     "phi3": "window",
     "mixtral, windows": "window",
-    "qwen3_moe, windows and biases": "qk_norm",  # and windows
+    "qwen3_moe, windows and biases": "window",  # and biases
     "olmoe, biases": "qk_norm",
     "olmo2, biases": "norm_place",
     "opt": "norm",

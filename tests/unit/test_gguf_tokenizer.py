@@ -201,3 +201,25 @@ def test_vocabularies_are_checked(tmp_path: Path) -> None:
     metadata = open_gguf(tmp_path / "tokenizer.gguf").metadata
     with pytest.raises(FormatError, match="expected 7 entries"):
         tokenizer_from_gguf(metadata, 7)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "unknown", "message"),
+    [
+        (["[UNK]", "\u2581a", "b", "##b"], 0, None),
+        (["[UNK]", "\u2581##b", "b"], 0, "'##b' is found twice"),
+        (["[UNK]", "\u2581a"], 2, "unknown_token_id"),
+        (["[UNK]", "\u2581a"], None, "unknown_token_id: expected the token of unknown words"),
+    ],
+)
+def test_word_pieces_must_be_some(
+    tmp_path: Path, tokens: list[str], unknown: int | None, message: str | None
+) -> None:
+    values = {} if unknown is None else {"unknown_token_id": unknown}
+    if message is None:
+        assets = build(tmp_path, model="bert", tokens=tokens, **values)
+        assert assets is not None
+        assert Tokenizer(assets).encode("A ab ac") == [1, 1, 2, 0]
+        return
+    with pytest.raises(FormatError, match=message):
+        build(tmp_path, model="bert", tokens=tokens, **values)

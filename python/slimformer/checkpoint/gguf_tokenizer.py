@@ -121,9 +121,12 @@ def tokenizer_from_gguf(
     elif model == "llama":
         body, add_bos = _sentencepiece_bpe(metadata, tokens, vocab, kinds)
     elif model == gguf_word_pieces.MODEL:
-        body = gguf_word_pieces.body(tokens, _special_token(metadata, "unknown_token_id", tokens))
         tokens = [gguf_word_pieces.as_read(token) for token in tokens]
-        vocab, add_bos = body["model"]["vocab"], False
+        vocab, add_bos = _unique(metadata, tokens), False
+        unknown = _special_token(metadata, "unknown_token_id", tokens)
+        if unknown is None:
+            metadata.fail("tokenizer.ggml.unknown_token_id", "the token of unknown words", None)
+        body = gguf_word_pieces.body(vocab, unknown)
     else:
         raise UnsupportedModelError(
             f"{metadata.where}: tokenizer.ggml.model: {model!r} does not run here; known: "
@@ -160,15 +163,23 @@ def _vocabulary(metadata: Fields, tokens: list[str], vocab_size: int) -> dict[st
             f"{metadata.where}: {key}: expected {vocab_size} entries, one for each row of the "
             f"embedding, found {len(tokens)}"
         )
-    vocab = {token: index for index, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        repeated = next(token for index, token in enumerate(tokens) if vocab[token] != index)
-        raise FormatError(f"{metadata.where}: {key}: {repeated!r:.60} is found twice")
+    vocab = _unique(metadata, tokens)
     longest = max(tokens, key=len)
     if len(longest) > MAX_TOKEN_LENGTH:
         raise FormatError(
             f"{metadata.where}: {key}: expected entries of at most {MAX_TOKEN_LENGTH} "
             f"characters, found one of {len(longest)}"
+        )
+    return vocab
+
+
+def _unique(metadata: Fields, tokens: list[str]) -> dict[str, int]:
+    """The row of each token."""
+    vocab = {token: index for index, token in enumerate(tokens)}
+    if len(vocab) != len(tokens):
+        repeated = next(token for index, token in enumerate(tokens) if vocab[token] != index)
+        raise FormatError(
+            f"{metadata.where}: tokenizer.ggml.tokens: {repeated!r:.60} is found twice"
         )
     return vocab
 

@@ -6,7 +6,7 @@ that do so are written, and what is read is one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 MODEL = "bert"
@@ -25,18 +25,18 @@ NORMALIZER: Mapping[str, Any] = {
 PRE_TOKENIZER: Mapping[str, Any] = {"type": "BertPreTokenizer"}
 
 
-def body(tokens: Sequence[str], unknown: str | None) -> dict[str, Any]:
-    """The parts of ``tokenizer.json`` that cut a text; ``tokens`` are those of the file."""
+def body(vocab: Mapping[str, int], unknown: str) -> dict[str, Any]:
+    """The parts of ``tokenizer.json`` that cut a text; tokens are written as they are there."""
     return {
         "normalizer": NORMALIZER,
         "pre_tokenizer": PRE_TOKENIZER,
         "decoder": {"type": "WordPiece", "prefix": CONTINUED, "cleanup": True},
         "model": {
             "type": "WordPiece",
-            "unk_token": unknown or "[UNK]",
+            "unk_token": unknown,
             "continuing_subword_prefix": CONTINUED,
             "max_input_chars_per_word": 100,
-            "vocab": {as_read(token): index for index, token in enumerate(tokens)},
+            "vocab": vocab,
         },
     }
 

@@ -77,7 +77,7 @@ $(AVX2_PEER):
 	CMAKE_ARGS="$(PEER_CMAKE_ARGS) $(AVX2_CMAKE_ARGS)" $(BIN)/pip install --quiet --no-deps \
 		--no-cache-dir --no-binary llama-cpp-python --target $@ 'llama-cpp-python>=0.3.36,<0.4'
 
-# A table of what pruning gains against what it removes, and bench/proportion.png.
+# What pruning gains against what it removes: bench/PROPORTION.md and proportion.svg.
 proportion:
 	$(BIN)/python bench/proportion.py
 

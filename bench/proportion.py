@@ -2,7 +2,8 @@
 
 Layers, KV groups with their heads, and neurons are removed in steps; the speed-up over the dense
 model, measured in interleaved rounds, stands against the one that the operations (prefill) and the
-bytes read (decode) predict. Nothing is repaired: only shapes matter here.
+bytes read (decode) predict. Nothing is repaired: only shapes matter here. Written to PROPORTION.md
+and proportion.svg.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from lineup import own_engine
@@ -44,21 +46,23 @@ class Point:
 
 
 def main() -> int:
-    """Print the table and write the plot."""
+    """Print the table, and write it and the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", choices=get_args(Weights), default="bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--plot", type=Path, default=Path(__file__).with_name("proportion.png"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("PROPORTION.md"))
     options = parser.parse_args()
     checkpoint = load(pull(MODEL))
     points: list[Point] = []
     for structure in STRUCTURES:
         points += measure(checkpoint, structure, options)
-    print("\n".join(table(points)))
-    plot(points, options.plot)
+    page = "\n".join(report(points, options))
+    print(page)
+    options.output.write_text(page + "\n", encoding="utf-8")
+    plot(points, options.output.with_name("proportion.svg"))
     return 0
 
 
@@ -120,8 +124,18 @@ def _speedup(rounds: Sequence[Sequence[Times]], index: int, figure: str) -> floa
     return float(statistics.median(ratios))
 
 
-def table(points: Sequence[Point]) -> Iterator[str]:
+def report(points: Sequence[Point], options: argparse.Namespace) -> Iterator[str]:
     """Markdown lines; a share is the measured speed-up over the predicted one."""
+    yield "# Speed-ups against what was removed"
+    yield ""
+    yield (
+        f"Written by `make proportion`: `{MODEL}` in {options.weights}, prefill of "
+        f"{options.prompt} tokens and decode of {options.generate}, {options.threads} threads, "
+        f"medians of {options.rounds} rounds; the protocol is in [README.md](README.md)."
+    )
+    yield ""
+    yield "![measured against predicted](proportion.svg)"
+    yield ""
     yield "| removed | prefill × | predicted | share | decode × | predicted | share |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for point in points:
@@ -152,7 +166,8 @@ def plot(points: Sequence[Point], path: Path) -> None:
         axes.set_xlabel("predicted speed-up")
         axes.set_ylabel("measured speed-up")
         axes.legend()
-    figure.savefig(path, dpi=120)
+    with mpl.rc_context({"svg.hashsalt": "slimformer", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

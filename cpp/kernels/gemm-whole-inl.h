@@ -24,9 +24,9 @@
 //
 // While the first tile of a block runs, it fetches ahead into the L2 cache: the same block of the
 // next panel, or, where one tile is all there is and the panel is read once from end to end,
-// kAheadBytes, half a microsecond at the rate of memory, so that little of a task's first panel
-// comes unannounced. Scales are fetched like weights: of int4 they are every fifth line, and a line
-// that nobody announced costs more than the others together.
+// kAheadBytes, a microsecond at a thread's share of memory's rate, so that little of a task's first
+// panel comes unannounced. Scales are fetched like weights: of int4 they are every fifth line, and
+// a line that nobody announced costs more than the others together.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +44,7 @@ namespace whole {
 constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 3 : 6;
 constexpr std::size_t kBlockBytes = std::size_t{24} << 10;
 
-constexpr std::size_t kAheadBytes = std::size_t{8} << 10;
+constexpr std::size_t kAheadBytes = std::size_t{16} << 10;
 
 template <class Dot>
 constexpr std::size_t Groups(std::size_t k) noexcept {

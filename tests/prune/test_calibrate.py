@@ -13,7 +13,13 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
 from slimformer.progress import silent
 from slimformer.prune import load_calibration, sample_calibration
-from slimformer.prune.calibrate import LEAST_END, calibration_windows, hold_out, make_windows
+from slimformer.prune.calibrate import (
+    LEAST_END,
+    WINDOW,
+    calibration_windows,
+    hold_out,
+    make_windows,
+)
 from slimformer.tokenizer import Tokenizer
 
 
@@ -148,3 +154,11 @@ def test_what_is_held_out_is_not_calibrated_on(model: Checkpoint) -> None:
     windows = calibration_windows(model, [long], 10**6, 0, 1, silent)
     assert windows.size < len(long) - LEAST_END
     assert hold_out(short[:3]) == (short[:3], [])
+
+
+def test_windows_are_no_longer_than_the_model_holds(model: Checkpoint) -> None:
+    short = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, max_positions=WINDOW // 2)
+    )
+    windows = calibration_windows(short, ["a" * 4 * WINDOW], 10**4, 0, 1, silent)
+    assert windows.shape[1] == WINDOW // 2

@@ -112,7 +112,8 @@ def calibration_windows(
         raise DataError(f"{checkpoint.name}: an encoder writes no text; give some to calibrate on")
     if texts is None:
         texts = sample_calibration(checkpoint, seed=seed, threads=threads, progress=progress)
-    return make_windows(checkpoint, hold_out(texts)[0], tokens=tokens, seed=seed)
+    window = min(WINDOW, checkpoint.config.max_positions)
+    return make_windows(checkpoint, hold_out(texts)[0], tokens=tokens, seed=seed, window=window)
 
 
 def hold_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:

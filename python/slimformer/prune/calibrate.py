@@ -112,8 +112,7 @@ def calibration_windows(
         raise DataError(f"{checkpoint.name}: an encoder writes no text; give some to calibrate on")
     if texts is None:
         texts = sample_calibration(checkpoint, seed=seed, threads=threads, progress=progress)
-    window = min(WINDOW, checkpoint.config.max_positions)
-    return make_windows(checkpoint, hold_out(texts)[0], tokens=tokens, seed=seed, window=window)
+    return make_windows(checkpoint, hold_out(texts)[0], tokens=tokens, seed=seed)
 
 
 def hold_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -139,9 +138,9 @@ def make_windows(
 
     The windows are drawn evenly from all texts, from random places without overlap; texts that
     are shorter than a window are first joined with their neighbours. Fewer come back where the
-    texts have no more, and one shorter window where they do not fill a single one. A window
-    begins with the beginning-of-sequence token where the model asks for it. Those of an encoder
-    are short texts in their frames, see ``framed_windows``.
+    texts have no more, and one shorter window where they do not fill a single one. None is longer
+    than the model can hold. A window begins with the beginning-of-sequence token where the model
+    asks for it. Those of an encoder are short texts in their frames, see ``framed_windows``.
 
     Raises
     ------
@@ -152,13 +151,14 @@ def make_windows(
     if assets is None:
         raise DataError(f"{checkpoint.name} has no tokenizer, so it cannot read calibration text")
     tokenizer = Tokenizer(assets)
+    window = min(window, checkpoint.config.max_positions)
     rng = np.random.default_rng(seed)
     if not checkpoint.config.causal:
         return framed_windows(
             tokenizer,
             texts,
             tokens=tokens,
-            longest=min(window, checkpoint.config.max_positions),
+            longest=window,
             characters_per_token=CHARACTERS_PER_TOKEN,
             rng=rng,
         )

@@ -82,7 +82,7 @@ def recover(
     train, held_out = training_windows(
         teacher,
         texts,
-        window=min(settings.window, student.config.max_positions, teacher.config.max_positions),
+        window=min(settings.window, student.config.max_positions),
         seed=settings.seed,
         threads=threads,
         progress=progress,

@@ -25,8 +25,9 @@ namespace slimformer::kernels {
 namespace {
 namespace sparse {
 
-// Values are fetched into the L2 cache so far ahead: a microsecond at the rate of memory. The next
-// panel follows, its scales and masks first, whose several kilobytes the values then skip.
+// What is read is fetched into the L2 cache so far ahead: a microsecond at the rate of memory. Heads,
+// masks and values are each fetched by their own kind, so that together they cover all of the panel
+// that follows this one, or of the one behind it.
 constexpr std::size_t kAheadBytes = std::size_t{16} << 10;
 
 struct Shape {
@@ -57,6 +58,7 @@ struct Cursor {
 template <class Form, class Expander>
 [[gnu::always_inline]] inline void ExpandStep(Cursor<Form>& cursor, std::byte* to) noexcept {
   constexpr std::size_t kLineMask = Expander::kLineBytes / Form::kItemBytes / 8;
+  Vector::Prefetch(cursor.masks + kAheadBytes);
 #pragma GCC unroll 16
   for (std::size_t at = 0; at < Form::kStepBytes; at += Expander::kLineBytes) {
     if (at % 64 == 0) Vector::Prefetch(cursor.values + kAheadBytes);

@@ -44,6 +44,9 @@ template <class Form, class Expander, std::size_t kRows>
   using Weights = typename Form::Weights;
   using Dot = typename Form::Dot;
   using I = typename Dot::I;
+  for (std::size_t line = 0; line < Form::kHeadBytes; line += 64) {
+    Vector::Prefetch(cursor.head + line + kAheadBytes);
+  }
   I dots[kRows][2];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {

@@ -104,8 +104,9 @@ inline void QuantiseGroup(const Vector::F (&v)[kVectors], float scale, Integer* 
 
 // A group of activations, rotated if that is wanted: to [kGroup], its scale, and sums of its parts.
 template <std::size_t kGroup, bool kRotated, class Integer, std::size_t kParts>
-inline void QuantiseInput(const float* x, std::size_t n, Integer* to, float& scale,
-                          std::int32_t (&sums)[kParts]) noexcept {
+[[gnu::always_inline]] inline void QuantiseInput(const float* x, std::size_t n, Integer* to,
+                                                 float& scale,
+                                                 std::int32_t (&sums)[kParts]) noexcept {
   Vector::F v[kGroupVectors<kGroup>];
   if (n == kGroup) {
     LoadGroup(x, kGroup, v);

@@ -22,6 +22,7 @@ from reference.peers import (
 from slimformer.checkpoint import Checkpoint, load, pull
 from slimformer.engine import Engine, Weights
 from slimformer.evaluate import read_text
+from slimformer.prune import balance
 
 MODEL = "smollm2-135m-instruct"
 WINDOW = 2048
@@ -64,9 +65,17 @@ def our_own(
     checkpoint: Checkpoint, windows: Sequence[list[int]], threads: int
 ) -> Iterator[tuple[str, float, int]]:
     """Perplexity with every weight type, and the bytes of the weights."""
+
+    def scored(name: str, model: Checkpoint, weights: Weights) -> tuple[str, float, int]:
+        engine = Engine(model, weights=weights, threads=threads)
+        return f"slimformer {name}", perplexity(engine.score(windows)), engine.weight_bytes
+
     for weights in get_args(Weights):
-        engine = Engine(checkpoint, weights=weights, threads=threads)
-        yield f"slimformer {weights}", perplexity(engine.score(windows)), engine.weight_bytes
+        yield scored(weights, checkpoint, weights)
+        if weights == "int8":
+            yield scored(
+                "int8, balanced as pack does", balance(checkpoint, threads=threads), "int8"
+            )
 
 
 def of_llama_cpp(

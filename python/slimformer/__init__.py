@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from slimformer.engine import Engine, Mask, Session, build_info
     from slimformer.export import export
     from slimformer.packing import pack
-    from slimformer.prune import Recipe, nest, plan, prune, prune_nested
+    from slimformer.prune import Recipe, balance, nest, plan, prune, prune_nested
     from slimformer.train import from_torch, recover, to_torch
 
 __version__ = "0.1.0"
@@ -65,6 +65,7 @@ __all__ = [
     "UnsupportedModelError",
     "VerificationError",
     "__version__",
+    "balance",
     "build_info",
     "export",
     "from_torch",
@@ -90,6 +91,7 @@ _HOME = {
     "export": "slimformer.export",
     "pack": "slimformer.packing",
     "Recipe": "slimformer.prune",
+    "balance": "slimformer.prune",
     "nest": "slimformer.prune",
     "plan": "slimformer.prune",
     "prune": "slimformer.prune",

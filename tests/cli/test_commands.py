@@ -277,10 +277,11 @@ def test_demo(run_json: Run, tmp_path: Path) -> None:
 
 def test_pack(run: Run, run_json: Run, dense: Path, tmp_path: Path, text: Path) -> None:
     out = tmp_path / "packed"
-    seen = run_json("pack", dense, out, "--weights", "int8")
+    seen = run_json("pack", dense, out, "--weights", "int8", "--no-balance")
     assert (seen["path"], seen["weights"]) == (str(out), "int8")
     assert seen["bytes"] == (out / "weights.packed").stat().st_size
-    assert "MB of int8 weights" in run("pack", dense, out, "--weights", "int8").stdout
+    packed = run("pack", dense, tmp_path / "balanced", "--weights", "int8", "--calibration", text)
+    assert "MB of int8 weights, balanced" in packed.stdout
     options = ("-p", "the river", "--max-tokens", 8)
     written = run_json("generate", out, *options)
     assert written == run_json("generate", dense, *options, "--weights", "int8")

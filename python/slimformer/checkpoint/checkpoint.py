@@ -55,6 +55,24 @@ class Tensor:
         read_entry = self.read_entry or (lambda place: self.read()[place])
         return Tensor(self.shape[1:], self.dtype, lambda: read_entry(index))
 
+    def mapped(
+        self,
+        make: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]],
+        *,
+        shape: tuple[int, ...] | None = None,
+        dtype: str | None = None,
+    ) -> Tensor:
+        """What ``make`` gives of the values as float32, rounded to this type or another one.
+
+        It is made whenever it is read. ``shape`` is that of the result if it is another.
+        """
+        stored = self.dtype if dtype is None else dtype
+
+        def read() -> npt.NDArray[Any]:
+            return make(np.asarray(self.read(), dtype=np.float32)).astype(DTYPES[stored])
+
+        return Tensor(self.shape if shape is None else shape, stored, read)
+
     @property
     def nbytes(self) -> int:
         """Bytes once read."""

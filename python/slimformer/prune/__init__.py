@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slimformer.prune.balancing import balance
 from slimformer.prune.calibrate import load_calibration
 from slimformer.prune.channels import plan_channels, rotate
 from slimformer.prune.masks import to_mask
@@ -21,6 +22,7 @@ __all__ = [
     "Setting",
     "align_values",
     "apply",
+    "balance",
     "cut_to_text",
     "explicit",
     "load_calibration",

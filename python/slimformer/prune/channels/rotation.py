@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
+from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.config import LayerConfig, LinkConfig, ModelConfig, RoutedFfnConfig
 from slimformer.errors import ConfigError, UnsupportedModelError
 from slimformer.prune.structures import READERS, WRITERS
@@ -145,13 +144,7 @@ class _Turn:
     def _made(
         self, name: str, make: Callable[[Floats], Floats], shape: tuple[int, ...] | None = None
     ) -> Tensor:
-        """What ``make`` gives of a tensor's values, in the type that the tensor has."""
-        tensor = self._checkpoint.tensors[name]
-
-        def read() -> npt.NDArray[Any]:
-            return make(self._checkpoint.read_f32(name)).astype(DTYPES[tensor.dtype])
-
-        return Tensor(tensor.shape if shape is None else shape, tensor.dtype, read)
+        return self._checkpoint.tensors[name].mapped(make, shape=shape)
 
 
 def _rotated_layer(layer: LayerConfig) -> LayerConfig:

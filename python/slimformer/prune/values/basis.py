@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
+from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig
 from slimformer.errors import ConfigError
 
@@ -57,9 +56,9 @@ def turn_values(checkpoint: Checkpoint, bases: Mapping[int, Array]) -> Checkpoin
         prefix = f"layers.{index}.attention."
         for name in (f"{prefix}v.weight", f"{prefix}v.bias"):
             if name in tensors:
-                tensors[name] = _made(tensors[name], _turner(basis))
+                tensors[name] = tensors[name].mapped(_turner(basis))
         name = f"{prefix}o.weight"
-        tensors[name] = _made(tensors[name], _undoer(inverse[list(attention.q_to_kv)]))
+        tensors[name] = tensors[name].mapped(_undoer(inverse[list(attention.q_to_kv)]))
     return dataclasses.replace(
         checkpoint, name=f"{checkpoint.name}-aligned", tensors=tensors, recipe=None
     )
@@ -127,32 +126,23 @@ def _inverse(basis: Array, attention: AttentionConfig, index: int) -> Array:
         raise ConfigError(f"bases: layer {index}: a matrix has no inverse") from error
 
 
-def _turner(basis: Array) -> Callable[[Array], Array]:
+def _turner(basis: Array) -> Callable[[Floats], Array]:
     """Rows by KV head, each head's multiplied by its matrix."""
     heads, width, _ = basis.shape
 
-    def turn(values: Array) -> Array:
+    def turn(values: Floats) -> Array:
         rows = basis @ values.reshape(heads, width, -1)
         return rows.reshape(values.shape)
 
     return turn
 
 
-def _undoer(inverse: Array) -> Callable[[Array], Array]:
+def _undoer(inverse: Array) -> Callable[[Floats], Array]:
     """Columns by query head, each head's multiplied by its matrix from the right."""
     heads, width, _ = inverse.shape
 
-    def undo(weight: Array) -> Array:
+    def undo(weight: Floats) -> Array:
         columns = weight.reshape(len(weight), heads, width)
         return np.asarray(np.einsum("chv,hvw->chw", columns, inverse)).reshape(weight.shape)
 
     return undo
-
-
-def _made(tensor: Tensor, make: Callable[[Array], Array]) -> Tensor:
-    """What ``make`` gives of a tensor's values, in the type that the tensor has."""
-
-    def read() -> npt.NDArray[Any]:
-        return make(tensor.read().astype(np.float64)).astype(DTYPES[tensor.dtype])
-
-    return Tensor(tensor.shape, tensor.dtype, read)

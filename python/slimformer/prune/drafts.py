@@ -25,7 +25,7 @@ from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.journal import Journal
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
 from slimformer.prune.recipe import KeptAttention, KeptExperts, KeptFfn, KeptLayer
-from slimformer.prune.refit import Evidence, least_squares
+from slimformer.prune.refit import Evidence, for_kept, least_squares
 from slimformer.prune.stream import (
     TAPS,
     Hidden,
@@ -399,16 +399,11 @@ def _variants(
 def _fit(gram: Array, cross: Array, output: Output, columns: Columns) -> Hidden:
     """The kept columns, making up for the others and for the drift."""
     weight = output.stream_weight
-    gone = np.setdiff1d(np.arange(weight.shape[1]), columns)
-    wishes = (
-        gram[np.ix_(columns, gone)] @ weight[:, gone].T.astype(np.float64),
-        cross[columns],
-    )
+    wishes = for_kept(Evidence(gram, cross, 0.0, 1), weight, columns)
     change = np.zeros((len(weight), len(columns)))
     start = np.zeros_like(change)
-    inner = gram[np.ix_(columns, columns)]
     for wish, damping in zip(wishes, DAMPINGS, strict=True):
-        if wish.any():  # nothing where nothing has gone
-            change += least_squares(Evidence(inner, wish, 0.0, 1), start, damping)
+        if wish.cross.any():  # nothing where nothing has gone
+            change += least_squares(wish, start, damping)
     new: Hidden = (output.weight[:, columns] + output.change(change)).astype(np.float32)
     return new

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 Columns = npt.NDArray[np.intp]
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -51,6 +52,29 @@ class Evidence:
         linear = float(np.vdot(weight.T, self.cross))
         quadratic = float(np.vdot(weight.T, self.gram @ weight.T))
         return (quadratic - 2 * linear + self.energy) / max(1, self.count)
+
+
+def for_kept(evidence: Evidence, weight: Floats, kept: Columns) -> tuple[Evidence, Evidence]:
+    """Evidence for the kept columns of a map: to give what the others gave, and what is wanted.
+
+    Parameters
+    ----------
+    evidence
+        Moments over all columns.
+    weight
+        The whole map, [outputs, inputs].
+    kept
+        Columns that stay.
+    """
+    gone = np.setdiff1d(np.arange(weight.shape[1]), kept)
+    of_gone = weight[:, gone].T.astype(np.float64)
+    lost = evidence.gram[:, gone] @ of_gone  # sum of x y', [inputs, outputs]
+    energy = float(np.vdot(of_gone, lost[gone]))
+    gram = evidence.gram[np.ix_(kept, kept)]
+    return (
+        Evidence(gram, lost[kept], energy, evidence.count),
+        Evidence(gram, evidence.cross[kept], evidence.energy, evidence.count),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

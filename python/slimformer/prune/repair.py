@@ -28,7 +28,7 @@ from slimformer.prune.journal import Journal
 from slimformer.prune.links import fit_link, link_inputs
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
 from slimformer.prune.recipe import KeptExperts, NewLink, Recipe, keep_all
-from slimformer.prune.refit import Evidence, choose, mean_compensation
+from slimformer.prune.refit import Evidence, choose, for_kept, mean_compensation
 from slimformer.prune.stream import (
     TAPS,
     Hidden,
@@ -42,7 +42,7 @@ from slimformer.prune.stream import (
     precision,
     sub_block_engine,
 )
-from slimformer.prune.surgery import kept_columns
+from slimformer.prune.surgery import Entries, kept_columns
 
 Array = npt.NDArray[np.float64]
 
@@ -90,7 +90,7 @@ def repair(
     DataError
         Activations on the text that are not finite.
     """
-    run = _Repair(dense, pruned, recipe, in_parts(windows, _parts(pruned)), threads)
+    run = _Repair(dense, pruned, recipe, in_parts(windows, _parts(dense)), threads)
     n_layers = len(dense.config.layers)
     for source in range(run.resume(journal), n_layers):
         progress("repair layers", source, n_layers)
@@ -260,28 +260,25 @@ class _Repair:
         kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
         output = Output(self.dense, source, sub_block)
         weight = output.stream_weight
-        gone = np.setdiff1d(np.arange(weight.shape[1]), kept)
-        inputs = np.empty((*self.stream.shape[:2], len(kept)), np.float32)
+        inputs = np.empty((*self.stream.shape[:2], weight.shape[1]), np.float32)
         engine = self._engine(self.dense, source, sub_block)
         tap = TAPS[sub_block]
 
-        def evidence_of(part: slice) -> list[Evidence]:
+        def evidence_of(part: slice) -> tuple[Evidence, Evidence]:
             """The evidence of one part; its sums take a gigabyte in wide layers, and go with it."""
-            sums = EvidenceSums(
-                len(kept), weight.shape[0], len(FIRST_DAMPINGS), self._products, self.threads
-            )
+            channels, width = weight.shape
+            sums = EvidenceSums(width, channels, 1, self._products, self.threads)
             for rows, after, captured in chunks(engine, self.read[part], capture=[tap]):
                 there = slice(part.start + rows.start, part.start + rows.stop)
                 target = wanted[there]
                 divisors = output.divisors(self.stream[there], captured[tap])
-                lost = captured[tap][..., gone] @ weight[:, gone].T
                 ends = grown(self.stream[there], self.read[there], after)
                 drift = (target - ends) * divisors
-                inputs[there] = captured[tap][..., kept]
-                sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
-            found = sums.evidence()
-            check_evidence(name, *found)
-            return found
+                inputs[there] = captured[tap]
+                sums.add(inputs[there], (drift,), inverse_lengths(target) / divisors)
+            (of_all,) = sums.evidence()
+            check_evidence(name, of_all)
+            return for_kept(of_all, weight, kept)
 
         # By wish; what is known of one goes when it is met.
         wishes = [list(parts) for parts in zip(*map(evidence_of, self.parts), strict=True)]
@@ -294,7 +291,7 @@ class _Repair:
                 (w + output.change(unseen)).astype(np.float32)
                 for w, unseen in zip(without, found.without, strict=True)
             ]
-        self._finish(name, new, without, inputs, output)
+        self._finish(name, new, without, inputs, kept, output)
 
     def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
         """Fold the mean output of what went from a sub-block into what stays."""
@@ -313,7 +310,7 @@ class _Repair:
             moments.gram / moments.count,
         )
         without = (new,) * len(self.parts)
-        self._finish(name, new, without, inputs[..., kept], output)
+        self._finish(name, new, without, inputs, kept, output)
 
     def _experts(
         self, source: int, index: int, wanted: Hidden, method: Literal["refit", "mean"]
@@ -355,16 +352,20 @@ class _Repair:
         weight: Array,
         without: Sequence[Array | Hidden],
         inputs: Hidden,
+        kept: Entries,
         output: Output,
     ) -> None:
         """Keep the weight as the checkpoint will store it and move the pruned stream on.
 
-        Each part of the text moves with the weight that was found ``without`` it.
+        Each part of the text moves with the weight that was found ``without`` it. ``inputs`` are
+        those of the dense projection, of which the ``kept`` columns are read: to read the others
+        times 0 takes less time than to pick these out.
         """
         stored = self._store(f"{name}.weight", weight)
+        read = np.zeros_like(output.weight)
         for rows, unseen in zip(self.parts, without, strict=True):
-            rounded = unseen.astype(stored).astype(np.float32)
-            self.stream[rows] = output.after(self.stream[rows], inputs[rows], rounded)
+            read[:, kept] = unseen.astype(stored)
+            self.stream[rows] = output.after(self.stream[rows], inputs[rows], read)
 
     def _inputs(self, checkpoint: Checkpoint, index: int, sub_block: SubBlock) -> Hidden:
         """What a projection reads on the pruned stream, [windows, tokens, columns]."""
@@ -380,11 +381,11 @@ class _Repair:
         return sub_block_engine(checkpoint, index, sub_block, threads=self.threads)
 
 
-def _parts(pruned: Checkpoint) -> int:
+def _parts(dense: Checkpoint) -> int:
     """How many parts fit into memory."""
     widths = [
-        pruned.tensors[name].shape[1]
-        for name in pruned.tensors
+        dense.tensors[name].shape[1]
+        for name in dense.tensors
         if name.endswith(tuple(f".{projection}.weight" for projection in PROJECTIONS.values()))
     ]
     return 2 if 8 * max(widths, default=0) ** 2 > PART_BYTES else PARTS

@@ -222,7 +222,8 @@ class _Repair:
         engine = (
             self._layer_engine(source) if whole else self._engine(self.dense, source, sub_block)
         )
-        inputs = link_inputs(self.pruned, index, sub_block, self.read)
+        link: LinkConfig = getattr(shapes, sub_block)
+        inputs = link_inputs(self.pruned, index, sub_block, self.read, reads=link.reads)
         added = np.concatenate([after for _, after, _ in chunks(engine, self.read)]) - self.read
         parts = [
             gather(
@@ -236,8 +237,8 @@ class _Repair:
             for rows in self.parts
         ]
         check_evidence(f"{prefix}link", *itertools.chain(*parts))
-        link, without = fit_link(list(zip(*parts, strict=True)), getattr(shapes, sub_block))
-        for name, values in link.items():
+        tensors, without = fit_link(list(zip(*parts, strict=True)), link)
+        for name, values in tensors.items():
             self._store(prefix + name, values)
         for rows, unseen in zip(self.parts, without, strict=True):
             self.stream[rows] += inputs[rows] @ unseen.T.astype(np.float32)

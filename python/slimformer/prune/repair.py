@@ -43,6 +43,7 @@ from slimformer.prune.stream import (
     sub_block_engine,
 )
 from slimformer.prune.surgery import kept_columns
+from slimformer.prune.windows import in_parts
 
 Array = npt.NDArray[np.float64]
 
@@ -389,12 +390,3 @@ def _parts(pruned: Checkpoint) -> int:
         if name.endswith(tuple(f".{projection}.weight" for projection in PROJECTIONS.values()))
     ]
     return 2 if 8 * max(widths, default=0) ** 2 > PART_BYTES else PARTS
-
-
-def in_parts(windows: Windows, parts: int) -> list[Windows]:
-    """The windows dealt out evenly, a single one cut in two, so that one part can be held out."""
-    if len(windows) == 1:
-        half = windows.shape[1] // 2
-        windows = windows[:, : 2 * half].reshape(2, half)
-    parts = min(parts, len(windows))
-    return [windows[part::parts] for part in range(parts)]

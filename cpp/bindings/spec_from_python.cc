@@ -117,9 +117,11 @@ model::RoutedFfnSpec RoutedFfn(const py::handle& config) {
 
 model::LinkSpec Link(const py::handle& config) {
   using enum model::LinkKind;
-  return {Choice<model::LinkKind>(config, "kind",
-                                  {{"full", full}, {"low_rank", low_rank}, {"diagonal", diagonal}}),
-          Get<std::optional<int>>(config, "rank")};
+  return {
+      Choice<model::LinkKind>(
+          config, "kind",
+          {{"full", full}, {"low_rank", low_rank}, {"diagonal", diagonal}, {"constant", constant}}),
+      Get<std::optional<int>>(config, "rank")};
 }
 
 bool IsLink(const py::handle& config) { return py::hasattr(config, "kind"); }

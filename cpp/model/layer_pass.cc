@@ -218,8 +218,12 @@ void LayerPass::Run(const RoutedFfnStep& step, const float* input, float* hidden
   AddNormalised(w.post_norm, step.norm_place, output, hidden);
 }
 
-// hidden += W norm(input)
+// hidden += W norm(input), or a constant
 void LayerPass::Run(const LinkStep& step, const float* input, float* hidden) const {
+  if (const auto* constant = std::get_if<ConstantLink>(&step.weights->map)) {
+    ops::AddToRows(context_, constant->bias.data(), rows_, n_channels_, hidden);
+    return;
+  }
   tensor::Workspace& workspace = context_.workspace;
   auto* x = workspace.Take<float>(rows_ * n_channels_);
   Normalise(input, step.weights->norm, x);

@@ -74,7 +74,7 @@ struct RoutedFfnStep {
 
 enum class Place { attention, ffn };
 
-// A linear map that stands in for a sub-block.
+// A linear map or a constant that stands in for a sub-block.
 struct LinkStep {
   std::size_t layer;
   Place place;

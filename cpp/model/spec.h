@@ -74,9 +74,9 @@ struct RoutedFfnSpec {
   kernels::Activation activation;
 };
 
-enum class LinkKind { full, low_rank, diagonal };
+enum class LinkKind { full, low_rank, diagonal, constant };
 
-// A linear map of a sub-block's normalised input that stands in for the sub-block.
+// What stands in for a sub-block: a linear map of its normalised input, or a constant.
 struct LinkSpec {
   LinkKind kind;
   std::optional<int> rank;  // low_rank only

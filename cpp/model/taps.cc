@@ -2,10 +2,20 @@
 
 #include <algorithm>
 #include <string>
+#include <variant>
 
 #include "base/error.h"
 
 namespace slimformer::model {
+namespace {
+
+// Whether a step reads nothing.
+bool IsConstant(const Step& step) {
+  const auto* link = std::get_if<LinkStep>(&step);
+  return link != nullptr && std::holds_alternative<ConstantLink>(link->weights->map);
+}
+
+}  // namespace
 
 Site SiteNamed(std::string_view name) {
   static constexpr std::pair<std::string_view, Site> kSites[] = {
@@ -39,7 +49,8 @@ std::optional<std::size_t> SiteWidth(const Plan& plan, std::size_t layer, Site s
     case Site::attention_normed:
     case Site::ffn_normed: {
       const auto place = site == Site::attention_normed ? Place::attention : Place::ffn;
-      if (step_at(place) == plan.steps().end()) return std::nullopt;
+      const auto step = step_at(place);
+      if (step == plan.steps().end() || IsConstant(*step)) return std::nullopt;
       return n_channels;
     }
     case Site::attention_heads: {

@@ -196,7 +196,7 @@ void WeightsBuilder::AddFfnLayers(const std::string& prefix, std::size_t n_neuro
 
 void WeightsBuilder::AddLink(const std::string& prefix, const LinkSpec& spec, LinkWeights& target) {
   const auto n_channels = static_cast<std::size_t>(weights_->spec.n_channels);
-  AddNorm(prefix + ".norm", target.norm, n_channels);
+  if (spec.kind != LinkKind::constant) AddNorm(prefix + ".norm", target.norm, n_channels);
   switch (spec.kind) {
     case LinkKind::full: {
       auto& link = target.map.emplace<FullLink>();
@@ -213,6 +213,11 @@ void WeightsBuilder::AddLink(const std::string& prefix, const LinkSpec& spec, Li
     case LinkKind::diagonal: {
       auto& link = target.map.emplace<DiagonalLink>();
       AddVector(prefix + ".link.weight", link.weight, n_channels);
+      break;
+    }
+    case LinkKind::constant: {
+      auto& link = target.map.emplace<ConstantLink>();
+      AddVector(prefix + ".link.bias", link.bias, n_channels);
       break;
     }
   }

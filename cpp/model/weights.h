@@ -71,10 +71,13 @@ struct LowRankLink {
 struct DiagonalLink {
   Vector weight;  // [n_channels]
 };
+struct ConstantLink {
+  Vector bias;  // [n_channels]
+};
 
 struct LinkWeights {
-  NormWeights norm;  // [n_channels]
-  std::variant<FullLink, LowRankLink, DiagonalLink> map;
+  NormWeights norm;  // [n_channels], none before a constant
+  std::variant<FullLink, LowRankLink, DiagonalLink, ConstantLink> map;
 };
 
 using AttentionBlock = std::variant<std::monostate, AttentionWeights, LinkWeights>;

@@ -19,6 +19,13 @@ void MultiplyRows(const Context& context, const float* factors, std::size_t rows
   });
 }
 
+void AddToRows(const Context& context, const float* values, std::size_t rows, std::size_t n,
+               float* x) {
+  ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r) context.kernels.add(values, n, x + r * n);
+  });
+}
+
 void SoftCap(const Context& context, float cap, std::size_t rows, std::size_t n, float* x) {
   ForRows(context.pool, rows, n, [&](std::size_t begin, std::size_t end) {
     context.kernels.soft_cap(cap, (end - begin) * n, x + begin * n);

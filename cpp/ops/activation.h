@@ -15,6 +15,10 @@ void Activate(const Context& context, kernels::ActivationKernel activation, cons
 void MultiplyRows(const Context& context, const float* factors, std::size_t rows, std::size_t n,
                   float* x);
 
+// x[r] += values, x [rows, n], values [n].
+void AddToRows(const Context& context, const float* values, std::size_t rows, std::size_t n,
+               float* x);
+
 // x = cap * tanh(x / cap), [rows, n].
 void SoftCap(const Context& context, float cap, std::size_t rows, std::size_t n, float* x);
 

@@ -26,6 +26,7 @@ Tensor names are Slimformer's own and independent of any file format:
 ``layers.{i}.{sub_block}.link.weight``      [n_channels, n_channels] full, [n_channels] diagonal
 ``layers.{i}.{sub_block}.link.down``        [rank, n_channels], low rank
 ``layers.{i}.{sub_block}.link.up``          [n_channels, rank], low rank
+``layers.{i}.{sub_block}.link.bias``        [n_channels], constant; such a link has no norm
 ``final_norm.weight``                       [n_channels]
 ``head.weight``                             [vocab_size, n_channels], absent when tied
 ==========================================  ==============================================
@@ -95,7 +96,7 @@ MAX_LAYERS = 4096
 
 _EMBEDDINGS = ("embedding.weight", "positions.weight", "token_types.weight", "head.weight")
 
-LinkKind = Literal["full", "low_rank", "diagonal"]
+LinkKind = Literal["full", "low_rank", "diagonal", "constant"]
 
 NormKind = Literal["rms", "layer"]
 """Root mean square norm, or layer norm with its mean and bias."""
@@ -177,7 +178,7 @@ class AttentionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LinkConfig:
-    """A linear map of a sub-block's normalised input that stands in for the sub-block.
+    """What stands in for a sub-block: a linear map of its normalised input, or a constant.
 
     ``rank`` is given for ``low_rank`` and ``None`` for the other kinds.
     """
@@ -188,15 +189,17 @@ class LinkConfig:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        check(
-            self.kind in ("full", "low_rank", "diagonal"),
-            f"link kind: expected full, low_rank or diagonal, found {self.kind!r}",
-        )
+        check_choice("link kind", self.kind, LinkKind)
         if self.kind == "low_rank":
             check(self.rank is not None, "link: expected a rank with kind low_rank, found none")
             check_dimension("link rank", self.rank or 0)
         else:
             check(self.rank is None, f"link: expected no rank with kind {self.kind}")
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads the stream, behind a norm; a constant does not."""
+        return self.kind != "constant"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,11 +351,12 @@ class ModelConfig:
                 if sub_block is None:
                     continue
                 prefix = f"layers.{index}.{name}"
+                if isinstance(sub_block, LinkConfig):
+                    yield from self._link_tensors(prefix, sub_block)
+                    continue
                 if sub_block.norm_place in ("before", "both"):
                     yield from self._norm_tensors(f"{prefix}.norm", d)
-                if isinstance(sub_block, LinkConfig):
-                    yield from _link_tensors(prefix, sub_block, d)
-                elif isinstance(sub_block, AttentionConfig):
+                if isinstance(sub_block, AttentionConfig):
                     yield from self._attention_tensors(prefix, sub_block)
                 else:
                     yield from ffn_tensors(prefix, sub_block, d)
@@ -367,6 +371,21 @@ class ModelConfig:
         yield f"{name}.weight", (width,)
         if self.norm == "layer":
             yield f"{name}.bias", (width,)
+
+    def _link_tensors(self, prefix: str, link: LinkConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        d = self.n_channels
+        if link.reads:
+            yield from self._norm_tensors(f"{prefix}.norm", d)
+        if link.kind == "full":
+            yield f"{prefix}.link.weight", (d, d)
+        elif link.kind == "diagonal":
+            yield f"{prefix}.link.weight", (d,)
+        elif link.kind == "constant":
+            yield f"{prefix}.link.bias", (d,)
+        else:
+            assert link.rank is not None
+            yield f"{prefix}.link.down", (link.rank, d)
+            yield f"{prefix}.link.up", (d, link.rank)
 
     def _attention_tensors(
         self, prefix: str, attention: AttentionConfig
@@ -387,16 +406,3 @@ class ModelConfig:
         yield f"{prefix}.o.weight", (self.n_channels, attention.n_heads * attention.value_dim)
         if attention.output_bias:
             yield f"{prefix}.o.bias", (self.n_channels,)
-
-
-def _link_tensors(
-    prefix: str, link: LinkConfig, channels: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if link.kind == "full":
-        yield f"{prefix}.link.weight", (channels, channels)
-    elif link.kind == "diagonal":
-        yield f"{prefix}.link.weight", (channels,)
-    else:
-        assert link.rank is not None
-        yield f"{prefix}.link.down", (link.rank, channels)
-        yield f"{prefix}.link.up", (channels, link.rank)

@@ -155,6 +155,31 @@ def test_a_low_rank_is_a_matrix_only_where_that_is_smaller() -> None:
     assert after.config.layers[1].attention == LinkConfig("full")
 
 
+@pytest.mark.parametrize("rewrite", REWRITINGS)
+def test_constants_are_biases_of_what_they_follow(rewrite: Rewriting) -> None:
+    constant = LinkConfig("constant")
+    biased = FfnConfig(3, bias=True)
+    before = model(
+        LayerConfig(constant, FfnConfig(3)),
+        LayerConfig(constant, biased),
+        LayerConfig(constant, None),
+        LayerConfig(attention((1,)), constant),
+    )
+    after, changes = rewrite(before)
+    told = [(change.where, change.what) for change in changes if "constant" in change.what]
+    assert told == [
+        ("layer 1 attention", "constant link made a bias"),
+        ("layer 2 attention", "constant link made a bias"),
+        ("layer 3 ffn", "constant link made a bias"),
+        ("layer 0 attention", "constant link made the output bias of a neuron of zeros"),
+    ]
+    assert [layer.ffn is not None for layer in after.config.layers] == [True] * 4
+    tokens = list(range(40))
+    assert difference(logits(after, tokens), logits(before, tokens)) < TOLERANCE
+    added = sum(change.parameters for change in changes)
+    assert after.config.parameters() == before.config.parameters() + added
+
+
 @pytest.mark.parametrize(
     ("second", "ragged", "uniform"),
     [

@@ -75,6 +75,7 @@ def every_shape() -> ModelConfig:
         LayerConfig(LinkConfig("full"), LinkConfig("low_rank", rank=3)),
         LayerConfig(LinkConfig("diagonal"), FfnConfig(5)),
         LayerConfig(odd, LinkConfig("diagonal")),
+        LayerConfig(LinkConfig("constant"), LinkConfig("constant")),
         LayerConfig(odd, RoutedFfnConfig((37, 1, 5, 70, 16), top_k=2)),
         LayerConfig(None, RoutedFfnConfig((3, 8), top_k=2, softmax_over="experts")),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from slimformer.config import (
     FfnConfig,
     LayerConfig,
     LinkConfig,
+    LinkKind,
     ModelConfig,
     RopeConfig,
     RoutedFfnConfig,
@@ -48,15 +51,16 @@ def random_recipe(
 
     ``masked``: only what a mask can switch off. ``links``: whether there are any.
     """
-    layers = []
-    for index, layer in enumerate(checkpoint.config.layers):
-        kept = random_layer(rng, index, layer, links=links)
-        if kept is not None:
-            layers.append(kept)
-    vocabulary = None if masked or rng.random() < 0.5 else random_rows(rng, checkpoint)
     channels = None
     if not masked and checkpoint.config.norm == "rms" and rng.random() < 0.5:
         channels = random_units(rng, checkpoint.config.n_channels)
+    width = checkpoint.config.n_channels if channels is None else len(channels)
+    layers = []
+    for index, layer in enumerate(checkpoint.config.layers):
+        kept = random_layer(rng, index, layer, width, links=links)
+        if kept is not None:
+            layers.append(kept)
+    vocabulary = None if masked or rng.random() < 0.5 else random_rows(rng, checkpoint)
     return Recipe(
         checkpoint.name,
         checkpoint.fingerprint,
@@ -75,7 +79,12 @@ def random_rows(rng: np.random.Generator, checkpoint: Checkpoint) -> tuple[int, 
 
 
 def random_layer(
-    rng: np.random.Generator, index: int, layer: LayerConfig, *, links: bool = True
+    rng: np.random.Generator,
+    index: int,
+    layer: LayerConfig,
+    n_channels: int,
+    *,
+    links: bool = True,
 ) -> KeptLayer | None:
     whole = keep_all(index, layer)
     attention: KeptAttention | KeptLink | NewLink | None = whole.attention
@@ -96,19 +105,20 @@ def random_layer(
     if rng.random() < 0.15:
         attention = None
     elif links and layer.attention is not None and rng.random() < 0.15:
-        attention = NewLink(random_link(rng))
+        attention = NewLink(random_link(rng, n_channels))
     if rng.random() < 0.15:
         ffn = None
     elif links and layer.ffn is not None and rng.random() < 0.15:
-        ffn = NewLink(random_link(rng))
+        ffn = NewLink(random_link(rng, n_channels))
     kept = KeptLayer(index, attention, ffn)
     gone = attention is None and ffn is None and kept != whole
     return None if gone else kept
 
 
-def random_link(rng: np.random.Generator) -> LinkConfig:
-    kinds = (LinkConfig("full"), LinkConfig("diagonal"), LinkConfig("low_rank", 2))
-    return kinds[int(rng.integers(3))]
+def random_link(rng: np.random.Generator, n_channels: int) -> LinkConfig:
+    kinds: tuple[LinkKind, ...] = get_args(LinkKind)
+    kind = kinds[int(rng.integers(len(kinds)))]
+    return LinkConfig(kind, min(2, n_channels) if kind == "low_rank" else None)
 
 
 def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from reference.forward import forward
 from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint import Checkpoint
 from slimformer.checkpoint.checkpoint import Tensor
-from slimformer.config import LinkConfig
+from slimformer.config import LayerConfig, LinkConfig
 from slimformer.errors import BudgetError, ConfigError, RecipeError, UnsupportedModelError
 from slimformer.prune import Recipe, apply, explicit, plan_channels, prune, rotate, to_mask
 from slimformer.prune.calibrate import make_windows
@@ -83,14 +83,18 @@ def test_a_rotated_model_says_the_same(seed: int) -> None:
     np.testing.assert_allclose(after, before, rtol=0, atol=2e-4 * np.abs(before).max())
 
 
-def test_a_rotated_diagonal_link_is_a_full_one() -> None:
+def test_a_rotated_diagonal_link_is_a_full_one_and_a_constant_stays_one() -> None:
     rng = np.random.default_rng(4)
     config = random_config(rng, ragged=False)
     layers = tuple(
-        dataclasses.replace(layer, ffn=LinkConfig("diagonal")) for layer in config.layers
+        dataclasses.replace(
+            layer, attention=LinkConfig("constant"), ffn=LinkConfig("diagonal"), parallel=False
+        )
+        for layer in config.layers
     )
     model = random_checkpoint(dataclasses.replace(config, layers=layers), 1)
     turned = rotate(model, random_basis(rng, config.n_channels))
+    assert {layer.attention for layer in turned.config.layers} == {LinkConfig("constant")}
     assert {layer.ffn for layer in turned.config.layers} == {LinkConfig("full")}
     assert turned.recipe is None
     assert turned.fingerprint != model.fingerprint
@@ -177,6 +181,18 @@ def drift(dense: Checkpoint, other: Checkpoint) -> float:
     tokens = make_windows(dense, TEXT, tokens=256, seed=5, window=64)[0].tolist()
     before, after = logits(dense, tokens), logits(other, tokens)
     return float(np.linalg.norm(after - before) / np.linalg.norm(before))
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_constant_is_cut_with_the_stream_and_reads_none_of_it(rotated: bool) -> None:
+    config = uniform_model(layers=2, neurons=16).config
+    layers = (*config.layers, LayerConfig(LinkConfig("constant"), None))
+    dense = random_checkpoint(dataclasses.replace(config, layers=layers), 1, tokenizer=True)
+    source, recipe = plan_channels(dense, config.n_channels - 8, rotated=rotated, **OPTIONS)
+    narrow = prune(source, recipe, **OPTIONS)
+    name = "layers.2.attention.link.bias"
+    np.testing.assert_array_equal(narrow.read(name), source.read(name)[list(recipe.channels or ())])
+    assert np.isfinite(logits(narrow, [1, 2, 3])).all()
 
 
 @pytest.mark.parametrize("rotated", [False, True])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from prune.test_allocate import kept_share, uniform_model
 from prune.test_importance import windows_of
 from prune.test_pipeline import TEXT, drift, random_text
 from reference.forward import forward
+from reference.models import random_checkpoint
 from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
-from slimformer.config import LinkConfig
+from slimformer.config import FfnConfig, LinkConfig
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.progress import Progress, silent
 from slimformer.prune import Recipe, apply, plan, prune
@@ -46,6 +48,19 @@ def linear_ffn(layers: int = 4, index: int = 1) -> Checkpoint:
     return model.with_tensors(
         {"embedding.weight": embedding, f"layers.{index}.ffn.gate.weight": gate}
     )
+
+
+def constant_ffn(index: int = 1) -> Checkpoint:
+    """A model in which one FFN adds its bias to every token, and nothing else."""
+    config = uniform_model(layers=4, neurons=48).config
+    layers = list(config.layers)
+    layers[index] = dataclasses.replace(layers[index], ffn=FfnConfig(48, bias=True))
+    config = dataclasses.replace(config, layers=tuple(layers))
+    model = random_checkpoint(config, 7, tokenizer=True)
+    down = f"layers.{index}.ffn.down"
+    bias = np.random.default_rng(1).normal(size=config.n_channels).astype(np.float32)
+    nothing = np.zeros_like(model.read(f"{down}.weight"))
+    return model.with_tensors({f"{down}.weight": nothing, f"{down}.bias": bias})
 
 
 def search(
@@ -90,6 +105,20 @@ def test_a_link_stands_in_for_what_is_linear() -> None:
     assert model_weight(apply(model, recipe).config, budget) <= budget.limit
     slim = prune(model, recipe, calibration=random_text(1), tokens=8192)
     assert drift(model, slim) < 0.1 * drift(model, prune(model, recipe, repair="none"))
+
+
+def test_a_constant_stands_in_for_what_is_constant() -> None:
+    model = constant_ffn()
+    others = frozenset({0, 2, 3})
+    one = search(model, structures=("ffn",), links=True, protect=others)
+    kept = one.choose(keep_budget(model, 0.97))
+    assert kept[1].ffn == NewLink(LinkConfig("constant"))
+    recipe = Recipe(model.name, model.fingerprint, kept)
+    slim = prune(model, recipe, calibration=random_text(1), tokens=2048)
+    added = slim.read("layers.1.ffn.link.bias")
+    np.testing.assert_allclose(added, model.read("layers.1.ffn.down.bias"), rtol=0, atol=1e-6)
+    assert "layers.1.ffn.norm.weight" not in slim.tensors
+    assert drift(model, slim) < 1e-9
 
 
 def test_repair_gains_what_went_in_the_projection_before_it() -> None:

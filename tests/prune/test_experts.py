@@ -31,8 +31,8 @@ from slimformer.prune.expert_drafts import expert_variants
 from slimformer.prune.importance import score_model
 from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.recipe import KeptExperts, Recipe
-from slimformer.prune.repair import in_parts
 from slimformer.prune.surgery import apply
+from slimformer.prune.windows import in_parts
 from slimformer.prune.zeros.choice import METHODS, Method, Zeros, layer_sizes
 from slimformer.prune.zeros.pattern import Pattern
 from slimformer.prune.zeros.walk import fill

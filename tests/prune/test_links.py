@@ -26,6 +26,18 @@ MATRICES = {
 }
 SHAPES = {"full": LinkConfig("full"), "low_rank": LinkConfig("low_rank", 1)}
 SHAPES["diagonal"] = LinkConfig("diagonal")
+CONSTANT = LinkConfig("constant")
+
+
+def means(vector: np.ndarray, noise: float = 0.0) -> list[Evidence]:
+    """Evidence for a map of an input of one; a token counts as an odd weight says."""
+    found = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        scale = rng.uniform(0.5, 2.0, size=(400, 1))
+        y = (vector + noise * rng.normal(size=(400, len(vector)))) * scale
+        found.append(Evidence(scale.T @ scale, scale.T @ y, float(np.sum(y * y)), 400))
+    return found
 
 
 @pytest.mark.parametrize("kind", MATRICES)
@@ -35,6 +47,20 @@ def test_a_link_of_the_right_shape_is_found(kind: str) -> None:
     link, without = fit_link(wishes, SHAPES[kind])
     for found in (link_matrix(link), *without):
         assert np.abs(found - whole).max() < 0.1 * np.abs(whole).max()
+
+
+def test_a_constant_is_the_mean_of_what_is_missed() -> None:
+    vector = np.arange(12.0) - 5
+    link, without = fit_link([means(0.75 * vector), means(0.25 * vector)], CONSTANT)
+    assert link.keys() == {"link.bias"}
+    for found in (link_matrix(link), *without):
+        np.testing.assert_allclose(found[:, 0], vector, rtol=0, atol=1e-12)
+
+
+def test_a_constant_that_explains_nothing_stays_zero() -> None:
+    nothing = means(np.zeros(12), noise=1.0)
+    link, without = fit_link([nothing, nothing], CONSTANT)
+    assert not any(values.any() for values in (*link.values(), *without))
 
 
 def test_a_link_that_explains_nothing_stays_zero() -> None:
@@ -63,6 +89,6 @@ def test_more_weights_leave_less_error() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 7, 48, 576])
 def test_no_rank_is_larger_than_a_matrix(channels: int) -> None:
     shapes = link_shapes(channels)
-    assert shapes[0].kind == "diagonal"
+    assert [shape.kind for shape in shapes[:2]] == ["constant", "diagonal"]
     assert shapes[-1].kind == "full"
     assert all(2 * (shape.rank or 0) < channels for shape in shapes)

@@ -14,11 +14,12 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.prune import Recipe, explicit, plan
 from slimformer.prune.allocate import allocate
 from slimformer.prune.budget import keep_budget
-from slimformer.prune.drafts import Draft, Part, Trial, Walk, split
+from slimformer.prune.drafts import Draft, Part, Trial, Walk
 from slimformer.prune.pricing import Prices, in_nats
 from slimformer.prune.recipe import keep_all
 from slimformer.prune.search import draft_from, search
 from slimformer.prune.structures import Structure
+from slimformer.prune.windows import split
 
 NEURONS: tuple[Structure, ...] = ("neurons",)
 

@@ -84,6 +84,14 @@ def forward(
         if captured is not None:
             captured[layer, site] = value.copy()
 
+    def linked(config: LinkConfig, stream: Array, layer: int, place: str) -> Array:
+        prefix = f"layers.{layer}.{place}"
+        if config.kind == "constant":
+            return tensor(f"{prefix}.link.bias")
+        x = enter(config, stream, prefix)
+        tap(layer, f"{place}_normed", x)
+        return link(config, prefix, tensor, x)
+
     hidden = tensor("embedding.weight")[np.asarray(tokens)]  # [n_tokens, n_channels]
     hidden = hidden * dtype(config.embedding_scale)
     if config.learned_positions:
@@ -98,31 +106,32 @@ def forward(
             break
         tap(index, "attention_input", hidden)
         entry = hidden
-        if layer.attention is not None and index not in mask.skip_attention:
+        attention = None if index in mask.skip_attention else layer.attention
+        if isinstance(attention, LinkConfig):
+            hidden = hidden + linked(attention, hidden, index, "attention")
+        elif attention is not None:
             prefix = f"layers.{index}.attention"
-            x = enter(layer.attention, hidden, prefix)
+            x = enter(attention, hidden, prefix)
             tap(index, "attention_normed", x)
-            if isinstance(layer.attention, LinkConfig):
-                hidden = hidden + link(layer.attention, prefix, tensor, x)
-            else:
-                kept = mask.heads.get(index)
-                seen = visible(len(x), layer.attention.window, config.causal)
-                heads = attention_heads(layer.attention, prefix, tensor, norm, x, seen, kept)
-                entries = mask.value_dims.get(index)
-                heads = keep_heads(layer.attention, heads, kept, entries)
-                tap(index, "attention_heads", heads)
-                output = linear(tensor, f"{prefix}.o", heads, layer.attention.output_bias)
-                hidden = leave(layer.attention, hidden, output, prefix)
+            kept = mask.heads.get(index)
+            seen = visible(len(x), attention.window, config.causal)
+            heads = attention_heads(attention, prefix, tensor, norm, x, seen, kept)
+            heads = keep_heads(attention, heads, kept, mask.value_dims.get(index))
+            tap(index, "attention_heads", heads)
+            output = linear(tensor, f"{prefix}.o", heads, attention.output_bias)
+            hidden = leave(attention, hidden, output, prefix)
         tap(index, "ffn_input", hidden)
-        if layer.ffn is not None and index not in mask.skip_ffn:
+        ffn = None if index in mask.skip_ffn else layer.ffn
+        read_by_ffn = entry if layer.parallel else hidden
+        if isinstance(ffn, LinkConfig):
+            hidden = hidden + linked(ffn, read_by_ffn, index, "ffn")
+        elif ffn is not None:
             prefix = f"layers.{index}.ffn"
-            x = enter(layer.ffn, entry if layer.parallel else hidden, prefix)
+            x = enter(ffn, read_by_ffn, prefix)
             tap(index, "ffn_normed", x)
-            if isinstance(layer.ffn, LinkConfig):
-                hidden = hidden + link(layer.ffn, prefix, tensor, x)
-            elif isinstance(layer.ffn, RoutedFfnConfig):
+            if isinstance(ffn, RoutedFfnConfig):
                 added, neurons = experts(
-                    layer.ffn,
+                    ffn,
                     prefix,
                     tensor,
                     x,
@@ -131,15 +140,15 @@ def forward(
                 )
                 tap(index, "ffn_neurons", neurons)
                 tap(index, "ffn_experts", np.linalg.norm(added, axis=-1).T)
-                hidden = leave(layer.ffn, hidden, added.sum(axis=0), prefix)
+                hidden = leave(ffn, hidden, added.sum(axis=0), prefix)
             else:
-                neurons = ffn_neurons(layer.ffn, prefix, tensor, x)
+                neurons = ffn_neurons(ffn, prefix, tensor, x)
                 kept = mask.neurons.get(index)
                 if kept is not None:
-                    neurons = neurons * np.isin(np.arange(layer.ffn.n_neurons), kept)
+                    neurons = neurons * np.isin(np.arange(ffn.n_neurons), kept)
                 tap(index, "ffn_neurons", neurons)
-                output = linear(tensor, f"{prefix}.down", neurons, layer.ffn.bias)
-                hidden = leave(layer.ffn, hidden, output, prefix)
+                output = linear(tensor, f"{prefix}.down", neurons, ffn.bias)
+                hidden = leave(ffn, hidden, output, prefix)
         tap(index, "layer_output", hidden)
     if config.final_norm:
         hidden = norm(hidden, "final_norm")

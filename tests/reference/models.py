@@ -162,6 +162,8 @@ def _maybe_replaced(rng: np.random.Generator, sub_block: Any, n_channels: int) -
         return LinkConfig("diagonal")
     if choice < 0.3:
         return LinkConfig("low_rank", rank=int(rng.integers(1, n_channels + 1)))
+    if choice < 0.33:
+        return LinkConfig("constant")
     return sub_block
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from slimformer.config import (
     FfnConfig,
     LayerConfig,
     LinkConfig,
+    LinkKind,
     ModelConfig,
     RopeConfig,
     RoutedFfnConfig,
@@ -61,8 +63,11 @@ def ragged_llama(
 
 
 def _stand_in(rng: np.random.Generator, *, links: bool) -> LinkConfig | None:
-    kinds = (LinkConfig("full"), LinkConfig("diagonal"), LinkConfig("low_rank", rank=3))
-    return kinds[int(rng.integers(3))] if links and rng.random() < 0.6 else None
+    if not links or rng.random() >= 0.6:
+        return None
+    kinds: tuple[LinkKind, ...] = get_args(LinkKind)
+    kind = kinds[int(rng.integers(len(kinds)))]
+    return LinkConfig(kind, rank=3 if kind == "low_rank" else None)
 
 
 def _attention(rng: np.random.Generator, rope: RopeConfig, *, bias: bool) -> AttentionConfig:

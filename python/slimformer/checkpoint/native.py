@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from slimformer.checkpoint.families import Family, by_name
 from slimformer.checkpoint.families.experts import EXPERT_NAMES
@@ -25,6 +25,7 @@ from slimformer.config import (
     LayerConfig,
     LinearRopeScaling,
     LinkConfig,
+    LinkKind,
     Llama3RopeScaling,
     LongRopeScaling,
     ModelConfig,
@@ -242,8 +243,8 @@ def _parse_ffn(layer: Fields) -> FfnConfig | RoutedFfnConfig | LinkConfig | None
 def _parse_link(fields: Fields) -> LinkConfig:
     _only(fields, "link", "rank")
     kind = fields.text("link")
-    if kind not in ("full", "low_rank", "diagonal"):
-        fields.fail("link", "full, low_rank or diagonal", kind)
+    if kind not in get_args(LinkKind):
+        fields.fail("link", f"one of {', '.join(get_args(LinkKind))}", kind)
     rank = fields.dimension("rank") if "rank" in fields else None
     return LinkConfig(kind, rank)  # type: ignore[arg-type]  # just checked
 

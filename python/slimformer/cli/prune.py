@@ -202,8 +202,8 @@ def prune(
         bool,
         typer.Option(
             "--links",
-            help="Linear maps may stand in for layers, attention and ffn, where they are worth "
-            "their weight.",
+            help="Constants and linear maps may stand in for layers, attention and ffn, where "
+            "they are worth their weight.",
             rich_help_panel=METHOD,
         ),
     ] = False,

@@ -2,9 +2,9 @@
 
 This file goes with a model that Slimformer exported and needs nothing but torch and transformers.
 ``config.json`` says under ``slimformer`` what the model is, and what each layer: its heads and
-which KV head each of them reads, its neurons, or those of each of its experts, or a linear map (a
-link) in place of either; ``null`` is a sub-block that was removed. What is not said there has the
-default that it has here.
+which KV head each of them reads, its neurons, or those of each of its experts, or a link in
+place of either, which is a linear map or a constant; ``null`` is a sub-block that was removed. What
+is not said there has the default that it has here.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Experts(nn.Module):
 
 
 class Link(nn.Module):
-    """A linear map in place of a sub-block: full, of low rank, or one factor a channel."""
+    """In place of a sub-block: a matrix, one of low rank, one factor a channel, or a constant."""
 
     def __init__(self, config: SlimformerConfig, shape: dict[str, Any]) -> None:
         super().__init__()
@@ -179,12 +179,16 @@ class Link(nn.Module):
         if self.kind == "low_rank":
             self.down = nn.Parameter(torch.zeros(rank, d))
             self.up = nn.Parameter(torch.zeros(d, rank))
+        elif self.kind == "constant":
+            self.bias = nn.Parameter(torch.zeros(d))
         else:
             self.weight = nn.Parameter(torch.zeros((d, d) if self.kind == "full" else (d,)))
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         if self.kind == "low_rank":
             return F.linear(F.linear(x, self.down), self.up)
+        if self.kind == "constant":
+            return self.bias
         return F.linear(x, self.weight) if self.kind == "full" else x * self.weight
 
 
@@ -200,7 +204,8 @@ class Layer(nn.Module):
             if part is None:
                 continue
             self.places[kind] = part.get("norm_place", "before")
-            if self.places[kind] in ("before", "both"):
+            reads = part.get("link") != "constant"
+            if reads and self.places[kind] in ("before", "both"):
                 setattr(self, norm, Norm(config))
             if self.places[kind] != "before":
                 setattr(self, post_norm, Norm(config))

@@ -44,7 +44,7 @@ from slimformer.export.blocks import (
     zero_block,
 )
 from slimformer.export.ffn import widened, widest_ffn
-from slimformer.export.links import open_neurons, smallest_equivalent
+from slimformer.export.links import fold_constants, open_neurons, smallest_equivalent
 
 _ANY_WIDTH = HeadWidth(2, RopeConfig(rotary_dim=2))
 """The width of heads that are all zeros, in a model that has no others."""
@@ -60,8 +60,8 @@ def ragged_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
 
     Every layer has an FFN, since there a layer without neurons loses its attention, and the first
     has a head or a link, since with neither no head is taken to have a width. Links are full and
-    stand in the place of attention, or are neurons. Heads come in even groups, of one width in the
-    whole model.
+    stand in the place of attention, or are neurons; constants are biases. Heads come in even
+    groups, of one width in the whole model.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def ragged_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
             _check_usual(block.shape, f"{checkpoint.name}: {block.where}")
     attentions = _attentions(blocks)
     width = widest(attentions) or _ANY_WIDTH
-    changes: list[Change] = []
+    blocks, changes = fold_constants(config, blocks)
     written = []
     for block in blocks:
         if isinstance(block.shape, AttentionConfig):
@@ -167,8 +167,8 @@ def uniform_layers(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Change]]:
 def _without_links(
     config: ModelConfig, blocks: Sequence[Block]
 ) -> tuple[list[Layer], list[Change]]:
-    """The fewest layers that run these sub-blocks, links as neurons."""
-    changes: list[Change] = []
+    """The fewest layers that run these sub-blocks, constants as biases, other links as neurons."""
+    blocks, changes = fold_constants(config, blocks)
     opened = []
     for block in blocks:
         if isinstance(block.shape, LinkConfig):

@@ -120,7 +120,7 @@ def output_tensors(model: Checkpoint, index: int, part: SubBlock) -> tuple[str, 
     prefix = f"layers.{index}."
     names = [f"{prefix}{PROJECTIONS[part]}.weight", f"{prefix}{PROJECTIONS[part]}.bias"]
     if isinstance(found, LinkConfig):
-        last = {"full": ["weight"], "low_rank": ["up"], "diagonal": []}
+        last = {"full": ["weight"], "low_rank": ["up"], "diagonal": [], "constant": ["bias"]}
         names = [f"{prefix}{part}.link.{name}" for name in last[found.kind]]
     return tuple(name for name in names if name in model.tensors)
 

@@ -24,6 +24,7 @@ from slimformer.prune.remainder import whole
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import Structure
 from slimformer.prune.trials import Trials
+from slimformer.prune.windows import shortened, split
 
 TRIAL_SHARE = 0.125
 """Share of the windows that cuts are judged on; what takes their place is fitted on the others."""
@@ -77,7 +78,7 @@ class DepthSearch:
         self._protect = protect
         self._journal = journal
         self._progress = progress
-        fit, judged = _split(windows)
+        fit, judged = split(shortened(windows, WINDOW), TRIAL_SHARE)
         screened = judged[: max(1, round(SCREENED_SHARE * len(judged)))]
         self._screening, self._trials = (
             Trials(checkpoint, *text, links=links, threads=threads, progress=progress)
@@ -178,15 +179,6 @@ class DepthSearch:
             for cut, cost in self._known.items()
         ]
         return np.asarray(rows, np.float64).reshape(-1).view(np.float32)
-
-
-def _split(windows: Windows) -> tuple[Windows, Windows]:
-    """Windows to fit on and windows to judge on, one at least of each."""
-    tokens = windows.shape[1]
-    length = min(WINDOW, tokens if len(windows) > 1 else tokens // 2)
-    windows = windows[:, : tokens // length * length].reshape(-1, length)
-    judged = max(1, round(TRIAL_SHARE * len(windows)))
-    return windows[:-judged], windows[-judged:]
 
 
 def model_weight(config: ModelConfig, budget: Budget) -> int:

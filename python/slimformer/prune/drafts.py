@@ -62,17 +62,6 @@ DAMPINGS = (0.3, 3.0)
 """For the output of what went and for the drift; see ``slimformer.prune.repair``."""
 
 
-def split(windows: Windows, share: float) -> tuple[Windows, Windows]:
-    """Windows to fit drafts on, and short ones, a ``share`` of all, to compare predictions on."""
-    count, tokens = windows.shape
-    if count == 1:
-        return windows[:, : -(-tokens // 2)], windows[:, tokens // 2 :]
-    trials = max(1, round(share * count))
-    length = min(tokens, TRIAL_WINDOW)
-    pieces = windows[count - trials :, : tokens // length * length].reshape(-1, length)
-    return windows[: count - trials], pieces
-
-
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """How far from the dense model's predictions each draft is, and each variant of the first.

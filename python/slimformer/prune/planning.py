@@ -87,8 +87,8 @@ def plan(
         What may go: some of layers, attention, ffn, kv_groups, heads, experts, neurons. Of each
         expert that stays one neuron stays.
     links
-        Whether linear maps may stand in for layers and sub-blocks, where held-out text says that
-        they are worth their weight; with the criterion greedy_loss.
+        Whether constants and linear maps may stand in for layers and sub-blocks, where held-out
+        text says that they are worth their weight; with the criterion greedy_loss.
     criterion
         What a unit costs: obs, loss, activation, magnitude; for layers, attention and ffn also
         block_influence and greedy_loss, which tries each, and experts, on the model as it is cut

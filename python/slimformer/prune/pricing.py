@@ -20,13 +20,14 @@ from slimformer.errors import BudgetError
 from slimformer.progress import Progress, silent
 from slimformer.prune.allocate import UNIT_STRUCTURES, allocate
 from slimformer.prune.budget import Budget
-from slimformer.prune.drafts import Draft, Part, Walk, split
+from slimformer.prune.drafts import TRIAL_WINDOW, Draft, Part, Walk
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.journal import Journal
 from slimformer.prune.outputs import SUB_BLOCKS, SubBlock
 from slimformer.prune.recipe import KeptLayer, keep_all
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import Structure
+from slimformer.prune.windows import split
 
 Prices = Mapping[Part, float]
 """Nats for each unit of error, by sub-block."""
@@ -126,7 +127,7 @@ def measure_prices(
     journal
         Where finished layers are written down; those that are there already are not done again.
     """
-    fit, trial = split(windows, TRIAL_SHARE)
+    fit, trial = split(windows, TRIAL_SHARE, length=TRIAL_WINDOW)
     walk = Walk(
         checkpoint,
         scores,

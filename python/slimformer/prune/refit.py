@@ -122,7 +122,13 @@ def least_squares(evidence: Evidence, weight: Array, damping: float) -> Array:
     return np.ascontiguousarray(solution.T)
 
 
-def choose(parts: Sequence[Evidence], weight: Array, *, first: float) -> Refit:
+def choose(
+    parts: Sequence[Evidence],
+    weight: Array,
+    *,
+    first: float,
+    dampings: Sequence[float] = DAMPINGS,
+) -> Refit:
     """Refit with the damping that does best on text not fitted, if it does better than nothing.
 
     The damping is chosen, and the refit accepted, by what a fit on all other parts does on the
@@ -136,7 +142,9 @@ def choose(parts: Sequence[Evidence], weight: Array, *, first: float) -> Refit:
     weight
         Old weights of the kept columns, [outputs, inputs].
     first
-        One of ``DAMPINGS``, best one near the end of the search.
+        One of the dampings, best one near the end of the search.
+    dampings
+        What there is to choose from, ascending.
     """
     before = parts[-1].error(weight)
     if before == 0:
@@ -147,23 +155,23 @@ def choose(parts: Sequence[Evidence], weight: Array, *, first: float) -> Refit:
 
     def error(step: int) -> float:
         nonlocal unseen
-        if not 0 <= step < len(DAMPINGS):
+        if not 0 <= step < len(dampings):
             return np.inf
         if step not in errors:
-            tried = least_squares(others, weight, DAMPINGS[step])
+            tried = least_squares(others, weight, dampings[step])
             found = parts[-1].error(tried)
             if found < min(errors.values(), default=np.inf):
                 unseen = tried
             errors[step] = found
         return errors[step]
 
-    best = DAMPINGS.index(first)
+    best = dampings.index(first)
     while (nearest := min((best, best - 1, best + 1), key=error)) != best:
         best = nearest
     after = errors[best]
     if not after < before:
         return Refit(weight, (weight,) * len(parts), None, before, before)
-    damping = DAMPINGS[best]
+    damping = dampings[best]
     without = [
         least_squares(_all_but(parts, index), weight, damping) for index in range(len(parts) - 1)
     ]

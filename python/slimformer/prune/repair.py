@@ -43,6 +43,7 @@ from slimformer.prune.stream import (
     sub_block_engine,
 )
 from slimformer.prune.surgery import Entries, kept_columns
+from slimformer.prune.windows import in_parts
 
 Array = npt.NDArray[np.float64]
 
@@ -222,7 +223,8 @@ class _Repair:
         engine = (
             self._layer_engine(source) if whole else self._engine(self.dense, source, sub_block)
         )
-        inputs = link_inputs(self.pruned, index, sub_block, self.read)
+        link: LinkConfig = getattr(shapes, sub_block)
+        inputs = link_inputs(self.pruned, index, sub_block, self.read, reads=link.reads)
         added = np.concatenate([after for _, after, _ in chunks(engine, self.read)]) - self.read
         parts = [
             gather(
@@ -236,8 +238,8 @@ class _Repair:
             for rows in self.parts
         ]
         check_evidence(f"{prefix}link", *itertools.chain(*parts))
-        link, without = fit_link(list(zip(*parts, strict=True)), getattr(shapes, sub_block))
-        for name, values in link.items():
+        tensors, without = fit_link(list(zip(*parts, strict=True)), link)
+        for name, values in tensors.items():
             self._store(prefix + name, values)
         for rows, unseen in zip(self.parts, without, strict=True):
             self.stream[rows] += inputs[rows] @ unseen.T.astype(np.float32)
@@ -389,12 +391,3 @@ def _parts(dense: Checkpoint) -> int:
         if name.endswith(tuple(f".{projection}.weight" for projection in PROJECTIONS.values()))
     ]
     return 2 if 8 * max(widths, default=0) ** 2 > PART_BYTES else PARTS
-
-
-def in_parts(windows: Windows, parts: int) -> list[Windows]:
-    """The windows dealt out evenly, a single one cut in two, so that one part can be held out."""
-    if len(windows) == 1:
-        half = windows.shape[1] // 2
-        windows = windows[:, : 2 * half].reshape(2, half)
-    parts = min(parts, len(windows))
-    return [windows[part::parts] for part in range(parts)]

@@ -15,13 +15,14 @@ import numpy as np
 
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.progress import Progress, silent
-from slimformer.prune.drafts import Draft, Walk, split
+from slimformer.prune.drafts import TRIAL_WINDOW, Draft, Walk
 from slimformer.prune.importance.scores import Scores
 from slimformer.prune.journal import Journal
 from slimformer.prune.pricing import Prices, measure_prices, towards
 from slimformer.prune.recipe import KeptLayer, Recipe
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import Structure
+from slimformer.prune.windows import split
 
 WAYS = (0.5, 0.3, 0.15)
 """Shares of the way to newly measured prices that are tried; of equal allocations the first."""
@@ -74,7 +75,7 @@ def search(
         )
         ways = [towards(prices, measured, share) for share in (*WAYS, 0.0)]
         drafts = [draft_from(checkpoint, choose(way)) for way in ways]
-        fit, trial = split(text, TRIAL_SHARE)
+        fit, trial = split(text, TRIAL_SHARE, length=TRIAL_WINDOW)
         walk = Walk(checkpoint, scores, drafts, fit, trial, varied=frozenset(), threads=threads)
         found = walk.run(journal(f"search-drafts-{index}"), "compare drafts", told)
         prices = ways[int(np.argmin(found.drafts))]

@@ -44,7 +44,10 @@ READERS = frozenset(
 """Matrices of a sub-block or expert that read the stream, with a column for each channel."""
 
 WRITERS = frozenset(
-    (*(f"{part}.{kind}" for part in ("o", "down") for kind in ("weight", "bias")), "link.up")
+    (
+        *(f"{part}.{kind}" for part in ("o", "down") for kind in ("weight", "bias")),
+        *("link.up", "link.bias"),
+    )
 )
 """Matrices and biases of a sub-block or expert that write to the stream, a row each channel."""
 

@@ -9,6 +9,8 @@ it: what other cuts have left behind is made up for as well.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -22,7 +24,7 @@ from slimformer.progress import Progress
 from slimformer.prune.cuts import Cut, Replacement, output_tensors
 from slimformer.prune.divergence import Predictions
 from slimformer.prune.evidence import gather
-from slimformer.prune.links import LinearMap, link_inputs, link_matrix, link_shapes
+from slimformer.prune.links import NO_DAMPING, LinearMap, link_inputs, link_matrix, link_shapes
 from slimformer.prune.outputs import SubBlock
 from slimformer.prune.refit import Evidence, least_squares
 from slimformer.prune.stream import (
@@ -49,7 +51,7 @@ PREDICTIONS = 1 << 26
 """Logits that are held at once: the head runs on as many tokens as that allows, evenly spread."""
 
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""Multiples of the mean diagonal of the Gram matrix that maps are fitted with."""
+"""Multiples of the mean diagonal of the Gram matrix that maps of activations are fitted with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,19 +255,26 @@ class Trials:
             yield _Option(None, judge.error(found.matrix), last.output, found.matrix, folded)
         if self._links:
             read = here.between if place == "ffn" and not parallel else here.before
-            inputs = link_inputs(draft, cut.layer, place, read)
-            found, judge = self._fitted(inputs, wishes, scale)
-            for shape in link_shapes(draft.config.n_channels):
-                parts = found.shaped(shape)
-                matrix = link_matrix(parts)
-                named = {
-                    f"layers.{cut.layer}.{place}.{part}": values.astype(np.float32)
-                    for part, values in parts.items()
-                }
-                yield _Option(shape, judge.error(matrix), inputs, matrix, named.copy)
+            all_shapes = link_shapes(draft.config.n_channels)
+            for reads, shapes in itertools.groupby(all_shapes, operator.attrgetter("reads")):
+                inputs = link_inputs(draft, cut.layer, place, read, reads=reads)
+                dampings = DAMPINGS if reads else (NO_DAMPING,)
+                found, judge = self._fitted(inputs, wishes, scale, dampings)
+                for shape in shapes:
+                    parts = found.shaped(shape)
+                    matrix = link_matrix(parts)
+                    named = {
+                        f"layers.{cut.layer}.{place}.{part}": values.astype(np.float32)
+                        for part, values in parts.items()
+                    }
+                    yield _Option(shape, judge.error(matrix), inputs, matrix, named.copy)
 
     def _fitted(
-        self, inputs: Hidden, wishes: tuple[Hidden, Hidden], scale: Hidden
+        self,
+        inputs: Hidden,
+        wishes: tuple[Hidden, Hidden],
+        scale: Hidden,
+        dampings: Sequence[float] = DAMPINGS,
     ) -> tuple[LinearMap, Evidence]:
         """The map to the sum of the wishes, and the evidence for it on text not fitted.
 
@@ -285,7 +294,7 @@ class Trials:
         *judges, judge = known(self._trial, *wishes, wishes[0] + wishes[1])
         matrix = np.zeros((wishes[0].shape[-1], inputs.shape[-1]))
         for fit, judged in zip(fits, judges, strict=True):
-            tried = (least_squares(fit, np.zeros_like(matrix), damping) for damping in DAMPINGS)
+            tried = (least_squares(fit, np.zeros_like(matrix), damping) for damping in dampings)
             matrix = matrix + min(tried, key=judged.error)
         return LinearMap(matrix, fits[0].gram), judge
 

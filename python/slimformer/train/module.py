@@ -261,14 +261,18 @@ class _RoutedFfn(_SubBlock):
 
 
 class _Link(nn.Module):
-    """The linear map that stands in for a sub-block."""
+    """The linear map or the constant that stands in for a sub-block."""
 
     def __init__(self, config: ModelConfig, link: LinkConfig) -> None:
         super().__init__()
         d, self.kind = config.n_channels, link.kind
-        self.norm = _Norm(config)
+        if link.reads:
+            self.norm = _Norm(config)
+        shapes: dict[str, tuple[int, ...]]
         if link.rank is not None:
-            shapes: dict[str, tuple[int, ...]] = {"down": (link.rank, d), "up": (d, link.rank)}
+            shapes = {"down": (link.rank, d), "up": (d, link.rank)}
+        elif link.kind == "constant":
+            shapes = {"bias": (d,)}
         else:
             shapes = {"weight": (d,) if link.kind == "diagonal" else (d, d)}
         self.link = nn.ParameterDict(
@@ -276,6 +280,8 @@ class _Link(nn.Module):
         )
 
     def forward(self, stream: Tensor, read: Tensor, rotations: _Rotations) -> Tensor:
+        if self.kind == "constant":
+            return stream + self.link["bias"]
         x = self.norm(read)
         if self.kind == "diagonal":
             return stream + x * self.link["weight"]

@@ -23,8 +23,8 @@ from slimformer.prune.channels.reading import places, readers
 from slimformer.prune.evidence import check_evidence, gather
 from slimformer.prune.outputs import normed
 from slimformer.prune.refit import choose
-from slimformer.prune.repair import in_parts
 from slimformer.prune.stream import Hidden, Windows, precision
+from slimformer.prune.windows import in_parts
 
 Array = npt.NDArray[np.float64]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +27,20 @@ def places(
     layers = checkpoint.config.layers
     for index, layer in enumerate(layers):
         progress("read channels", index, len(layers))
-        if layer.attention is not None:
+        if _reads(layer.attention):
             yield f"layers.{index}.attention", hidden
         after = hidden.copy()
         between = advance(layer_engine(checkpoint, index, threads=threads), after)
-        if layer.ffn is not None:
+        if _reads(layer.ffn):
             yield f"layers.{index}.ffn", hidden if layer.parallel else between
         hidden = after
     progress("read channels", len(layers), len(layers))
     yield HEAD, hidden
+
+
+def _reads(sub_block: Any) -> bool:
+    """Whether anything is there that reads the stream."""
+    return sub_block is not None and not (isinstance(sub_block, LinkConfig) and not sub_block.reads)
 
 
 def readers(checkpoint: Checkpoint, place: str) -> tuple[list[str], str]:

@@ -13,6 +13,7 @@ from slimformer.prune.journal import Journal
 from slimformer.prune.recipe import Recipe
 from slimformer.prune.sparsify import cut
 from slimformer.prune.stream import Windows
+from slimformer.prune.windows import split
 from slimformer.prune.zeros.choice import METHODS, SHARINGS, Method, Sharing, Zeros, layer_sizes
 from slimformer.prune.zeros.pattern import Pattern
 from slimformer.prune.zeros.prices import measure_costs
@@ -123,7 +124,8 @@ def choose_zeros(
     finished = None if journal is None else journal.finished()
     if finished is not None:
         return Zeros.from_dict(json.loads(finished), "zeros")
-    fit, trial = _draft_windows(windows)
+    fit, trial = split(windows, TRIAL_TOKENS / windows.size)
+    fit = fit[: max(1, DRAFT_TOKENS // fit.shape[1])]
     more = min(wish.share + MORE, (1 + wish.share) / 2)
     draft, sparser = (
         fill(
@@ -180,16 +182,6 @@ def add_zeros(
     recipe = Recipe.identity(checkpoint) if before is None else Recipe.from_dict(before)
     told = dataclasses.replace(recipe, zeros=zeros).to_dict()
     return dataclasses.replace(filled, sparse=True, recipe=told)
-
-
-def _draft_windows(windows: Windows) -> tuple[Windows, Windows]:
-    """What a draft is fitted on, and what its zeros are priced on."""
-    length = windows.shape[1]
-    if len(windows) == 1:
-        return windows[:, : length // 2], windows[:, length // 2 :]
-    trial = min(max(1, TRIAL_TOKENS // length), len(windows) // 2)
-    fit = min(max(1, DRAFT_TOKENS // length), len(windows) - trial)
-    return windows[:fit], windows[len(windows) - trial :]
 
 
 def _by_magnitude(checkpoint: Checkpoint, zeros: Zeros) -> Checkpoint:

@@ -25,6 +25,7 @@ from slimformer.prune.recipe import (
     NewLink,
     Recipe,
     keep_all,
+    part_count,
 )
 from slimformer.prune.structures import channel_axes
 from slimformer.prune.vocabulary import Description
@@ -50,7 +51,7 @@ def random_recipe(
     """
     layers = []
     for index, layer in enumerate(checkpoint.config.layers):
-        kept = random_layer(rng, index, layer, links=links)
+        kept = random_layer(rng, index, layer, masked=masked, links=links)
         if kept is not None:
             layers.append(kept)
     vocabulary = None if masked or rng.random() < 0.5 else random_rows(rng, checkpoint)
@@ -75,7 +76,12 @@ def random_rows(rng: np.random.Generator, checkpoint: Checkpoint) -> tuple[int, 
 
 
 def random_layer(
-    rng: np.random.Generator, index: int, layer: LayerConfig, *, links: bool = True
+    rng: np.random.Generator,
+    index: int,
+    layer: LayerConfig,
+    *,
+    masked: bool = False,
+    links: bool = True,
 ) -> KeptLayer | None:
     whole = keep_all(index, layer)
     attention: KeptAttention | KeptLink | NewLink | None = whole.attention
@@ -86,7 +92,11 @@ def random_layer(
         values = None
         if rng.random() < 0.5:
             values = random_order(rng, random_units(rng, layer.attention.value_dim))
-        attention = KeptAttention(heads, random_order(rng, read), values)
+        pairs = None
+        count = part_count(layer.attention, "rotary_pairs")
+        if not masked and count and rng.random() < 0.5:
+            pairs = random_units(rng, count)
+        attention = KeptAttention(heads, random_order(rng, read), values, pairs)
     if isinstance(layer.ffn, FfnConfig):
         ffn = KeptFfn(random_order(rng, random_units(rng, layer.ffn.n_neurons)))
     if isinstance(layer.ffn, RoutedFfnConfig):

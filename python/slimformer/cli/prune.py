@@ -131,6 +131,14 @@ def prune(
         int | None,
         typer.Option(min=1, help="Entries each value head keeps.", rich_help_panel=LISTS),
     ] = None,
+    rotary_pairs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rotary pairs each query and key head keeps, those with the largest weights.",
+            rich_help_panel=LISTS,
+        ),
+    ] = None,
     neurons: Annotated[
         int | None,
         typer.Option(min=1, help="Neurons each layer or expert keeps.", rich_help_panel=LISTS),
@@ -194,7 +202,8 @@ def prune(
         typer.Option(
             metavar="LIST",
             help="What may go: layers, attention, ffn, kv_groups, heads, value_dims (entries of "
-            "all value heads of a layer, in a basis that suits), experts, neurons.",
+            "all value heads of a layer, in a basis that suits), rotary_pairs (of all query and "
+            "key heads of a layer), experts, neurons.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -262,6 +271,7 @@ def prune(
         "drop_ffn": parse_indices(drop_ffn),
         "heads": parse_kept(heads or [], "HEADS"),
         "value_dims": value_dims,
+        "rotary_pairs": rotary_pairs,
         "neurons": neurons,
         "experts": parse_kept(experts or [], "EXPERTS"),
     }

@@ -11,7 +11,7 @@ import numpy as np
 
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, RoutedFfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
@@ -22,6 +22,8 @@ from slimformer.prune.importance.statistics import layer_statistics
 from slimformer.prune.journal import Journal, digest
 from slimformer.prune.kept import KeptOfAttention
 from slimformer.prune.recipe import (
+    HEAD_PARTS,
+    HeadPart,
     KeptAttention,
     KeptExperts,
     KeptFfn,
@@ -31,11 +33,13 @@ from slimformer.prune.recipe import (
     Recipe,
     keep_all,
     keep_heads,
+    part_count,
 )
 from slimformer.prune.remainder import dearest_units
 from slimformer.prune.repair import REPAIRS, Repair
 from slimformer.prune.repair import repair as repair_weights
 from slimformer.prune.stream import embed
+from slimformer.prune.structures import check_rotary_pairs
 from slimformer.prune.surgery import apply
 from slimformer.prune.zeros.adding import Wish, add_zeros, choose_zeros
 from slimformer.prune.zeros.choice import Method, Sharing, Zeros
@@ -204,6 +208,7 @@ def explicit(
     drop_ffn: Sequence[int] = (),
     heads: Mapping[int, Sequence[int]] | None = None,
     value_dims: int | None = None,
+    rotary_pairs: int | None = None,
     neurons: int | Mapping[int, Sequence[int]] | None = None,
     experts: Mapping[int, Sequence[int]] | None = None,
     expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] | None = None,
@@ -219,6 +224,9 @@ def explicit(
     value_dims
         How many entries of their value heads all layers keep, the first ones: those that matter
         most of a model from ``align_values``.
+    rotary_pairs
+        How many rotary pairs of their queries and keys all layers keep, those with the largest
+        weights. Layers that do not rotate, or norm each head by itself, keep what they have.
     neurons
         For some layers, the neurons that stay; or for all layers, and each of their experts, how
         many stay, those with the largest weights.
@@ -231,6 +239,8 @@ def explicit(
     ------
     RecipeError
         A layer, head, neuron or expert that the model does not have.
+    ConfigError
+        ``rotary_pairs`` where no layer has any that may go.
     """
     config = checkpoint.config
     gone = _existing(checkpoint, "drop_layers", drop_layers)
@@ -243,17 +253,20 @@ def explicit(
     kept_experts, kept_neurons = dict(experts or {}), dict(expert_neurons or {})
     _existing(checkpoint, "experts", kept_experts)
     _existing(checkpoint, "expert_neurons", kept_neurons)
+    parts = _given_parts(value_dims=value_dims, rotary_pairs=rotary_pairs)
+    if rotary_pairs is not None:
+        check_rotary_pairs(config)
     layers = []
     for index, layer in enumerate(config.layers):
         kept = keep_all(index, layer)
         if index in kept_heads:
             if not isinstance(layer.attention, AttentionConfig):
                 raise RecipeError(f"heads: layer {index} has no attention heads")
-            count = layer.attention.n_heads
-            units = _units(f"heads: layer {index}", kept_heads[index], count)
+            n_heads = layer.attention.n_heads
+            units = _units(f"heads: layer {index}", kept_heads[index], n_heads)
             kept = dataclasses.replace(kept, attention=keep_heads(layer.attention, units))
-        if value_dims is not None:
-            kept = dataclasses.replace(kept, attention=_kept_values(layer, kept, value_dims))
+        for part, count in parts.items():
+            kept = dataclasses.replace(kept, attention=_kept_part(checkpoint, kept, part, count))
         if neurons is not None:
             kept = dataclasses.replace(kept, ffn=_kept_neurons(checkpoint, kept, neurons))
         if index in kept_experts or index in kept_neurons:
@@ -334,15 +347,32 @@ def _units(where: str, units: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(set(units)))
 
 
-def _kept_values(layer: LayerConfig, kept: KeptLayer, count: int) -> KeptOfAttention | None:
-    """What stays of the attention of one layer with the first ``count`` entries of its values."""
-    if count < 1:
-        raise RecipeError(f"value_dims: expected at least 1, found {count}")
-    if not isinstance(layer.attention, AttentionConfig) or count >= layer.attention.value_dim:
+def _given_parts(**counts: int | None) -> dict[HeadPart, int]:
+    """How many stay of those parts of heads that were given."""
+    given: dict[HeadPart, int] = {}
+    for part in HEAD_PARTS:
+        count = counts[part]
+        if count is not None:
+            if count < 1:
+                raise RecipeError(f"{part}: expected at least 1, found {count}")
+            given[part] = count
+    return given
+
+
+def _kept_part(
+    checkpoint: Checkpoint, kept: KeptLayer, part: HeadPart, count: int
+) -> KeptOfAttention | None:
+    """What stays of the attention of one layer with so many of these in each head."""
+    attention = checkpoint.config.layers[kept.source].attention
+    if not isinstance(attention, AttentionConfig) or count >= part_count(attention, part):
         return kept.attention
     if not isinstance(kept.attention, KeptAttention):
         return kept.attention
-    return dataclasses.replace(kept.attention, value_dims=tuple(range(count)))
+    units = tuple(range(count))
+    if part == "rotary_pairs":
+        units = dearest_units(magnitude.score(checkpoint, kept.source).rotary_pairs, count)
+    changed: dict[str, Any] = {part: units}
+    return dataclasses.replace(kept.attention, **changed)
 
 
 def _kept_neurons(

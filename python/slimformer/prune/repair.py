@@ -42,7 +42,7 @@ from slimformer.prune.stream import (
     precision,
     sub_block_engine,
 )
-from slimformer.prune.surgery import kept_columns
+from slimformer.prune.surgery import kept_columns, with_pairs
 
 Array = npt.NDArray[np.float64]
 
@@ -252,8 +252,8 @@ class _Repair:
         """Solve for the projection whose output takes the pruned stream to ``wanted``.
 
         It has to make up for two things, each with a damping of its own: what the removed
-        columns added, which the kept ones know much of, and the drift of the layers before,
-        which they know little of.
+        columns added and the kept ones have lost with rotary pairs, which these know much of, and
+        the drift of the layers before, which they know little of.
         """
         name = f"layers.{index}.{PROJECTIONS[sub_block]}"
         layer = self.dense.config.layers[source]
@@ -263,6 +263,11 @@ class _Repair:
         gone = np.setdiff1d(np.arange(weight.shape[1]), kept)
         inputs = np.empty((*self.stream.shape[:2], len(kept)), np.float32)
         engine = self._engine(self.dense, source, sub_block)
+        pairs = self.recipe.layers[index].rotary_pairs if sub_block == "attention" else None
+        without_pairs = None
+        if pairs is not None:
+            narrower = with_pairs(self.dense, source, pairs)
+            without_pairs = self._engine(narrower, source, sub_block)
         tap = TAPS[sub_block]
 
         def evidence_of(part: slice) -> list[Evidence]:
@@ -275,9 +280,15 @@ class _Repair:
                 target = wanted[there]
                 divisors = output.divisors(self.stream[there], captured[tap])
                 lost = captured[tap][..., gone] @ weight[:, gone].T
+                read = captured[tap][..., kept]
+                if without_pairs is not None:
+                    narrow = self.read[part][rows]
+                    ((_, _, left),) = chunks(without_pairs, narrow, capture=[tap])
+                    lost += (read - left[tap][..., kept]) @ weight[:, kept].T
+                    read = left[tap][..., kept]
                 ends = grown(self.stream[there], self.read[there], after)
                 drift = (target - ends) * divisors
-                inputs[there] = captured[tap][..., kept]
+                inputs[there] = read
                 sums.add(inputs[there], (lost, drift), inverse_lengths(target) / divisors)
             found = sums.evidence()
             check_evidence(name, *found)
@@ -301,7 +312,8 @@ class _Repair:
         name = f"layers.{index}.{PROJECTIONS[sub_block]}"
         layer = self.dense.config.layers[source]
         kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
-        inputs = self._inputs(self.dense, source, sub_block)
+        without_pairs = with_pairs(self.dense, source, self.recipe.layers[index].rotary_pairs)
+        inputs = self._inputs(without_pairs, source, sub_block)
         moments = Moments(inputs.shape[-1], gram=True, threads=self.threads)
         moments.update(inputs.reshape(-1, inputs.shape[-1]))
         check_finite(name, moments.sum)

@@ -13,6 +13,9 @@ from slimformer.checks import check, check_dimension, check_flag, check_positive
 
 _Frequencies = npt.NDArray[np.float32]
 
+MAX_TRAINED_DIM = 1 << 16
+"""No head is wider. No tensor bounds what a file claims here, and every pair takes time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearRopeScaling:
@@ -156,6 +159,10 @@ class KeptPairs:
 
     def __post_init__(self) -> None:
         _check_rotary_dim("rope trained_dim", self.trained_dim)
+        check(
+            self.trained_dim <= MAX_TRAINED_DIM,
+            f"rope trained_dim: expected at most {MAX_TRAINED_DIM}, found {self.trained_dim}",
+        )
         count = self.trained_dim // 2
         fits = all(type(pair) is int and 0 <= pair < count for pair in self.pairs)
         check(fits, f"rope pairs: expected whole numbers from 0 to {count - 1}, found others")

@@ -36,9 +36,12 @@ def ragged(dense: Checkpoint, *, fewer_experts: bool = True) -> Checkpoint:
     And fewer rotary pairs, where the family can do without some.
     """
     units: dict[str, Any] = {"neurons": {1: tuple(range(3, 30))}}
-    attentions = [one.attention for one in dense.config.layers]
-    if any(isinstance(a, AttentionConfig) and part_count(a, "rotary_pairs") for a in attentions):
-        units["rotary_pairs"] = 3
+    units["rotary_pairs"] = {
+        index: (index, index + 1)
+        for index, layer in enumerate(dense.config.layers)
+        if isinstance(layer.attention, AttentionConfig)
+        and part_count(layer.attention, "rotary_pairs") > index + 1
+    }
     if has_experts(dense):
         del units["neurons"]
         units["expert_neurons"] = {1: {0: (0, 2, 7), 1: (4,)}}

@@ -20,12 +20,12 @@ from slimformer.checkpoint import Checkpoint, load
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig, RopeConfig
 from slimformer.engine import Engine
 from slimformer.errors import BudgetError, ConfigError, RecipeError
-from slimformer.prune import explicit, nest, plan, prune, prune_nested
+from slimformer.prune import dearest_pairs, explicit, nest, plan, prune, prune_nested
 from slimformer.prune.importance.pairs import pair_changes
 from slimformer.prune.masks import to_mask
 from slimformer.prune.recipe import KeptAttention, KeptLayer, Recipe, keep_all, part_count
 from slimformer.prune.stream import embed
-from slimformer.prune.structures import part_entries
+from slimformer.prune.structures import parameters_price, part_entries
 from slimformer.prune.surgery import apply
 from slimformer.tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def test_the_pairs_that_do_least_cost_least() -> None:
 
 
 def test_the_last_pair_has_no_cost() -> None:
-    dense = apply(model(), explicit(model(), rotary_pairs=1))
+    dense = apply(model(), explicit(model(), rotary_pairs={0: (5,)}))
     hidden = embed(dense, np.arange(16, dtype=np.int32).reshape(2, 8))
     np.testing.assert_array_equal(pair_changes(dense, 0, hidden, threads=1), [0.0])
 
@@ -205,9 +205,12 @@ def test_pairs_beside_others_and_repaired() -> None:
 
 def test_a_refit_makes_up_for_pairs_alone() -> None:
     dense = model()
-    recipe = explicit(dense, rotary_pairs=3)
+    options: dict[str, Any] = {"calibration": TEXTS, "threads": 1}
+    pairs = dearest_pairs(dense, 3, tokens=256, **options)
+    assert not any(set(IDLE) & set(own) for own in pairs.values())
+    recipe = explicit(dense, rotary_pairs=pairs)
     cut = prune(dense, recipe, repair="none")
-    refitted = prune(dense, recipe, calibration=TEXTS, tokens=1024, threads=1)
+    refitted = prune(dense, recipe, tokens=1024, **options)
     assert dense.tokenizer is not None
     text = Tokenizer(dense.tokenizer).encode(TEXTS[0])[:200]
     lost = [np.linalg.norm(logits(one, text) - logits(dense, text)) for one in (refitted, cut)]
@@ -239,8 +242,10 @@ def test_what_cannot_go_is_refused() -> None:
         apply(dense, recipe((0, 8)))
     with pytest.raises(RecipeError, match=r"rotary_pairs: expected ascending indices"):
         recipe((3, 1))
-    with pytest.raises(RecipeError, match="rotary_pairs: expected at least 1"):
-        explicit(dense, rotary_pairs=0)
+    with pytest.raises(ConfigError, match="rotary_pairs: expected at least 1"):
+        dearest_pairs(dense, 0)
+    with pytest.raises(RecipeError, match="rotary_pairs: layer 2: the model has 0 to 7, found 9"):
+        explicit(dense, rotary_pairs={2: (1, 9)})
     with pytest.raises(RecipeError, match="layer 0: rotary_pairs: no mask does without"):
         to_mask(recipe((0, 1)), dense.config)
     for other, why in ((model(rope=None), "do not rotate"), (model(qk_norm="head"), "normalised")):
@@ -249,6 +254,32 @@ def test_what_cannot_go_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"rotary_pairs: none may go.*no layer rotates"):
         plan(model(rope=None), keep=0.9, structures=("rotary_pairs",), criterion="magnitude")
     with pytest.raises(ConfigError, match=r"rotary_pairs: none may go.*norms of single heads"):
-        explicit(model(qk_norm="head"), rotary_pairs=2)
+        dearest_pairs(model(qk_norm="head"), 2)
+    with pytest.raises(RecipeError, match="rotary_pairs: layer 0 has no rotary pairs of which"):
+        explicit(model(qk_norm="head"), rotary_pairs={0: (1,)})
     with pytest.raises(BudgetError, match="cannot be met by removing rotary_pairs"):
         plan(dense, keep=0.5, structures=("rotary_pairs",), criterion="magnitude")
+
+
+@given(seed=seeds)
+def test_a_price_counts_what_goes_with_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dense = random_model(rng)
+    recipe = without_pairs(rng, dense)
+    slim = apply(dense, recipe)
+    for index, layer in enumerate(dense.config.layers):
+        if isinstance(layer.attention, AttentionConfig):
+            pairs = recipe.layers[index].rotary_pairs
+            gone = 0 if pairs is None else part_count(layer.attention, "rotary_pairs") - len(pairs)
+            weights = [
+                parameters_price(config, index).of(
+                    layer.attention.n_heads,
+                    layer.attention.n_kv_heads,
+                    0,
+                    attention=True,
+                    ffn=False,
+                    pairs_gone=less,
+                )
+                for config, less in ((dense.config, gone), (slim.config, 0))
+            ]
+            assert weights[0] == weights[1]

@@ -328,6 +328,7 @@ def test_the_description_in_this_test_is_valid() -> None:
         (_KEPT, [0], "kept: expected an object"),
         (_KEPT, {}, "kept: trained_dim: expected an integer"),
         (_KEPT, {"trained_dim": 5, "pairs": [0]}, "trained_dim: expected even, found 5"),
+        (_KEPT, {"trained_dim": 1 << 17, "pairs": [0]}, "trained_dim: expected at most 65536"),
         (_KEPT, {"trained_dim": 8, "pairs": [4]}, "pairs: expected whole numbers from 0 to 3"),
         (_KEPT, {"trained_dim": 8, "pairs": [-1]}, "pairs: expected whole numbers from 0 to 3"),
         (_KEPT, {"trained_dim": 8, "pairs": ["0"]}, "pairs: expected a list of integers"),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 
 BUDGETS = ("keep", "max_bytes", "speedup", "decode_tokens_per_second")
+READING = ("calibration", "seed", "threads", "progress")
 
 
 BUDGET = "Budget"
@@ -135,7 +136,7 @@ def prune(
         int | None,
         typer.Option(
             min=1,
-            help="Rotary pairs each query and key head keeps, those with the largest weights.",
+            help="Rotary pairs each query and key head keeps, those that do most.",
             rich_help_panel=LISTS,
         ),
     ] = None,
@@ -404,7 +405,7 @@ def _recipe(
 ) -> Recipe:
     """The recipe in a file, that of the lists, or one that meets the budget."""
     from slimformer.errors import StorageError
-    from slimformer.prune import Recipe, explicit, plan
+    from slimformer.prune import Recipe, dearest_pairs, explicit, plan
 
     if file is not None:
         try:
@@ -412,7 +413,11 @@ def _recipe(
         except OSError as error:
             raise StorageError(f"{file}: {error.strerror}") from error
     if any(lists.values()):
-        return explicit(dense, **lists)
+        pairs = lists["rotary_pairs"]
+        if pairs is not None:
+            reading = {name: options[name] for name in READING}
+            pairs = dearest_pairs(dense, pairs, **reading)
+        return explicit(dense, **{**lists, "rotary_pairs": pairs})
     if all(options[budget] is None for budget in BUDGETS):
         return Recipe.identity(dense)
     return plan(dense, **{name: value for name, value in options.items() if value is not None})

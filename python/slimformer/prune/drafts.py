@@ -258,11 +258,12 @@ class Walk:
         trial_inputs = np.empty((n_drafts, *self._dense.shape[:2], width), np.float32)
         for of_some in set(pairs):
             same = [draft for draft, own in enumerate(pairs) if own == of_some]
+            own_engine = engine
             if of_some != pairs[0]:
                 narrower = with_pairs(self._checkpoint, index, of_some)
-                engine = self._engine(narrower, index, sub_block)
+                own_engine = self._engine(narrower, index, sub_block)
             read = self._read_trials[same].reshape(-1, *self._dense.shape[1:])
-            seen = [captured[tap] for _, _, captured in chunks(engine, read, capture=[tap])]
+            seen = [captured[tap] for _, _, captured in chunks(own_engine, read, capture=[tap])]
             trial_inputs[same] = np.concatenate(seen).reshape(-1, *trial_inputs.shape[1:])
 
         layer = self._checkpoint.config.layers[index]

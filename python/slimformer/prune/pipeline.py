@@ -11,7 +11,7 @@ import numpy as np
 
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint, DtypeChoice
-from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
+from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, RoutedFfnConfig
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
@@ -22,8 +22,6 @@ from slimformer.prune.importance.statistics import layer_statistics
 from slimformer.prune.journal import Journal, digest
 from slimformer.prune.kept import KeptOfAttention
 from slimformer.prune.recipe import (
-    HEAD_PARTS,
-    HeadPart,
     KeptAttention,
     KeptExperts,
     KeptFfn,
@@ -39,7 +37,6 @@ from slimformer.prune.remainder import dearest_units
 from slimformer.prune.repair import REPAIRS, Repair
 from slimformer.prune.repair import repair as repair_weights
 from slimformer.prune.stream import embed
-from slimformer.prune.structures import check_rotary_pairs
 from slimformer.prune.surgery import apply
 from slimformer.prune.zeros.adding import Wish, add_zeros, choose_zeros
 from slimformer.prune.zeros.choice import Method, Sharing, Zeros
@@ -208,7 +205,7 @@ def explicit(
     drop_ffn: Sequence[int] = (),
     heads: Mapping[int, Sequence[int]] | None = None,
     value_dims: int | None = None,
-    rotary_pairs: int | None = None,
+    rotary_pairs: Mapping[int, Sequence[int]] | None = None,
     neurons: int | Mapping[int, Sequence[int]] | None = None,
     experts: Mapping[int, Sequence[int]] | None = None,
     expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] | None = None,
@@ -225,8 +222,8 @@ def explicit(
         How many entries of their value heads all layers keep, the first ones: those that matter
         most of a model from ``align_values``.
     rotary_pairs
-        How many rotary pairs of their queries and keys all layers keep, those with the largest
-        weights. Layers that do not rotate, or norm each head by itself, keep what they have.
+        For some layers, the rotary pairs of queries and keys that stay; ``dearest_pairs`` finds
+        those that matter most.
     neurons
         For some layers, the neurons that stay; or for all layers, and each of their experts, how
         many stay, those with the largest weights.
@@ -238,9 +235,7 @@ def explicit(
     Raises
     ------
     RecipeError
-        A layer, head, neuron or expert that the model does not have.
-    ConfigError
-        ``rotary_pairs`` where no layer has any that may go.
+        A layer, head, rotary pair, neuron or expert that the model does not have.
     """
     config = checkpoint.config
     gone = _existing(checkpoint, "drop_layers", drop_layers)
@@ -253,20 +248,21 @@ def explicit(
     kept_experts, kept_neurons = dict(experts or {}), dict(expert_neurons or {})
     _existing(checkpoint, "experts", kept_experts)
     _existing(checkpoint, "expert_neurons", kept_neurons)
-    parts = _given_parts(value_dims=value_dims, rotary_pairs=rotary_pairs)
-    if rotary_pairs is not None:
-        check_rotary_pairs(config)
+    kept_pairs = dict(rotary_pairs or {})
+    _existing(checkpoint, "rotary_pairs", kept_pairs)
     layers = []
     for index, layer in enumerate(config.layers):
         kept = keep_all(index, layer)
         if index in kept_heads:
             if not isinstance(layer.attention, AttentionConfig):
                 raise RecipeError(f"heads: layer {index} has no attention heads")
-            n_heads = layer.attention.n_heads
-            units = _units(f"heads: layer {index}", kept_heads[index], n_heads)
+            count = layer.attention.n_heads
+            units = _units(f"heads: layer {index}", kept_heads[index], count)
             kept = dataclasses.replace(kept, attention=keep_heads(layer.attention, units))
-        for part, count in parts.items():
-            kept = dataclasses.replace(kept, attention=_kept_part(checkpoint, kept, part, count))
+        if value_dims is not None:
+            kept = dataclasses.replace(kept, attention=_kept_values(layer, kept, value_dims))
+        if index in kept_pairs:
+            kept = dataclasses.replace(kept, attention=_kept_pairs(layer, kept, kept_pairs[index]))
         if neurons is not None:
             kept = dataclasses.replace(kept, ffn=_kept_neurons(checkpoint, kept, neurons))
         if index in kept_experts or index in kept_neurons:
@@ -347,32 +343,28 @@ def _units(where: str, units: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(set(units)))
 
 
-def _given_parts(**counts: int | None) -> dict[HeadPart, int]:
-    """How many stay of those parts of heads that were given."""
-    given: dict[HeadPart, int] = {}
-    for part in HEAD_PARTS:
-        count = counts[part]
-        if count is not None:
-            if count < 1:
-                raise RecipeError(f"{part}: expected at least 1, found {count}")
-            given[part] = count
-    return given
-
-
-def _kept_part(
-    checkpoint: Checkpoint, kept: KeptLayer, part: HeadPart, count: int
-) -> KeptOfAttention | None:
-    """What stays of the attention of one layer with so many of these in each head."""
-    attention = checkpoint.config.layers[kept.source].attention
-    if not isinstance(attention, AttentionConfig) or count >= part_count(attention, part):
+def _kept_values(layer: LayerConfig, kept: KeptLayer, count: int) -> KeptOfAttention | None:
+    """What stays of the attention of one layer with the first ``count`` entries of its values."""
+    if count < 1:
+        raise RecipeError(f"value_dims: expected at least 1, found {count}")
+    if not isinstance(layer.attention, AttentionConfig) or count >= layer.attention.value_dim:
         return kept.attention
     if not isinstance(kept.attention, KeptAttention):
         return kept.attention
-    units = tuple(range(count))
-    if part == "rotary_pairs":
-        units = dearest_units(magnitude.score(checkpoint, kept.source).rotary_pairs, count)
-    changed: dict[str, Any] = {part: units}
-    return dataclasses.replace(kept.attention, **changed)
+    return dataclasses.replace(kept.attention, value_dims=tuple(range(count)))
+
+
+def _kept_pairs(
+    layer: LayerConfig, kept: KeptLayer, pairs: Sequence[int]
+) -> KeptOfAttention | None:
+    """What stays of the attention of one layer with those rotary pairs."""
+    where = f"rotary_pairs: layer {kept.source}"
+    count = 0
+    if isinstance(layer.attention, AttentionConfig):
+        count = part_count(layer.attention, "rotary_pairs")
+    if not count or not isinstance(kept.attention, KeptAttention):
+        raise RecipeError(f"{where} has no rotary pairs of which some may go")
+    return dataclasses.replace(kept.attention, rotary_pairs=_units(where, pairs, count))
 
 
 def _kept_neurons(

@@ -32,7 +32,8 @@ Tensor names are Slimformer's own and independent of any file format:
 ==========================================  ==============================================
 
 Layer norms have a bias of the shape of their weight. Weights are stored as [outputs, inputs].
-Rotary pairs are (j, j + rotary_dim / 2), the convention of Hugging Face.
+Rotary pairs are (j, j + rotary_dim / 2), the convention of Hugging Face; those that are left of
+more keep their order.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from slimformer.ffn import (
 )
 from slimformer.rope import (
     DynamicRopeScaling,
+    KeptPairs,
     LinearRopeScaling,
     Llama3RopeScaling,
     LongRopeScaling,
@@ -75,6 +77,7 @@ __all__ = [
     "AttentionConfig",
     "DynamicRopeScaling",
     "FfnConfig",
+    "KeptPairs",
     "LayerConfig",
     "LinearRopeScaling",
     "LinkConfig",

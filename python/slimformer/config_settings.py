@@ -10,9 +10,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig, RoutedFfnConfig
+from slimformer.config import (
+    AttentionConfig,
+    FfnConfig,
+    LayerConfig,
+    ModelConfig,
+    RopeConfig,
+    RoutedFfnConfig,
+)
 
-_ALWAYS_WRITTEN = ("qkv_bias", "output_bias", "bias")
+_ALWAYS_WRITTEN = ("qkv_bias", "output_bias", "bias", "theta", "scaling")
 
 
 def _of_some_families(field: dataclasses.Field[Any]) -> bool:
@@ -39,7 +46,7 @@ def family_settings_from(read: Callable[[str], Any], kind: type[Any]) -> dict[st
 
 _FAMILY_DEFAULTS = {
     field.name: field.default
-    for kind in (AttentionConfig, FfnConfig, RoutedFfnConfig, LayerConfig, ModelConfig)
+    for kind in (AttentionConfig, RopeConfig, FfnConfig, RoutedFfnConfig, LayerConfig, ModelConfig)
     for field in dataclasses.fields(kind)
     if _of_some_families(field)
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from slimformer.checks import check, check_dimension, check_flag, check_positive
 
 _Frequencies = npt.NDArray[np.float32]
+
+MAX_TRAINED_DIM = 1 << 16
+"""No head is wider. No tensor bounds what a file claims here, and every pair takes time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,24 +147,76 @@ RopeScaling = (
 
 
 @dataclasses.dataclass(frozen=True)
+class KeptPairs:
+    """Rotary pairs that are left of those of a head as it was trained.
+
+    ``pairs`` are their numbers, ascending, among the ``trained_dim / 2`` pairs of that head. Each
+    goes on turning at the frequency that it was trained with.
+    """
+
+    trained_dim: int
+    pairs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_rotary_dim("rope trained_dim", self.trained_dim)
+        check(
+            self.trained_dim <= MAX_TRAINED_DIM,
+            f"rope trained_dim: expected at most {MAX_TRAINED_DIM}, found {self.trained_dim}",
+        )
+        count = self.trained_dim // 2
+        fits = all(type(pair) is int and 0 <= pair < count for pair in self.pairs)
+        check(fits, f"rope pairs: expected whole numbers from 0 to {count - 1}, found others")
+        ascending = all(a < b for a, b in itertools.pairwise(self.pairs))
+        check(ascending, "rope pairs: expected ascending numbers, each once")
+        check(len(self.pairs) < count, f"rope pairs: expected fewer than all {count}")
+
+
+@dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding over the first ``rotary_dim`` entries of a head."""
+    """Rotary position embedding over the first ``rotary_dim`` entries of a head.
+
+    ``theta`` and ``scaling`` give the frequencies of all pairs that the head was trained with;
+    ``kept`` says which of them are left, ``None``: all.
+    """
 
     rotary_dim: int
     theta: float = 10000.0
     scaling: RopeScaling | None = None
+    kept: KeptPairs | None = None
 
     def __post_init__(self) -> None:
-        check_dimension("rotary_dim", self.rotary_dim)
-        check(self.rotary_dim % 2 == 0, f"rotary_dim: expected even, found {self.rotary_dim}")
+        _check_rotary_dim("rotary_dim", self.rotary_dim)
         check_positive("rope theta", self.theta)
+        if self.kept is not None:
+            wanted = 2 * len(self.kept.pairs)
+            check(
+                self.rotary_dim == wanted,
+                f"rotary_dim: expected {wanted}, two for each kept pair, found {self.rotary_dim}",
+            )
         if isinstance(self.scaling, YarnRopeScaling):
             check(self.theta > 1, f"rope theta: expected above 1 with YaRN, found {self.theta}")
         if isinstance(self.scaling, LongRopeScaling):
-            pairs = self.rotary_dim // 2
+            pairs = self.trained_dim // 2
             for name in ("short_factors", "long_factors"):
                 found = len(getattr(self.scaling, name))
                 check(found == pairs, f"rope {name}: expected {pairs}, one a pair, found {found}")
+
+    @property
+    def trained_dim(self) -> int:
+        """Entries of a head that rotated before any pair went."""
+        return self.rotary_dim if self.kept is None else self.kept.trained_dim
+
+    def trained(self) -> RopeConfig:
+        """The same with every pair."""
+        return dataclasses.replace(self, rotary_dim=self.trained_dim, kept=None)
+
+    def only(self, pairs: tuple[int, ...]) -> RopeConfig:
+        """The same with those pairs alone of the ones that are left, ascending."""
+        if len(pairs) == self.rotary_dim // 2:
+            return self
+        before = range(self.rotary_dim // 2) if self.kept is None else self.kept.pairs
+        kept = KeptPairs(self.trained_dim, tuple(before[pair] for pair in pairs))
+        return dataclasses.replace(self, rotary_dim=2 * len(pairs), kept=kept)
 
     @property
     def amplitude(self) -> float:
@@ -180,7 +236,13 @@ class RopeConfig:
 
         They are those of a sequence that comes to ``length`` positions.
         """
-        exponents = np.arange(0, self.rotary_dim, 2, dtype=np.float32) / np.float32(self.rotary_dim)
+        frequencies = self._trained_frequencies(length)
+        return frequencies if self.kept is None else frequencies[list(self.kept.pairs)]
+
+    def _trained_frequencies(self, length: int) -> _Frequencies:
+        """Those of every pair that a head was trained with, [trained_dim / 2]."""
+        dim = self.trained_dim
+        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
         base = (1.0 / (np.float32(self.theta) ** exponents)).astype(np.float32)
         scaling = self.scaling
         if isinstance(scaling, LinearRopeScaling):
@@ -192,3 +254,9 @@ class RopeConfig:
         if isinstance(scaling, LongRopeScaling):
             return scaling.scaled(base, length)
         return base
+
+
+def _check_rotary_dim(name: str, value: int) -> None:
+    """Whole pairs, one at least."""
+    check_dimension(name, value)
+    check(value % 2 == 0, f"{name}: expected even, found {value}")

@@ -147,6 +147,18 @@ def test_prune_narrows_value_heads(run_json: Run, dense: Path, text: Path, tmp_p
     assert small["non_embedding_parameters"] <= 0.8 * before
 
 
+def test_prune_narrows_queries_and_keys(
+    run_json: Run, dense: Path, text: Path, tmp_path: Path
+) -> None:
+    run_json("prune", dense, tmp_path / "a", "--rotary-pairs", 3, "--calibration", text)
+    layers = run_json("inspect", tmp_path / "a")["layers"]
+    assert [(layer["head_dim"], layer["value_dim"]) for layer in layers] == [(6, 8)] * 4
+    structures = ("--structures", "rotary_pairs,neurons", "--keep", 0.8, "--calibration", text)
+    small = run_json("prune", dense, tmp_path / "b", *structures)
+    before = load(dense).config.non_embedding_parameters()
+    assert small["non_embedding_parameters"] <= 0.8 * before
+
+
 def test_evaluate_lets_models_write(run: Run, run_json: Run, dense: Path) -> None:
     (probe,) = run_json("evaluate", dense, "--probe")["probes"]
     assert len(probe["answers"]) == 12

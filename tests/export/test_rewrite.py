@@ -204,6 +204,25 @@ def test_what_has_no_equivalent_is_refused_by_name(
         uniform_layers(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("rewrite", "fixed"), [(ragged_layers, 0), (ragged_layers, 2), (uniform_layers, 0)]
+)
+def test_heads_that_lost_pairs_are_as_wide_as_they_were_trained(
+    rewrite: Rewriting, fixed: int
+) -> None:
+    rope = RopeConfig(8)
+    sizes = {"head_dim": 4 + fixed, "value_dim": 6, "scale": (8 + fixed) ** -0.5}
+    cut = [attention((2,), rope=rope.only(pairs), **sizes) for pairs in ((0, 3), (1, 2))]
+    before = model(*(LayerConfig(one, FfnConfig(3)) for one in cut))
+    after, changes = rewrite(before)
+    assert [change.what for change in changes] == ["heads widened"] * 2
+    for layer in after.config.layers:
+        assert isinstance(layer.attention, AttentionConfig)
+        assert (layer.attention.head_dim, layer.attention.rope) == (8 + fixed, rope)
+    tokens = list(range(40))
+    assert difference(logits(after, tokens), logits(before, tokens)) < TOLERANCE
+
+
 def test_half_as_wide_heads_go_to_the_pairs_of_their_frequencies() -> None:
     narrow = attention((1,), head_dim=4, value_dim=3, rope=RopeConfig(4), scale=0.7)
     before = model(LayerConfig(attention((2,)), FfnConfig(3)), LayerConfig(narrow, FfnConfig(3)))

@@ -20,19 +20,31 @@ from parity.test_random_families import (
 )
 from reference.peers import open_in_transformers, transformers_logits
 from slimformer.checkpoint import Checkpoint, load
+from slimformer.config import AttentionConfig
 from slimformer.engine import Engine
 from slimformer.errors import UnsupportedModelError
 from slimformer.export import export
 from slimformer.prune import explicit, prune
+from slimformer.prune.recipe import part_count
 
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def ragged(dense: Checkpoint, *, fewer_experts: bool = True) -> Checkpoint:
-    """Uneven heads, fewer neurons and experts in one layer, one attention and one FFN less."""
+    """Uneven heads, fewer neurons and experts in one layer, one attention and one FFN less.
+
+    And fewer rotary pairs, where the family can do without some.
+    """
     units: dict[str, Any] = {"neurons": {1: tuple(range(3, 30))}}
+    units["rotary_pairs"] = {
+        index: (index, index + 1)
+        for index, layer in enumerate(dense.config.layers)
+        if isinstance(layer.attention, AttentionConfig)
+        and part_count(layer.attention, "rotary_pairs") > index + 1
+    }
     if has_experts(dense):
-        units = {"expert_neurons": {1: {0: (0, 2, 7), 1: (4,)}}}
+        del units["neurons"]
+        units["expert_neurons"] = {1: {0: (0, 2, 7), 1: (4,)}}
         if fewer_experts:
             units["experts"] = {3: (1,)}
     recipe = explicit(dense, heads={1: (0, 2, 3)}, drop_attention=(0,), drop_ffn=(2,), **units)

@@ -28,6 +28,7 @@ from slimformer.prune.recipe import (
     NewLink,
     Recipe,
     keep_all,
+    part_count,
 )
 from slimformer.prune.structures import channel_axes
 from slimformer.prune.vocabulary import Description
@@ -57,7 +58,7 @@ def random_recipe(
     width = checkpoint.config.n_channels if channels is None else len(channels)
     layers = []
     for index, layer in enumerate(checkpoint.config.layers):
-        kept = random_layer(rng, index, layer, width, links=links)
+        kept = random_layer(rng, index, layer, width, masked=masked, links=links)
         if kept is not None:
             layers.append(kept)
     vocabulary = None if masked or rng.random() < 0.5 else random_rows(rng, checkpoint)
@@ -84,6 +85,7 @@ def random_layer(
     layer: LayerConfig,
     n_channels: int,
     *,
+    masked: bool = False,
     links: bool = True,
 ) -> KeptLayer | None:
     whole = keep_all(index, layer)
@@ -95,7 +97,11 @@ def random_layer(
         values = None
         if rng.random() < 0.5:
             values = random_order(rng, random_units(rng, layer.attention.value_dim))
-        attention = KeptAttention(heads, random_order(rng, read), values)
+        pairs = None
+        count = part_count(layer.attention, "rotary_pairs")
+        if not masked and count and rng.random() < 0.5:
+            pairs = random_units(rng, count)
+        attention = KeptAttention(heads, random_order(rng, read), values, pairs)
     if isinstance(layer.ffn, FfnConfig):
         ffn = KeptFfn(random_order(rng, random_units(rng, layer.ffn.n_neurons)))
     if isinstance(layer.ffn, RoutedFfnConfig):

@@ -44,6 +44,19 @@ def test_drafts_that_lose_more_diverge_more() -> None:
     assert found[0] < found[1] == found[2] < found[3]
 
 
+def test_drafts_run_without_the_pairs_that_they_lose() -> None:
+    model = uniform_model(layers=3, neurons=64)
+    layers = range(len(model.config.layers))
+    fewer, fewest = (
+        draft_from(model, explicit(model, rotary_pairs=dict.fromkeys(layers, pairs)))
+        for pairs in ((0, 1, 3), (1,))
+    )
+    found = run(model, [whole(model), fewest, fewer, whole(model), fewest]).drafts
+    assert found[0] == found[3] == pytest.approx(0.0, abs=1e-6)
+    assert 1e-6 < found[2] < found[1] == found[4]
+    assert run(model, [fewest]).drafts[0] > 1e-6
+
+
 @settings(max_examples=8)
 @given(seeds)
 def test_drafts_of_any_model_run(seed: int) -> None:

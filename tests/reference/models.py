@@ -191,7 +191,7 @@ def _random_attention(rng: np.random.Generator, *, ragged: bool) -> AttentionCon
     )
     rng.shuffle(q_to_kv)
     rotary_dim = 2 * int(rng.integers(1, head_dim // 2 + 1))
-    return AttentionConfig(
+    attention = AttentionConfig(
         n_heads=len(q_to_kv),
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
@@ -202,6 +202,18 @@ def _random_attention(rng: np.random.Generator, *, ragged: bool) -> AttentionCon
         qkv_bias=bias,
         output_bias=bool(rng.integers(2)),
     )
+    if attention.rope is None:
+        return attention
+    return dataclasses.replace(attention, rope=some_pairs(rng, attention.rope))
+
+
+def some_pairs(rng: np.random.Generator, rope: RopeConfig) -> RopeConfig:
+    """The same, sometimes without some of its pairs."""
+    count = rope.rotary_dim // 2
+    if rng.random() < 0.7:
+        return rope
+    left = rng.permutation(count)[: int(rng.integers(1, count + 1))]
+    return rope.only(tuple(int(pair) for pair in np.sort(left)))
 
 
 def random_rope(rng: np.random.Generator, rotary_dim: int) -> RopeConfig:

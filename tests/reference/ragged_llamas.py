@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from reference.models import random_checkpoint, random_rope
+from reference.models import random_checkpoint, random_rope, some_pairs
 from slimformer.checkpoint import Checkpoint
 from slimformer.config import (
     AttentionConfig,
@@ -77,7 +77,7 @@ def _attention(rng: np.random.Generator, rope: RopeConfig, *, bias: bool) -> Att
     if rope.rotary_dim % 4 == 0 and rope.scaling is None and rng.random() < 0.2:
         rope = dataclasses.replace(rope, rotary_dim=rope.rotary_dim // 2)
     head_dim = rope.rotary_dim
-    return AttentionConfig(
+    attention = AttentionConfig(
         n_heads=len(q_to_kv),
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
@@ -88,3 +88,5 @@ def _attention(rng: np.random.Generator, rope: RopeConfig, *, bias: bool) -> Att
         qkv_bias=bias,
         output_bias=bias and bool(rng.integers(2)),
     )
+    left = some_pairs(rng, rope)
+    return dataclasses.replace(attention, head_dim=left.rotary_dim, rope=left)

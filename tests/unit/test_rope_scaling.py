@@ -18,13 +18,17 @@ from slimformer.config import (
     AttentionConfig,
     DynamicRopeScaling,
     FfnConfig,
+    KeptPairs,
     LayerConfig,
+    LinearRopeScaling,
+    Llama3RopeScaling,
     LongRopeScaling,
     ModelConfig,
     RopeConfig,
     RopeScaling,
     YarnRopeScaling,
 )
+from slimformer.config_settings import all_settings
 from slimformer.engine import Engine
 from slimformer.errors import ConfigError, ContextLengthError
 
@@ -157,6 +161,53 @@ def test_long_sequences_turn_at_frequencies_of_their_own() -> None:
         np.testing.assert_allclose(rope.inverse_frequencies(length), plain / factors, rtol=1e-6)
     with pytest.raises(ConfigError, match="short_factors: expected 5, one a pair, found 4"):
         RopeConfig(10, scaling=LONG)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        LinearRopeScaling(2.0),
+        DynamicRopeScaling(2.0, 64),
+        Llama3RopeScaling(8.0, 1.0, 4.0, 64),
+        YarnRopeScaling(4.0, 16, 1.1),
+        LONG,
+    ],
+)
+def test_pairs_that_are_left_turn_as_before(scaling: RopeScaling | None) -> None:
+    rope = RopeConfig(DIM, scaling=scaling)
+    fewer = rope.only((0, 2, 3)).only((1, 2))
+    assert (fewer.rotary_dim, fewer.kept) == (4, KeptPairs(DIM, (2, 3)))
+    for length in (1, USUAL + 1):
+        expected = rope.inverse_frequencies(length)[2:]
+        np.testing.assert_array_equal(fewer.inverse_frequencies(length), expected)
+    assert (fewer.amplitude, fewer.usual_length) == (rope.amplitude, rope.usual_length)
+    assert fewer.trained() == rope == rope.only((0, 1, 2, 3))
+
+
+def test_only_what_has_lost_pairs_says_so(tmp_path: Path) -> None:
+    whole = model(None)
+    layer = whole.layers[0]
+    attention = layer.attention
+    assert isinstance(attention, AttentionConfig)
+    rope = attention.rope
+    assert rope is not None
+    assert set(all_settings(whole)["layers"][0]["attention"]["rope"]) == {
+        *("rotary_dim", "theta", "scaling")
+    }
+
+    def fewer(*pairs: int) -> ModelConfig:
+        narrow = dataclasses.replace(attention, head_dim=4, rope=rope.only(pairs))
+        cut = dataclasses.replace(layer, attention=narrow)
+        return dataclasses.replace(whole, layers=(cut,) * len(whole.layers))
+
+    assert by_name("llama", "test").to_huggingface(fewer(1, 3)) is None
+    checkpoint = random_checkpoint(fewer(1, 3), 1)
+    others = dataclasses.replace(checkpoint, config=fewer(0, 3))
+    assert others.fingerprint != checkpoint.fingerprint
+    save(checkpoint, tmp_path / "model")
+    assert load(tmp_path / "model").config == checkpoint.config
+    assert load(tmp_path / "model").fingerprint == checkpoint.fingerprint
 
 
 def test_sessions_are_for_short_or_for_long_sequences() -> None:

@@ -266,6 +266,9 @@ def test_every_shape_can_be_described(seed: int) -> None:
         assert native.parse(settings)[1] == config
 
 
+_KEPT = ("layers", 0, "attention", "rope", "kept")
+
+
 def _ragged_description() -> dict[str, Any]:
     return {
         "model_type": "slimformer",
@@ -322,6 +325,19 @@ def test_the_description_in_this_test_is_valid() -> None:
         (("layers", 0, "attention", "qk_norm"), "all", "qk_norm: expected one of head, width"),
         (("layers", 0, "attention", "qk_norm"), "width", "q_norm_divisor: expected an integer"),
         (("layers", 0, "attention", "q_norm_divisor"), 9, "belongs to a qk_norm over the width"),
+        (_KEPT, [0], "kept: expected an object"),
+        (_KEPT, {}, "kept: trained_dim: expected an integer"),
+        (_KEPT, {"trained_dim": 5, "pairs": [0]}, "trained_dim: expected even, found 5"),
+        (_KEPT, {"trained_dim": 1 << 17, "pairs": [0]}, "trained_dim: expected at most 65536"),
+        (_KEPT, {"trained_dim": 8, "pairs": [4]}, "pairs: expected whole numbers from 0 to 3"),
+        (_KEPT, {"trained_dim": 8, "pairs": [-1]}, "pairs: expected whole numbers from 0 to 3"),
+        (_KEPT, {"trained_dim": 8, "pairs": ["0"]}, "pairs: expected a list of integers"),
+        (_KEPT, {"trained_dim": 8, "pairs": [3, 1]}, "pairs: expected ascending numbers"),
+        (_KEPT, {"trained_dim": 8, "pairs": [1, 1]}, "pairs: expected ascending numbers"),
+        (_KEPT, {"trained_dim": 8, "pairs": [0, 2]}, "rotary_dim: expected 4, two for each"),
+        (_KEPT, {"trained_dim": 8, "pairs": []}, "rotary_dim: expected 0, two for each"),
+        (_KEPT, {"trained_dim": 2, "pairs": [0]}, "pairs: expected fewer than all 1"),
+        (_KEPT, {"trained_dim": 8, "pairs": [0], "turn": 1}, "unexpected 'turn'"),
         (("layers", 0, "parallel"), 1, "parallel: expected true or false"),
         (("layers", 1, "ffn", "activation"), [], "activation: expected one of silu"),
         (("layers", 1, "ffn", "norm_place"), "above", "norm_place: expected one of before"),

@@ -22,6 +22,7 @@ from slimformer.config import (
     AttentionConfig,
     DynamicRopeScaling,
     FfnConfig,
+    KeptPairs,
     LayerConfig,
     LinearRopeScaling,
     LinkConfig,
@@ -144,7 +145,8 @@ def _describe_rope(rope: RopeConfig | None) -> dict[str, Any] | None:
     if scaling is not None:
         (kind,) = (name for name, type_ in _SCALINGS.items() if isinstance(scaling, type_))
         described = {"type": kind, **dataclasses.asdict(scaling)}
-    return {"rotary_dim": rope.rotary_dim, "theta": rope.theta, "scaling": described}
+    kept = {} if rope.kept is None else {"kept": dataclasses.asdict(rope.kept)}
+    return {"rotary_dim": rope.rotary_dim, "theta": rope.theta, "scaling": described, **kept}
 
 
 def tensor_name(canonical: str) -> str:
@@ -253,9 +255,14 @@ def _parse_rope(attention: Fields) -> RopeConfig | None:
     if "rope" not in attention:
         return None
     fields = attention.child("rope")
-    _only(fields, "rotary_dim", "theta", "scaling")
+    _only(fields, "rotary_dim", "theta", "scaling", "kept")
     scaling = _parse_scaling(fields.child("scaling")) if "scaling" in fields else None
-    return RopeConfig(fields.dimension("rotary_dim"), fields.number("theta"), scaling)
+    kept = None
+    if "kept" in fields:
+        described = fields.child("kept")
+        _only(described, "trained_dim", "pairs")
+        kept = KeptPairs(described.dimension("trained_dim"), _integers(described, "pairs"))
+    return RopeConfig(fields.dimension("rotary_dim"), fields.number("theta"), scaling, kept)
 
 
 def _parse_scaling(fields: Fields) -> RopeScaling:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 
 BUDGETS = ("keep", "max_bytes", "speedup", "decode_tokens_per_second")
+READING = ("calibration", "seed", "threads", "progress")
 
 
 BUDGET = "Budget"
@@ -131,6 +132,14 @@ def prune(
         int | None,
         typer.Option(min=1, help="Entries each value head keeps.", rich_help_panel=LISTS),
     ] = None,
+    rotary_pairs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rotary pairs each query and key head keeps, those that do most.",
+            rich_help_panel=LISTS,
+        ),
+    ] = None,
     neurons: Annotated[
         int | None,
         typer.Option(min=1, help="Neurons each layer or expert keeps.", rich_help_panel=LISTS),
@@ -194,7 +203,8 @@ def prune(
         typer.Option(
             metavar="LIST",
             help="What may go: layers, attention, ffn, kv_groups, heads, value_dims (entries of "
-            "all value heads of a layer, in a basis that suits), experts, neurons.",
+            "all value heads of a layer, in a basis that suits), rotary_pairs (of all query and "
+            "key heads of a layer), experts, neurons.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -262,6 +272,7 @@ def prune(
         "drop_ffn": parse_indices(drop_ffn),
         "heads": parse_kept(heads or [], "HEADS"),
         "value_dims": value_dims,
+        "rotary_pairs": rotary_pairs,
         "neurons": neurons,
         "experts": parse_kept(experts or [], "EXPERTS"),
     }
@@ -394,7 +405,7 @@ def _recipe(
 ) -> Recipe:
     """The recipe in a file, that of the lists, or one that meets the budget."""
     from slimformer.errors import StorageError
-    from slimformer.prune import Recipe, explicit, plan
+    from slimformer.prune import Recipe, dearest_pairs, explicit, plan
 
     if file is not None:
         try:
@@ -402,7 +413,11 @@ def _recipe(
         except OSError as error:
             raise StorageError(f"{file}: {error.strerror}") from error
     if any(lists.values()):
-        return explicit(dense, **lists)
+        pairs = lists["rotary_pairs"]
+        if pairs is not None:
+            reading = {name: options[name] for name in READING}
+            pairs = dearest_pairs(dense, pairs, **reading)
+        return explicit(dense, **{**lists, "rotary_pairs": pairs})
     if all(options[budget] is None for budget in BUDGETS):
         return Recipe.identity(dense)
     return plan(dense, **{name: value for name, value in options.items() if value is not None})

@@ -85,8 +85,9 @@ def trained_groups(attentions: Sequence[AttentionConfig]) -> Groups | None:
     first = attentions[0]
     assert first.q_norm_divisor is not None
     assert first.k_norm_divisor is not None
-    kv_heads = first.k_norm_divisor // first.head_dim
-    groups = Groups(kv_heads, first.q_norm_divisor // first.head_dim // kv_heads)
+    width = trained_width(first)
+    kv_heads = first.k_norm_divisor // width
+    groups = Groups(kv_heads, first.q_norm_divisor // width // kv_heads)
     for attention in attentions:
         fits = max(map(len, readers(attention))) <= groups.queries
         if not fits or attention.n_kv_heads > groups.kv_heads:
@@ -94,11 +95,18 @@ def trained_groups(attentions: Sequence[AttentionConfig]) -> Groups | None:
     return groups
 
 
+def trained_width(attention: AttentionConfig) -> int:
+    """The width of query and key heads before rotary pairs went."""
+    rope = attention.rope
+    return attention.head_dim + (0 if rope is None else rope.trained_dim - rope.rotary_dim)
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadWidth:
     """The width that all heads of a model are brought to, and how its pairs are rotated.
 
-    With ``own_rotation`` heads that have the width keep their own rotation; otherwise all have one.
+    With ``own_rotation`` heads that have the width, or had it before rotary pairs went, keep their
+    own rotation; otherwise all have one.
     """
 
     width: int
@@ -116,32 +124,36 @@ class HeadWidth:
         A narrower head fits if its pairs turn at frequencies that the wide one has: each goes to
         the pair of its frequency.
         """
-        if self.rotation_of(attention) == attention.rope and attention.head_dim == self.width:
+        rope, wide = attention.rope, self.rotation_of(attention)
+        if wide == rope and attention.head_dim == self.width:
             return np.arange(self.width)
-        rope = attention.rope
-        if rope is None or self.rope is None or rope.rotary_dim != attention.head_dim:
+        fixed = self.width - (0 if wide is None else wide.rotary_dim)
+        if rope is None or wide is None or rope.rotary_dim != attention.head_dim - fixed:
             raise UnsupportedModelError(
                 f"{where}: {0 if rope is None else rope.rotary_dim} of {attention.head_dim} "
-                "entries of a head are rotated; this format rotates all of them"
+                f"entries of a head are rotated, and {self.width - fixed} of the {self.width} that "
+                "this format gives all heads"
             )
-        ours, theirs = _frequencies(rope), _frequencies(self.rope)
+        ours, theirs = _frequencies(rope), _frequencies(wide)
         pairs = np.abs(theirs[0] / ours[0][:, None] - 1).argmin(axis=1)
-        alike = (rope.amplitude, rope.usual_length) == (self.rope.amplitude, self.rope.usual_length)
+        alike = (rope.amplitude, rope.usual_length) == (wide.amplitude, wide.usual_length)
         if not alike or not np.allclose(theirs[:, pairs], ours, rtol=FREQUENCY_TOLERANCE, atol=0):
             raise UnsupportedModelError(
                 f"{where}: heads of {attention.head_dim} turn at frequencies that heads of "
                 f"{self.width}, the widest of this model, do not have; this format has one width"
             )
         entries = np.full(self.width, -1, np.intp)
-        half = attention.head_dim // 2
+        half = rope.rotary_dim // 2
         entries[pairs] = np.arange(half)
-        entries[pairs + self.width // 2] = np.arange(half) + half
+        entries[pairs + wide.rotary_dim // 2] = np.arange(half) + half
+        entries[wide.rotary_dim :] = np.arange(rope.rotary_dim, attention.head_dim)
         return entries
 
     def rotation_of(self, attention: AttentionConfig) -> RopeConfig | None:
         """How the wide heads of an attention are rotated."""
-        own = self.own_rotation and attention.head_dim == self.width
-        return attention.rope if own else self.rope
+        if not self.own_rotation or trained_width(attention) != self.width:
+            return self.rope
+        return None if attention.rope is None else attention.rope.trained()
 
     def value_entries(self, attention: AttentionConfig, where: str) -> Entries:
         """The same for a value head, whose entries stay in their order."""
@@ -164,9 +176,16 @@ def _frequencies(rope: RopeConfig) -> npt.NDArray[np.float32]:
 def widest(
     attentions: Iterable[AttentionConfig], *, own_rotation: bool = False
 ) -> HeadWidth | None:
-    """The width of the widest heads, ``None`` if there are none."""
-    shape = max(attentions, key=lambda attention: attention.head_dim, default=None)
-    return None if shape is None else HeadWidth(shape.head_dim, shape.rope, own_rotation)
+    """The width of the widest heads as they were trained, ``None`` if there are none.
+
+    Heads that have lost rotary pairs are as wide as before: other formats know the frequencies of
+    all pairs or none.
+    """
+    shape = max(attentions, key=trained_width, default=None)
+    if shape is None:
+        return None
+    rope = None if shape.rope is None else shape.rope.trained()
+    return HeadWidth(trained_width(shape), rope, own_rotation)
 
 
 def is_plain(attention: AttentionConfig, width: HeadWidth) -> bool:

@@ -287,6 +287,10 @@ class Step:
 
 def inverse_frequencies(rope: dict[str, Any], length: int) -> Tensor:
     """Radians per position of each rotary pair in a text of that length, [rotary_dim / 2]."""
+    kept = rope.get("kept")
+    if kept is not None:  # pairs that went have left those of the others as they were
+        trained = {**rope, "rotary_dim": kept["trained_dim"], "kept": None}
+        return inverse_frequencies(trained, length)[kept["pairs"]]
     dim, theta, scaling = rope["rotary_dim"], rope["theta"], rope["scaling"] or {"type": None}
     plain = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     kind, factor = scaling["type"], scaling.get("factor")

@@ -7,6 +7,7 @@ from slimformer.prune.calibrate import load_calibration
 from slimformer.prune.channels import plan_channels, rotate
 from slimformer.prune.masks import to_mask
 from slimformer.prune.nesting import nest, prune_nested
+from slimformer.prune.pairs import dearest_pairs
 from slimformer.prune.pipeline import Profile, explicit, profile, prune
 from slimformer.prune.planning import plan
 from slimformer.prune.recipe import Recipe
@@ -24,6 +25,7 @@ __all__ = [
     "apply",
     "balance",
     "cut_to_text",
+    "dearest_pairs",
     "explicit",
     "load_calibration",
     "nest",

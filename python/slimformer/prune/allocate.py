@@ -16,8 +16,8 @@ from slimformer.config import AttentionConfig, FfnConfig, ModelConfig, RoutedFfn
 from slimformer.errors import BudgetError, ConfigError
 from slimformer.prune.budget import Budget
 from slimformer.prune.importance.scores import Scores
-from slimformer.prune.recipe import KeptLayer
-from slimformer.prune.remainder import Left, Move, Remainder, layer_moves, whole
+from slimformer.prune.recipe import HEAD_PARTS, KeptLayer, part_count
+from slimformer.prune.remainder import Left, Move, Remainder, layer_moves, part_granule, whole
 from slimformer.prune.structures import Structure
 
 Allocation = Literal["global", "uniform"]
@@ -28,7 +28,7 @@ PANEL = 16
 GRANULE_SHARE = 0.0025
 """Largest share of the weight that rounding one width may cost."""
 
-UNIT_STRUCTURES = ("kv_groups", "heads", "value_dims", "experts", "neurons")
+UNIT_STRUCTURES = ("kv_groups", "heads", *HEAD_PARTS, "experts", "neurons")
 
 
 def allocate(
@@ -172,8 +172,9 @@ def _steps(config: ModelConfig, free: list[int], granule: int) -> list[float]:
         if isinstance(layer.attention, AttentionConfig):
             for count in (layer.attention.n_heads, layer.attention.n_kv_heads):
                 shares.update(unit / count for unit in range(1, count))
-            entries = layer.attention.value_dim
-            shares.update(count / entries for count in range(granule, entries, granule))
+            for part in HEAD_PARTS:
+                count, step = part_count(layer.attention, part), part_granule(part, granule)
+                shares.update(gone / count for gone in range(step, count, step))
         if isinstance(layer.ffn, RoutedFfnConfig):
             n_experts = len(layer.ffn.experts)
             shares.update(unit / n_experts for unit in range(1, n_experts))
@@ -193,7 +194,8 @@ def _at_share(
     """One layer without its cheapest ``share`` of units, rounded down; one unit stays."""
     rated, attention = remainder.scores[index], remainder.config.layers[index].attention
     left = whole(remainder.config, index)
-    heads, neurons, value_dims = left.heads, left.neurons, left.value_dims
+    heads, neurons = left.heads, left.neurons
+    parts = {part: left.part(part) for part in HEAD_PARTS}
     if heads is not None and isinstance(attention, AttentionConfig):
         n_gone = _rounded(share, attention.n_heads)
         if "kv_groups" in structures and rated.kv_groups is not None:
@@ -205,12 +207,13 @@ def _at_share(
             heads = heads - set([head for head in order if head in heads][: max(0, n_more)])
     if neurons is not None and "neurons" in structures:
         neurons = _fewer(neurons, share, granule)
-    if value_dims is not None and "value_dims" in structures:
-        value_dims = _fewer(value_dims, share, granule)
+    for part, count in parts.items():
+        if count is not None and part in structures:
+            parts[part] = _fewer(count, share, part_granule(part, granule))
     experts = left.experts
     if experts is not None and "experts" in structures and rated.experts is not None:
         experts -= set(_cheapest(rated.experts, _rounded(share, len(experts))))
-    return Left(left.attention, left.ffn, heads, neurons, experts, value_dims)
+    return Left(left.attention, left.ffn, heads, neurons, experts, **parts)
 
 
 def _fewer(count: int, share: float, granule: int) -> int:
@@ -237,7 +240,8 @@ def _cost(remainder: Remainder, index: int, left: Left) -> float:
         cost += float(sum(rated.experts[expert] for expert in sorted(start.experts - left.experts)))
     if rated.neurons is not None and start.neurons is not None and left.neurons is not None:
         cost += float(np.sort(rated.neurons)[: start.neurons - left.neurons].sum())
-    if rated.value_dims is not None and start.value_dims is not None:
-        gone = start.value_dims - (left.value_dims or 0)
-        cost += float(np.sort(rated.value_dims)[:gone].sum())
+    for part in HEAD_PARTS:
+        costs, there = rated.part(part), start.part(part)
+        if costs is not None and there is not None:
+            cost += float(np.sort(costs)[: there - (left.part(part) or 0)].sum())
     return cost

@@ -40,7 +40,7 @@ from slimformer.prune.stream import (
     precision,
     sub_block_engine,
 )
-from slimformer.prune.surgery import kept_columns, unit_entries
+from slimformer.prune.surgery import kept_columns, unit_entries, with_pairs
 
 Array = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.intp]
@@ -226,7 +226,12 @@ class Walk:
             products=precision(self._checkpoint),
             threads=self._threads,
         )
-        engine = self._engine(self._checkpoint, index, sub_block)
+        pairs = [
+            draft[index].rotary_pairs if sub_block == "attention" else None
+            for draft in self._drafts
+        ]
+        drafted = with_pairs(self._checkpoint, index, pairs[0])
+        engine = self._engine(drafted, index, sub_block)
         inputs = np.empty((*self._stream.shape[:2], width), np.float32)
         for rows, after, captured in chunks(engine, self._read, capture=[tap]):
             inputs[rows] = captured[tap]
@@ -239,9 +244,16 @@ class Walk:
             )
         gram, cross = moments.gram, moments.cross
         n_drafts = len(self._drafts)
-        read = self._read_trials[:n_drafts].reshape(-1, *self._dense.shape[1:])
-        seen = [captured[tap] for _, _, captured in chunks(engine, read, capture=[tap])]
-        trial_inputs = np.concatenate(seen).reshape(n_drafts, *self._dense.shape[:2], width)
+        trial_inputs = np.empty((n_drafts, *self._dense.shape[:2], width), np.float32)
+        for of_some in set(pairs):
+            same = [draft for draft, own in enumerate(pairs) if own == of_some]
+            own_engine = engine
+            if of_some != pairs[0]:
+                narrower = with_pairs(self._checkpoint, index, of_some)
+                own_engine = self._engine(narrower, index, sub_block)
+            read = self._read_trials[same].reshape(-1, *self._dense.shape[1:])
+            seen = [captured[tap] for _, _, captured in chunks(own_engine, read, capture=[tap])]
+            trial_inputs[same] = np.concatenate(seen).reshape(-1, *trial_inputs.shape[1:])
 
         layer = self._checkpoint.config.layers[index]
         fits: dict[bytes, Hidden] = {}
@@ -264,11 +276,11 @@ class Walk:
         moved = self._trials[n_drafts:]
         if kept[0] is not None:
             self._stream = output.after(self._stream, inputs[..., kept[0]], fit(kept[0]))
-            drafted = np.zeros_like(output.weight)
-            drafted[:, kept[0]] = fit(kept[0])
+            fitted = np.zeros_like(output.weight)
+            fitted[:, kept[0]] = fit(kept[0])
             name = f"layers.{index}.{PROJECTIONS[sub_block]}.weight"
             moved = _pass(
-                self._engine(self._checkpoint.with_tensors({name: drafted}), index, sub_block),
+                self._engine(drafted.with_tensors({name: fitted}), index, sub_block),
                 moved,
                 self._read_trials[n_drafts:],
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from slimformer.config import (
     AttentionConfig,
@@ -17,20 +17,33 @@ from slimformer.config import (
     RoutedFfnConfig,
 )
 from slimformer.errors import ConfigError, RecipeError
-from slimformer.prune.indices import check_indices, from_runs, to_runs
+from slimformer.prune.indices import check_ascending, check_indices, from_runs, to_runs
 from slimformer.prune.json_values import fields_of, integer, string
+
+HeadPart = Literal["value_dims", "rotary_pairs"]
+"""What heads consist of and lose alike, all heads of a layer."""
+
+HEAD_PARTS: tuple[HeadPart, ...] = get_args(HeadPart)
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptAttention:
     """Query heads that stay, and exactly the KV heads that they read.
 
-    ``value_dims`` are the entries that stay of each value head; ``None``: all of them.
+    ``value_dims`` are the entries that stay of each value head, ``rotary_pairs`` the rotary pairs,
+    ascending, that stay of each query and key head; ``None``: all of them.
     """
 
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     value_dims: tuple[int, ...] | None = None
+    rotary_pairs: tuple[int, ...] | None = None
+
+    @property
+    def parts(self) -> dict[HeadPart, tuple[int, ...]]:
+        """What stays of each head, where not all of it does."""
+        kept = {part: getattr(self, part) for part in HEAD_PARTS}
+        return {part: units for part, units in kept.items() if units is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +95,11 @@ class KeptLayer:
     ffn: KeptOfFfn | None
 
     @property
+    def rotary_pairs(self) -> tuple[int, ...] | None:
+        """The pairs that stay of its heads; ``None``: all, or there are no heads."""
+        return self.attention.rotary_pairs if isinstance(self.attention, KeptAttention) else None
+
+    @property
     def places(self) -> dict[str, str]:
         """What has units and stays, by its name in the source: attention, FFN or an expert."""
         kept = {"attention": self.attention, "ffn": self.ffn}
@@ -118,6 +136,19 @@ def keep_heads(attention: AttentionConfig, heads: tuple[int, ...]) -> KeptAttent
     return KeptAttention(heads, tuple(sorted({attention.q_to_kv[head] for head in heads})))
 
 
+def part_count(attention: AttentionConfig, part: HeadPart) -> int:
+    """How many of these each head has of which some may go; 0: none may.
+
+    A norm of each head by itself divides by its width: without some of its pairs the others would
+    come out larger.
+    """
+    if part == "value_dims":
+        return attention.value_dim
+    if attention.rope is None or attention.qk_norm == "head":
+        return 0
+    return attention.rope.rotary_dim // 2
+
+
 def keep_experts(ffn: RoutedFfnConfig, experts: tuple[int, ...]) -> KeptExperts | None:
     """Those experts, whole; ``None`` where none stays."""
     if not experts:
@@ -139,7 +170,12 @@ def compose(first: KeptLayer, second: KeptLayer, where: str) -> KeptLayer:
         attention = KeptAttention(
             pick(first.attention.heads, second.attention.heads, f"{at}.heads"),
             pick(first.attention.kv_heads, second.attention.kv_heads, f"{at}.kv_heads"),
-            pick_all(first.attention.value_dims, second.attention.value_dims, f"{at}.value_dims"),
+            **{
+                part: pick_all(
+                    getattr(first.attention, part), getattr(second.attention, part), f"{at}.{part}"
+                )
+                for part in HEAD_PARTS
+            },
         )
     ffn: Any = _same_kind(first.ffn, second.ffn, f"{where}.ffn")
     if isinstance(first.ffn, KeptFfn) and isinstance(second.ffn, KeptFfn):
@@ -159,8 +195,9 @@ def check_kept(kept: KeptLayer, where: str) -> None:
     if isinstance(kept.attention, KeptAttention):
         check_indices(kept.attention.heads, f"{where}.attention.heads")
         check_indices(kept.attention.kv_heads, f"{where}.attention.kv_heads")
-        if kept.attention.value_dims is not None:
-            check_indices(kept.attention.value_dims, f"{where}.attention.value_dims")
+        for part, units in kept.attention.parts.items():
+            check = check_ascending if part == "rotary_pairs" else check_indices
+            check(units, f"{where}.attention.{part}")
     if isinstance(kept.ffn, KeptFfn):
         check_indices(kept.ffn.neurons, f"{where}.ffn.neurons")
     if isinstance(kept.ffn, KeptExperts):
@@ -206,7 +243,7 @@ def count_indices(kept: KeptLayer) -> int:
     count = 0
     if isinstance(kept.attention, KeptAttention):
         count += len(kept.attention.heads) + len(kept.attention.kv_heads)
-        count += len(kept.attention.value_dims or ())
+        count += sum(map(len, kept.attention.parts.values()))
     if isinstance(kept.ffn, KeptFfn):
         count += len(kept.ffn.neurons)
     if isinstance(kept.ffn, KeptExperts):
@@ -222,8 +259,7 @@ def layer_to_dict(kept: KeptLayer) -> dict[str, Any]:
             "heads": to_runs(kept.attention.heads),
             "kv_heads": to_runs(kept.attention.kv_heads),
         }
-        if kept.attention.value_dims is not None:
-            attention["value_dims"] = to_runs(kept.attention.value_dims)
+        attention |= {part: to_runs(units) for part, units in kept.attention.parts.items()}
     elif kept.attention is not None:
         attention = _link_to_json(kept.attention)
     ffn: Any = None
@@ -249,7 +285,7 @@ def layer_from_dict(value: Any, where: str) -> KeptLayer:
     attention: KeptOfAttention | None = _link_from_json(fields["attention"], f"{where}.attention")
     if attention is None and fields["attention"] is not None:
         at = f"{where}.attention"
-        kept = fields_of(fields["attention"], at, ("heads", "kv_heads"), ("value_dims",))
+        kept = fields_of(fields["attention"], at, ("heads", "kv_heads"), HEAD_PARTS)
         attention = KeptAttention(
             **{unit: _units(units, f"{at}.{unit}") for unit, units in kept.items()}
         )
@@ -364,11 +400,20 @@ def _check_kind(kept: object, present: object, where: str) -> None:
 def _check_attention(kept: KeptAttention, attention: AttentionConfig, where: str) -> None:
     check_below(kept.heads, attention.n_heads, f"{where}.heads")
     check_below(kept.kv_heads, attention.n_kv_heads, f"{where}.kv_heads")
-    if kept.value_dims is not None:
-        check_below(kept.value_dims, attention.value_dim, f"{where}.value_dims")
+    for part, units in kept.parts.items():
+        _check_part(part, units, attention, f"{where}.{part}")
     read = {attention.q_to_kv[head] for head in kept.heads}
     if read != set(kept.kv_heads):
         raise RecipeError(
             f"{where}.kv_heads: expected {to_runs(sorted(read))!r}, which the kept heads read, "
             f"found {to_runs(kept.kv_heads)!r}"
         )
+
+
+def _check_part(
+    part: HeadPart, units: tuple[int, ...], attention: AttentionConfig, where: str
+) -> None:
+    if part_count(attention, part) == 0:
+        why = "its heads do not rotate" if attention.rope is None else "its heads are normalised"
+        raise RecipeError(f"{where}: none may go from this layer, since {why}; keep all of it")
+    check_below(units, part_count(attention, part), where)

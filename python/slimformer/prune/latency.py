@@ -138,9 +138,11 @@ class LayerTime:
         ffn: bool,
         experts: int = 0,
         values_gone: int = 0,
+        pairs_gone: int = 0,
     ) -> int:
         """Nanoseconds of a layer with that many units and those sub-blocks."""
-        width = heads * (self.head - values_gone) + kv_heads * (self.kv_head - values_gone)
+        gone = values_gone + 2 * pairs_gone
+        width = heads * (self.head - gone) + kv_heads * (self.kv_head - gone)
         total = self.attention.at(width) if attention else 0.0
         return round(total + (self.ffn.at(neurons / max(1, experts)) if ffn else 0.0))
 

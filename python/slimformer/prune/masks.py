@@ -21,8 +21,8 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
     Raises
     ------
     RecipeError
-        The recipe keeps something that such a model does not have, or drops tokens or channels,
-        which no mask does.
+        The recipe keeps something that such a model does not have, or drops tokens, channels or
+        rotary pairs, which no mask does.
     """
     recipe.check_shape(config)
     for what in ("vocabulary", "channels"):
@@ -48,6 +48,11 @@ def to_mask(recipe: Recipe, config: ModelConfig) -> Mask:
             skip_ffn.append(index)
         whole = keep_all(index, layer)
         if isinstance(attention, KeptAttention) and attention != whole.attention:
+            if attention.rotary_pairs is not None:
+                raise RecipeError(
+                    f"recipe: layer {index}: rotary_pairs: no mask does without some; apply the "
+                    "recipe"
+                )
             heads[index] = tuple(sorted(attention.heads))
             if attention.value_dims is not None:
                 value_dims[index] = tuple(sorted(attention.value_dims))

@@ -23,6 +23,7 @@ from slimformer.prune.importance import Criterion
 from slimformer.prune.pipeline import prune
 from slimformer.prune.planning import plan
 from slimformer.prune.recipe import (
+    HEAD_PARTS,
     KeptAttention,
     KeptExperts,
     KeptFfn,
@@ -208,7 +209,7 @@ def _units(kept: KeptLayer) -> dict[str, Units | None]:
     units: dict[str, Units | None] = {}
     if isinstance(kept.attention, KeptAttention):
         units |= {
-            name: getattr(kept.attention, name) for name in ("heads", "kv_heads", "value_dims")
+            name: getattr(kept.attention, name) for name in ("heads", "kv_heads", *HEAD_PARTS)
         }
     if isinstance(kept.ffn, KeptFfn):
         units["neurons"] = kept.ffn.neurons

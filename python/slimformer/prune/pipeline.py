@@ -31,6 +31,7 @@ from slimformer.prune.recipe import (
     Recipe,
     keep_all,
     keep_heads,
+    part_count,
 )
 from slimformer.prune.remainder import dearest_units
 from slimformer.prune.repair import REPAIRS, Repair
@@ -204,6 +205,7 @@ def explicit(
     drop_ffn: Sequence[int] = (),
     heads: Mapping[int, Sequence[int]] | None = None,
     value_dims: int | None = None,
+    rotary_pairs: Mapping[int, Sequence[int]] | None = None,
     neurons: int | Mapping[int, Sequence[int]] | None = None,
     experts: Mapping[int, Sequence[int]] | None = None,
     expert_neurons: Mapping[int, Mapping[int, Sequence[int]]] | None = None,
@@ -219,6 +221,9 @@ def explicit(
     value_dims
         How many entries of their value heads all layers keep, the first ones: those that matter
         most of a model from ``align_values``.
+    rotary_pairs
+        For some layers, the rotary pairs of queries and keys that stay; ``dearest_pairs`` finds
+        those that matter most.
     neurons
         For some layers, the neurons that stay; or for all layers, and each of their experts, how
         many stay, those with the largest weights.
@@ -230,7 +235,7 @@ def explicit(
     Raises
     ------
     RecipeError
-        A layer, head, neuron or expert that the model does not have.
+        A layer, head, rotary pair, neuron or expert that the model does not have.
     """
     config = checkpoint.config
     gone = _existing(checkpoint, "drop_layers", drop_layers)
@@ -243,6 +248,8 @@ def explicit(
     kept_experts, kept_neurons = dict(experts or {}), dict(expert_neurons or {})
     _existing(checkpoint, "experts", kept_experts)
     _existing(checkpoint, "expert_neurons", kept_neurons)
+    kept_pairs = dict(rotary_pairs or {})
+    _existing(checkpoint, "rotary_pairs", kept_pairs)
     layers = []
     for index, layer in enumerate(config.layers):
         kept = keep_all(index, layer)
@@ -254,6 +261,8 @@ def explicit(
             kept = dataclasses.replace(kept, attention=keep_heads(layer.attention, units))
         if value_dims is not None:
             kept = dataclasses.replace(kept, attention=_kept_values(layer, kept, value_dims))
+        if index in kept_pairs:
+            kept = dataclasses.replace(kept, attention=_kept_pairs(layer, kept, kept_pairs[index]))
         if neurons is not None:
             kept = dataclasses.replace(kept, ffn=_kept_neurons(checkpoint, kept, neurons))
         if index in kept_experts or index in kept_neurons:
@@ -343,6 +352,19 @@ def _kept_values(layer: LayerConfig, kept: KeptLayer, count: int) -> KeptOfAtten
     if not isinstance(kept.attention, KeptAttention):
         return kept.attention
     return dataclasses.replace(kept.attention, value_dims=tuple(range(count)))
+
+
+def _kept_pairs(
+    layer: LayerConfig, kept: KeptLayer, pairs: Sequence[int]
+) -> KeptOfAttention | None:
+    """What stays of the attention of one layer with those rotary pairs."""
+    where = f"rotary_pairs: layer {kept.source}"
+    count = 0
+    if isinstance(layer.attention, AttentionConfig):
+        count = part_count(layer.attention, "rotary_pairs")
+    if not count or not isinstance(kept.attention, KeptAttention):
+        raise RecipeError(f"{where} has no rotary pairs of which some may go")
+    return dataclasses.replace(kept.attention, rotary_pairs=_units(where, pairs, count))
 
 
 def _kept_neurons(

@@ -84,8 +84,8 @@ def plan(
         What a budget of time is for: the type of the packed weights, and ``decode`` or
         ``prefill``. ``threads`` are those that it runs on.
     structures
-        What may go: some of layers, attention, ffn, kv_groups, heads, experts, neurons. Of each
-        expert that stays one neuron stays.
+        What may go: some of layers, attention, ffn, kv_groups, heads, value_dims, rotary_pairs,
+        experts, neurons. Of each expert that stays one neuron stays.
     links
         Whether constants and linear maps may stand in for layers and sub-blocks, where held-out
         text says that they are worth their weight; with the criterion greedy_loss.
@@ -128,7 +128,7 @@ def plan(
         raise ConfigError(
             "plan: give either keep or max_bytes or speedup or decode_tokens_per_second"
         )
-    wanted = check_structures(tuple(structures))
+    wanted = check_structures(tuple(structures), checkpoint.config)
     if criterion is None:
         criterion = default_criterion(checkpoint.config, wanted)
     if links and (criterion != "greedy_loss" or not set(wanted) <= set(BLOCKS)):

@@ -24,7 +24,7 @@ from slimformer.prune.drafts import TRIAL_WINDOW, Draft, Part, Walk
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.journal import Journal
 from slimformer.prune.outputs import SUB_BLOCKS, SubBlock
-from slimformer.prune.recipe import KeptLayer, keep_all
+from slimformer.prune.recipe import HEAD_PARTS, KeptLayer, keep_all
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import Structure
 from slimformer.prune.windows import split
@@ -72,7 +72,11 @@ def in_nats(scores: Scores, prices: Prices) -> Scores:
                 None if rated.heads is None else rated.heads * attention,
                 None if rated.neurons is None else rated.neurons * ffn,
                 None if rated.experts is None else rated.experts * ffn,
-                value_dims=None if rated.value_dims is None else rated.value_dims * attention,
+                **{
+                    part: None if costs is None else costs * attention
+                    for part in HEAD_PARTS
+                    for costs in (rated.part(part),)
+                },
             )
         )
     return tuple(priced)
@@ -175,7 +179,7 @@ def _usual(prices: Prices) -> float | None:
 def _sub_blocks(structures: tuple[Structure, ...]) -> frozenset[SubBlock]:
     """The sub-blocks that lose something when these structures go."""
     owners: dict[SubBlock, tuple[Structure, ...]] = {
-        "attention": ("layers", "attention", "kv_groups", "heads", "value_dims"),
+        "attention": ("layers", "attention", "kv_groups", "heads", *HEAD_PARTS),
         "ffn": ("layers", "ffn", "experts", "neurons"),
     }
     return frozenset(one for one in SUB_BLOCKS if set(owners[one]) & set(structures))

@@ -1,11 +1,11 @@
 """The recipe: what a pruned model keeps of its source, as pure data.
 
 A recipe names its source by fingerprint and lists, for each layer that stays, the query heads,
-KV heads, entries of value heads, experts and neurons that stay, in the order in which they are
-stored from then on, and the links that stand in for what goes; for the whole model the rows of the
-vocabulary and the channels of the residual stream, if some of them go; and how many of the weights
-left become zero, if any do. It removes nothing itself: ``surgery.apply`` does, and a mask made of
-it does so at run time.
+KV heads, entries of value heads, rotary pairs, experts and neurons that stay, in the order in which
+they are stored from then on, and the links that stand in for what goes; for the whole model the
+rows of the vocabulary and the channels of the residual stream, if some of them go; and how many of
+the weights left become zero, if any do. It removes nothing itself: ``surgery.apply`` does, and a
+mask made of it does so at run time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from slimformer.errors import RecipeError
 from slimformer.prune.indices import check_ascending, from_runs, to_runs
 from slimformer.prune.json_values import fields_of, integer, string, unique
 from slimformer.prune.kept import (
+    HEAD_PARTS,
+    HeadPart,
     KeptAttention,
     KeptExperts,
     KeptFfn,
@@ -37,11 +39,14 @@ from slimformer.prune.kept import (
     keep_heads,
     layer_from_dict,
     layer_to_dict,
+    part_count,
     pick_all,
 )
 from slimformer.prune.zeros.choice import Zeros
 
 __all__ = [
+    "HEAD_PARTS",
+    "HeadPart",
     "KeptAttention",
     "KeptExperts",
     "KeptFfn",
@@ -52,6 +57,7 @@ __all__ = [
     "keep_all",
     "keep_experts",
     "keep_heads",
+    "part_count",
 ]
 
 SCHEMA_VERSION = 1

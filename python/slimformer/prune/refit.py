@@ -47,6 +47,10 @@ class Evidence:
             self.count + other.count,
         )
 
+    def of_columns(self, kept: Columns) -> Evidence:
+        """What it says of a map that reads some of the inputs only."""
+        return Evidence(self.gram[np.ix_(kept, kept)], self.cross[kept], self.energy, self.count)
+
     def error(self, weight: Array) -> float:
         """Mean over the tokens of ``|weight x - y|^2``; weight is [outputs, inputs]."""
         linear = float(np.vdot(weight.T, self.cross))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +14,30 @@ from slimformer.prune.budget import Budget
 from slimformer.prune.expert_neurons import ExpertNeurons
 from slimformer.prune.importance.scores import Scores
 from slimformer.prune.recipe import (
+    HEAD_PARTS,
+    HeadPart,
     KeptAttention,
     KeptExperts,
     KeptFfn,
     KeptLayer,
     keep_all,
     keep_heads,
+    part_count,
 )
 from slimformer.prune.structures import Structure
+
+Counted = HeadPart | Literal["neurons"]
+"""Units of which only the number that is left counts: the cheapest go first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Left:
     """What is left of one layer.
 
-    ``heads`` and, as numbers of which the cheapest go first, ``value_dims`` and ``neurons`` are
-    ``None`` where the sub-block is absent or a link, ``experts`` where it is no routed FFN. There
-    ``neurons`` counts those of all experts, of which only those of experts that are left are there.
+    ``heads`` and, as numbers of which the cheapest go first, ``value_dims``, ``rotary_pairs`` and
+    ``neurons`` are ``None`` where the sub-block is absent or a link, pairs also where none may go,
+    and ``experts`` where it is no routed FFN. There ``neurons`` counts those of all experts, of
+    which only those of experts that are left are there.
     """
 
     attention: bool
@@ -38,6 +46,11 @@ class Left:
     neurons: int | None
     experts: frozenset[int] | None = None
     value_dims: int | None = None
+    rotary_pairs: int | None = None
+
+    def part(self, part: HeadPart) -> int | None:
+        """How many of what heads consist of are left."""
+        return self.value_dims if part == "value_dims" else self.rotary_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +87,12 @@ class Remainder:
     def layer_weight(self, index: int, left: Left) -> int:
         """Weight of one layer if that is left of it."""
         attention = self.config.layers[index].attention
-        kv_heads = values_gone = 0
+        kv_heads = 0
+        gone = dict.fromkeys(HEAD_PARTS, 0)
         if left.heads is not None and isinstance(attention, AttentionConfig):
             kv_heads = len({attention.q_to_kv[head] for head in left.heads})
-            values_gone = attention.value_dim - (left.value_dims or 0)
+            for part in HEAD_PARTS:
+                gone[part] = part_count(attention, part) - (left.part(part) or 0)
         neurons = left.neurons or 0
         if left.experts is not None:
             neurons = self._expert_neurons[index].count(left.experts, neurons)
@@ -88,7 +103,8 @@ class Remainder:
             attention=left.attention,
             ffn=left.ffn,
             experts=len(left.experts or ()),
-            values_gone=values_gone,
+            values_gone=gone["value_dims"],
+            pairs_gone=gone["rotary_pairs"],
         )
 
     def saving(self, index: int, left: Left) -> int:
@@ -104,15 +120,17 @@ class Remainder:
         """What is left, as the layers of a recipe."""
         layers = []
         for index, left in enumerate(self.layers):
-            layer = self.config.layers[index]
+            layer, rated = self.config.layers[index], self.scores[index]
             all_of_it = keep_all(index, layer)
             attention = all_of_it.attention if left.attention else None
             if left.heads is not None and isinstance(layer.attention, AttentionConfig):
                 attention = keep_heads(layer.attention, tuple(sorted(left.heads)))
-                if left.value_dims != layer.attention.value_dim:
-                    assert isinstance(attention, KeptAttention)
-                    values = dearest_units(self.scores[index].value_dims, left.value_dims or 0)
-                    attention = dataclasses.replace(attention, value_dims=values)
+                for part in HEAD_PARTS:
+                    count = left.part(part) or 0
+                    if count != part_count(layer.attention, part):
+                        assert isinstance(attention, KeptAttention)
+                        units: dict[str, Any] = {part: dearest_units(rated.part(part), count)}
+                        attention = dataclasses.replace(attention, **units)
             ffn = all_of_it.ffn if left.ffn else None
             start = whole(self.config, index).neurons
             if left.experts is not None:
@@ -131,13 +149,16 @@ def whole(config: ModelConfig, index: int) -> Left:
     """All of one layer."""
     layer = config.layers[index]
     attention, ffn = layer.attention, layer.ffn
+    parts = {}
+    if isinstance(attention, AttentionConfig):
+        parts = {part: part_count(attention, part) or None for part in HEAD_PARTS}
     return Left(
         attention is not None,
         ffn is not None,
         frozenset(range(attention.n_heads)) if isinstance(attention, AttentionConfig) else None,
         ffn.n_neurons if isinstance(ffn, (FfnConfig, RoutedFfnConfig)) else None,
         frozenset(range(len(ffn.experts))) if isinstance(ffn, RoutedFfnConfig) else None,
-        attention.value_dim if isinstance(attention, AttentionConfig) else None,
+        **parts,
     )
 
 
@@ -181,12 +202,20 @@ def layer_moves(
         for expert, cost in enumerate(rated.experts):
             add(float(cost), _drop_expert(expert))
     if "neurons" in structures and rated.neurons is not None:
-        moves.extend(_counted_moves(index, rated.neurons, price.neuron, granule, _drop_neurons))
-    if "value_dims" in structures and rated.value_dims is not None:
-        fewer = _drop_value_dims(1)(start)
-        saving = 0 if fewer is None else remainder.saving(index, fewer)
-        moves.extend(_counted_moves(index, rated.value_dims, saving, granule, _drop_value_dims))
+        moves.extend(_counted_moves(index, rated.neurons, price.neuron, granule, "neurons"))
+    for part in HEAD_PARTS:
+        costs = rated.part(part)
+        if part in structures and costs is not None and start.part(part) is not None:
+            fewer = _drop(part, 1)(start)
+            saving = 0 if fewer is None else remainder.saving(index, fewer)
+            step = part_granule(part, granule)
+            moves.extend(_counted_moves(index, costs, saving, step, part))
     return moves
+
+
+def part_granule(part: HeadPart, granule: int) -> int:
+    """How many go together where of what has one entry each ``granule`` do."""
+    return max(1, granule // 2) if part == "rotary_pairs" else granule
 
 
 def _counted_moves(
@@ -194,11 +223,11 @@ def _counted_moves(
     scores: npt.NDArray[np.float64],
     weight: float,
     granule: int,
-    drop: Callable[[int], Callable[[Left], Left | None]],
+    counted: Counted,
 ) -> list[Move]:
     """Units in ascending order of cost, in granules that leave multiples of ``granule``.
 
-    ``weight`` is that of one unit, ``drop`` makes a move of how many of them go.
+    ``weight`` is that of one unit.
     """
     ascending = np.sort(scores)
     moves = []
@@ -206,7 +235,7 @@ def _counted_moves(
     while start < len(ascending):
         end = start + ((len(ascending) - start) % granule or granule)
         ratio = float(ascending[start:end].mean()) / max(1.0, weight)
-        moves.append(Move(index, ratio, drop(end - start)))
+        moves.append(Move(index, ratio, _drop(counted, end - start)))
         start = end
     return moves
 
@@ -218,7 +247,7 @@ def _drop_layer(left: Left) -> Left | None:
 def _drop_attention(left: Left) -> Left | None:
     if not left.attention:
         return None
-    return dataclasses.replace(left, attention=False, heads=None, value_dims=None)
+    return Left(False, left.ffn, None, left.neurons, left.experts)
 
 
 def _drop_ffn(left: Left) -> Left | None:
@@ -243,19 +272,12 @@ def _drop_expert(expert: int) -> Callable[[Left], Left | None]:
     return apply
 
 
-def _drop_value_dims(count: int) -> Callable[[Left], Left | None]:
+def _drop(counted: Counted, count: int) -> Callable[[Left], Left | None]:
     def apply(left: Left) -> Left | None:
-        if left.value_dims is None or left.value_dims <= count:
+        there = left.neurons if counted == "neurons" else left.part(counted)
+        if there is None or there <= count:
             return None
-        return dataclasses.replace(left, value_dims=left.value_dims - count)
-
-    return apply
-
-
-def _drop_neurons(count: int) -> Callable[[Left], Left | None]:
-    def apply(left: Left) -> Left | None:
-        if left.neurons is None or left.neurons <= count:
-            return None
-        return dataclasses.replace(left, neurons=left.neurons - count)
+        fewer: dict[str, Any] = {counted: there - count}
+        return dataclasses.replace(left, **fewer)
 
     return apply

@@ -42,7 +42,7 @@ from slimformer.prune.stream import (
     precision,
     sub_block_engine,
 )
-from slimformer.prune.surgery import Entries, kept_columns
+from slimformer.prune.surgery import Entries, kept_columns, with_pairs
 from slimformer.prune.windows import in_parts
 
 Array = npt.NDArray[np.float64]
@@ -254,33 +254,46 @@ class _Repair:
         """Solve for the projection whose output takes the pruned stream to ``wanted``.
 
         It has to make up for two things, each with a damping of its own: what the removed
-        columns added, which the kept ones know much of, and the drift of the layers before,
-        which they know little of.
+        columns added and the kept ones have lost with rotary pairs, which these know much of, and
+        the drift of the layers before, which they know little of.
         """
         name = f"layers.{index}.{PROJECTIONS[sub_block]}"
         layer = self.dense.config.layers[source]
         kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
         output = Output(self.dense, source, sub_block)
         weight = output.stream_weight
-        inputs = np.empty((*self.stream.shape[:2], weight.shape[1]), np.float32)
+        channels, width = weight.shape
+        inputs = np.empty((*self.stream.shape[:2], width), np.float32)
         engine = self._engine(self.dense, source, sub_block)
+        pairs = self.recipe.layers[index].rotary_pairs if sub_block == "attention" else None
+        narrower = None
+        if pairs is not None:
+            narrower = self._engine(with_pairs(self.dense, source, pairs), source, sub_block)
         tap = TAPS[sub_block]
 
         def evidence_of(part: slice) -> tuple[Evidence, Evidence]:
             """The evidence of one part; its sums take a gigabyte in wide layers, and go with it."""
-            channels, width = weight.shape
-            sums = EvidenceSums(width, channels, 1, self._products, self.threads)
+            wishes = 1 if narrower is None else 2
+            sums = EvidenceSums(width, channels, wishes, self._products, self.threads)
             for rows, after, captured in chunks(engine, self.read[part], capture=[tap]):
                 there = slice(part.start + rows.start, part.start + rows.stop)
                 target = wanted[there]
                 divisors = output.divisors(self.stream[there], captured[tap])
                 ends = grown(self.stream[there], self.read[there], after)
-                drift = (target - ends) * divisors
+                wanted_of = [(target - ends) * divisors]  # the drift
                 inputs[there] = captured[tap]
-                sums.add(inputs[there], (drift,), inverse_lengths(target) / divisors)
-            (of_all,) = sums.evidence()
-            check_evidence(name, of_all)
-            return for_kept(of_all, weight, kept)
+                if narrower is not None:
+                    ((_, _, left),) = chunks(narrower, self.read[there], capture=[tap])
+                    inputs[there] = left[tap]
+                    still = left[tap][..., kept] @ weight[:, kept].T
+                    wanted_of.append(captured[tap] @ weight.T - still)
+                sums.add(inputs[there], tuple(wanted_of), inverse_lengths(target) / divisors)
+            found = sums.evidence()
+            check_evidence(name, *found)
+            if narrower is None:
+                return for_kept(found[0], weight, kept)
+            drift, lost = (one.of_columns(kept) for one in found)
+            return lost, drift
 
         # By wish; what is known of one goes when it is met.
         wishes = [list(parts) for parts in zip(*map(evidence_of, self.parts), strict=True)]
@@ -300,7 +313,8 @@ class _Repair:
         name = f"layers.{index}.{PROJECTIONS[sub_block]}"
         layer = self.dense.config.layers[source]
         kept = kept_columns(layer, self.recipe.layers[index])[sub_block]
-        inputs = self._inputs(self.dense, source, sub_block)
+        without_pairs = with_pairs(self.dense, source, self.recipe.layers[index].rotary_pairs)
+        inputs = self._inputs(without_pairs, source, sub_block)
         moments = Moments(inputs.shape[-1], gram=True, threads=self.threads)
         moments.update(inputs.reshape(-1, inputs.shape[-1]))
         check_finite(name, moments.sum)

@@ -1,10 +1,11 @@
 """Which axes of which tensors move together when a structure goes.
 
 A query head is rows of ``q`` and columns of ``o``; a KV head is rows of ``k`` and ``v``; an entry
-of the values is a row of each KV head of ``v`` and a column of each query head of ``o``; a neuron
-is a row of ``gate`` (if there is one) and of ``up`` and a column of ``down``; an expert is a row of
-``router`` and all its neurons. Biases follow the rows, and so do the weights of norms over the
-whole width of queries or keys.
+of the values is a row of each KV head of ``v`` and a column of each query head of ``o``; a rotary
+pair is two rows of each head of ``q`` and of each KV head of ``k``; a neuron is a row of ``gate``
+(if there is one) and of ``up`` and a column of ``down``; an expert is a row of ``router`` and all
+its neurons. Biases follow the rows, and so do the weights of norms over the whole width of queries
+or keys.
 Whole sub-blocks and layers own all tensors below their prefix. A token is a row of the embedding
 and of the head, which are one where it is tied. A channel of the residual stream is a column of
 all that reads it, a row of all that writes to it, and an entry of the norms between.
@@ -13,10 +14,14 @@ all that reads it, a row of all that writes to it, and an entry of the norms bet
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from slimformer.config import (
     AttentionConfig,
@@ -26,10 +31,27 @@ from slimformer.config import (
     RoutedFfnConfig,
 )
 from slimformer.errors import ConfigError
-from slimformer.prune.recipe import KeptAttention, KeptExperts, KeptFfn, KeptLayer, NewLink
+from slimformer.prune.recipe import (
+    HEAD_PARTS,
+    HeadPart,
+    KeptAttention,
+    KeptExperts,
+    KeptFfn,
+    KeptLayer,
+    NewLink,
+    part_count,
+)
 
 Structure = Literal[
-    "layers", "attention", "ffn", "kv_groups", "heads", "value_dims", "experts", "neurons"
+    "layers",
+    "attention",
+    "ffn",
+    "kv_groups",
+    "heads",
+    "value_dims",
+    "rotary_pairs",
+    "experts",
+    "neurons",
 ]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
@@ -61,14 +83,14 @@ Rate = Callable[[str], int]
 class Axis:
     """One axis that a unit owns a stretch of: ``width`` entries of ``axis``, unit by unit.
 
-    ``of_values`` says that the entries in a stretch are those of a value.
+    ``parts`` says what the entries in a stretch belong to, if some of them may go.
     """
 
     part: str  # name below the sub-block's prefix, e.g. "q.weight"
     axis: int
     width: int
     unit: UnitAxis
-    of_values: bool = False
+    parts: HeadPart | None = None
 
 
 def channel_axes(name: str, dimensions: int) -> tuple[int, ...]:
@@ -88,25 +110,47 @@ def channel_axes(name: str, dimensions: int) -> tuple[int, ...]:
 
 
 def attention_axes(attention: AttentionConfig) -> tuple[Axis, ...]:
-    """Axes that heads and KV heads own, and entries of the values a part of each stretch."""
+    """Axes that heads and KV heads own, and what heads consist of a part of each stretch."""
+    keys, values = attention.head_dim, attention.value_dim
     axes = [
-        Axis("q.weight", 0, attention.head_dim, "heads"),
-        Axis("k.weight", 0, attention.head_dim, "kv_heads"),
-        Axis("v.weight", 0, attention.value_dim, "kv_heads", of_values=True),
-        Axis("o.weight", 1, attention.value_dim, "heads", of_values=True),
+        Axis("q.weight", 0, keys, "heads", "rotary_pairs"),
+        Axis("k.weight", 0, keys, "kv_heads", "rotary_pairs"),
+        Axis("v.weight", 0, values, "kv_heads", "value_dims"),
+        Axis("o.weight", 1, values, "heads", "value_dims"),
     ]
     if attention.qkv_bias:
         axes += [
-            Axis("q.bias", 0, attention.head_dim, "heads"),
-            Axis("k.bias", 0, attention.head_dim, "kv_heads"),
-            Axis("v.bias", 0, attention.value_dim, "kv_heads", of_values=True),
+            Axis("q.bias", 0, keys, "heads", "rotary_pairs"),
+            Axis("k.bias", 0, keys, "kv_heads", "rotary_pairs"),
+            Axis("v.bias", 0, values, "kv_heads", "value_dims"),
         ]
     if attention.qk_norm == "width":
         axes += [
-            Axis("q_norm.weight", 0, attention.head_dim, "heads"),
-            Axis("k_norm.weight", 0, attention.head_dim, "kv_heads"),
+            Axis("q_norm.weight", 0, keys, "heads", "rotary_pairs"),
+            Axis("k_norm.weight", 0, keys, "kv_heads", "rotary_pairs"),
         ]
     return tuple(axes)
+
+
+def part_entries(attention: AttentionConfig, part: HeadPart) -> npt.NDArray[np.intp]:
+    """Where in a head the parts are of which some may go, [parts, entries of each]."""
+    count = part_count(attention, part)
+    if part == "value_dims":
+        return np.arange(count)[:, None]
+    return np.arange(2 * count).reshape(2, count).T
+
+
+def kept_entries(
+    attention: AttentionConfig, kept: KeptAttention, part: HeadPart | None
+) -> tuple[int, ...] | None:
+    """Entries of a stretch that stay; ``None``: all of them."""
+    units = None if part is None else kept.parts.get(part)
+    if part is None or units is None:
+        return None
+    entries = part_entries(attention, part)
+    width = attention.value_dim if part == "value_dims" else attention.head_dim
+    others = np.arange(entries.size, width)  # those that do not rotate
+    return tuple(np.concatenate([entries[list(units)].T.reshape(-1), others]).tolist())
 
 
 def ffn_axes(ffn: FfnConfig | RoutedFfnConfig) -> tuple[Axis, ...]:
@@ -127,10 +171,16 @@ def _axes_of_experts(ffn: RoutedFfnConfig) -> Iterator[Axis]:
 def pruned_attention(attention: AttentionConfig, kept: KeptAttention) -> AttentionConfig:
     """The shape of what stays; ``q_to_kv`` counts the KV heads that stay."""
     position = {kv: i for i, kv in enumerate(kept.kv_heads)}
+    rope, head_dim = attention.rope, attention.head_dim
+    if rope is not None and kept.rotary_pairs is not None:
+        head_dim -= rope.rotary_dim - 2 * len(kept.rotary_pairs)
+        rope = rope.only(kept.rotary_pairs)
     return dataclasses.replace(
         attention,
         n_heads=len(kept.heads),
         n_kv_heads=len(kept.kv_heads),
+        head_dim=head_dim,
+        rope=rope,
         value_dim=attention.value_dim if kept.value_dims is None else len(kept.value_dims),
         q_to_kv=tuple(position[attention.q_to_kv[head]] for head in kept.heads),
     )
@@ -179,10 +229,12 @@ class Price(Protocol):
         ffn: bool,
         experts: int = 0,
         values_gone: int = 0,
+        pairs_gone: int = 0,
     ) -> int:
         """Weight of a layer with that many units and those sub-blocks.
 
-        ``values_gone`` is how many entries each value head has lost.
+        ``values_gone`` is how many entries each value head has lost, ``pairs_gone`` how many
+        rotary pairs each query and key head.
         """
 
 
@@ -193,7 +245,8 @@ class LayerPrice:
     ``attention`` and ``ffn`` are what a sub-block weighs apart from its units: norm, output
     bias, or all of a link. The others are the weight of one unit;
     of an expert it is what its neurons leave, its row of the router. ``head_value`` and
-    ``kv_value`` are what an entry of the values is of each head and of each KV head.
+    ``kv_value`` are what an entry of the values is of each head and of each KV head, ``head_pair``
+    and ``kv_pair`` what a rotary pair is.
     """
 
     attention: int
@@ -204,6 +257,8 @@ class LayerPrice:
     expert: int = 0
     head_value: int = 0
     kv_value: int = 0
+    head_pair: int = 0
+    kv_pair: int = 0
 
     def of(
         self,
@@ -215,12 +270,14 @@ class LayerPrice:
         ffn: bool,
         experts: int = 0,
         values_gone: int = 0,
+        pairs_gone: int = 0,
     ) -> int:
         """See Price."""
         total = 0
         if attention:
-            total += self.attention + heads * (self.head - values_gone * self.head_value)
-            total += kv_heads * (self.kv_head - values_gone * self.kv_value)
+            head = self.head - values_gone * self.head_value - pairs_gone * self.head_pair
+            kv_head = self.kv_head - values_gone * self.kv_value - pairs_gone * self.kv_pair
+            total += self.attention + heads * head + kv_heads * kv_head
         units = neurons * self.neuron + experts * self.expert
         return total + (self.ffn + units if ffn else 0)
 
@@ -236,7 +293,7 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
     unit_of = {axis.part: axis for axis in axes}
     weight = dict.fromkeys(("attention", "ffn", *get_args(UnitAxis)), 0)
     units = _unit_counts(layer)
-    of_values = {"heads": 0, "kv_heads": 0}
+    parts = dict.fromkeys(itertools.product(("heads", "kv_heads"), HEAD_PARTS), 0)
     prefix = f"layers.{index}."
     for name, shape in config.tensor_shapes().items():
         if not name.startswith(prefix):
@@ -247,9 +304,9 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
             weight[sub_block] += math.prod(shape) * rate(name)
         else:
             weight[axis.unit] += math.prod(shape) * rate(name)
-            if axis.of_values:
-                entries = units[axis.unit] * axis.width
-                of_values[axis.unit] += math.prod(shape) // entries * rate(name)
+            if axis.parts is not None:
+                entry = math.prod(shape) // (units[axis.unit] * axis.width) * rate(name)
+                parts[axis.unit, axis.parts] += entry * (2 if axis.parts == "rotary_pairs" else 1)
     one = {unit: weight[unit] // count for unit, count in units.items()}
     return LayerPrice(
         attention=weight["attention"],
@@ -258,8 +315,10 @@ def layer_price(config: ModelConfig, index: int, rate: Rate) -> LayerPrice:
         ffn=weight["ffn"],
         neuron=one.get("neurons", 0),
         expert=one.get("experts", 0),
-        head_value=of_values["heads"],
-        kv_value=of_values["kv_heads"],
+        head_value=parts["heads", "value_dims"],
+        kv_value=parts["kv_heads", "value_dims"],
+        head_pair=parts["heads", "rotary_pairs"],
+        kv_pair=parts["kv_heads", "rotary_pairs"],
     )
 
 
@@ -280,12 +339,32 @@ def parameters_price(config: ModelConfig, index: int) -> LayerPrice:
     return layer_price(config, index, lambda name: 1)
 
 
-def check_structures(structures: tuple[str, ...]) -> tuple[Structure, ...]:
-    """The structures by name, without repetitions, in the order of ``STRUCTURES``."""
+def check_structures(structures: tuple[str, ...], config: ModelConfig) -> tuple[Structure, ...]:
+    """The structures by name, without repetitions, in the order of ``STRUCTURES``.
+
+    Raises
+    ------
+    ConfigError
+        Unknown ones, none, or rotary pairs of a model that has none that may go.
+    """
     unknown = sorted(set(structures) - set(STRUCTURES))
     if unknown or not structures:
         raise ConfigError(
             f"structures: expected some of {', '.join(STRUCTURES)}, found "
             f"{', '.join(unknown) or 'none'}"
         )
+    if "rotary_pairs" in structures:
+        check_rotary_pairs(config)
     return tuple(structure for structure in STRUCTURES if structure in structures)
+
+
+def check_rotary_pairs(config: ModelConfig) -> None:
+    """Raise ConfigError unless some layer has rotary pairs that may go."""
+    attentions = [a for layer in config.layers if isinstance(a := layer.attention, AttentionConfig)]
+    if not any(part_count(attention, "rotary_pairs") for attention in attentions):
+        rotates = any(attention.rope is not None for attention in attentions)
+        why = "norms of single heads count all entries" if rotates else "no layer rotates"
+        raise ConfigError(
+            f"rotary_pairs: none may go from this {config.family} model: {why}; choose other "
+            "structures, such as heads"
+        )

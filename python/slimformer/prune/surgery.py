@@ -21,6 +21,7 @@ from slimformer.prune.recipe import (
     KeptLayer,
     NewLink,
     Recipe,
+    keep_all,
 )
 from slimformer.prune.structures import (
     VOCABULARY_TENSORS,
@@ -28,6 +29,7 @@ from slimformer.prune.structures import (
     attention_axes,
     channel_axes,
     ffn_axes,
+    kept_entries,
     pruned_layer,
 )
 from slimformer.prune.vocabulary.description import Description
@@ -90,6 +92,29 @@ def apply(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     )
 
 
+def with_pairs(checkpoint: Checkpoint, index: int, pairs: tuple[int, ...] | None) -> Checkpoint:
+    """The model whose layer ``index`` has these rotary pairs alone; ``None``: all of them.
+
+    Unlike units that a projection reads, pairs shape what others give: to see what is left of an
+    attention without them it has to run without them.
+    """
+    layers = list(checkpoint.config.layers)
+    whole = keep_all(index, layers[index])
+    if pairs is None or not isinstance(whole.attention, KeptAttention):
+        return checkpoint
+    kept = dataclasses.replace(whole.attention, rotary_pairs=pairs)
+    attention = layers[index].attention
+    assert isinstance(attention, AttentionConfig)
+    prefix = f"layers.{index}.attention."
+    tensors = {
+        prefix + part: _cut(checkpoint.tensors[prefix + part], axis.axis, entries)
+        for part, (axis, entries) in _cuts_of_attention(attention, kept).items()
+    }
+    layers[index] = pruned_layer(layers[index], dataclasses.replace(whole, attention=kept))
+    config = dataclasses.replace(checkpoint.config, layers=tuple(layers))
+    return dataclasses.replace(checkpoint, config=config, tensors={**checkpoint.tensors, **tensors})
+
+
 def unit_entries(
     units: tuple[int, ...], width: int, entries: tuple[int, ...] | None = None
 ) -> Entries:
@@ -139,11 +164,7 @@ def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[
         cuts["attention"] = {}
         if isinstance(kept.attention, KeptAttention):
             assert isinstance(layer.attention, AttentionConfig)
-            stays = {"heads": kept.attention.heads, "kv_heads": kept.attention.kv_heads}
-            for axis in attention_axes(layer.attention):
-                own = kept.attention.value_dims if axis.of_values else None
-                entries = unit_entries(stays[axis.unit], axis.width, own)
-                cuts["attention"][axis.part] = (axis, entries)
+            cuts["attention"] = _cuts_of_attention(layer.attention, kept.attention)
     if kept.ffn is not None and not isinstance(kept.ffn, NewLink):
         cuts["ffn"] = {}
         if isinstance(kept.ffn, KeptFfn):
@@ -153,6 +174,17 @@ def _cuts(checkpoint: Checkpoint, kept: KeptLayer) -> dict[str, dict[str, tuple[
         if isinstance(kept.ffn, KeptExperts):
             assert isinstance(layer.ffn, RoutedFfnConfig)
             cuts["ffn"] = _cuts_of_experts(layer.ffn, kept.ffn)
+    return cuts
+
+
+def _cuts_of_attention(
+    attention: AttentionConfig, kept: KeptAttention
+) -> dict[str, tuple[Axis, Entries]]:
+    stays = {"heads": kept.heads, "kv_heads": kept.kv_heads}
+    cuts = {}
+    for axis in attention_axes(attention):
+        own = kept_entries(attention, kept, axis.parts)
+        cuts[axis.part] = (axis, unit_entries(stays[axis.unit], axis.width, own))
     return cuts
 
 

@@ -104,7 +104,8 @@ def score_model(
                 progress=progress,
             )
         else:
-            scores = _stream(checkpoint, windows, criterion, journal, threads, progress)
+            pairs = "rotary_pairs" in structures
+            scores = _stream(checkpoint, windows, criterion, pairs, journal, threads, progress)
     check_scores(scores, layers)
     return scores
 
@@ -113,6 +114,7 @@ def _stream(
     checkpoint: Checkpoint,
     windows: Windows,
     criterion: str,
+    pairs: bool,
     journal: Journal | None,
     threads: int,
     progress: Progress,
@@ -128,7 +130,13 @@ def _stream(
     if hidden is None:
         hidden = embed(checkpoint, windows)
     flow = layer_statistics(
-        checkpoint, hidden, first=first, inputs=inputs, threads=threads, progress=progress
+        checkpoint,
+        hidden,
+        first=first,
+        inputs=inputs,
+        pairs=pairs,
+        threads=threads,
+        progress=progress,
     )
     for index, statistics in enumerate(flow, first):
         scores.append(score(checkpoint, index, statistics))

@@ -8,7 +8,8 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.prune.importance.scores import LayerScores, sum_groups
-from slimformer.prune.structures import Axis, attention_axes, ffn_axes
+from slimformer.prune.recipe import HeadPart
+from slimformer.prune.structures import Axis, attention_axes, ffn_axes, part_entries
 
 Array = npt.NDArray[np.float64]
 
@@ -20,7 +21,7 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
     and values, an expert its neurons and its row of the router.
     """
     layer = checkpoint.config.layers[index]
-    heads = groups = values = neurons = experts = None
+    heads = groups = values = pairs = neurons = experts = None
     attention = ffn = None
     if isinstance(layer.attention, AttentionConfig):
         axes = attention_axes(layer.attention)
@@ -28,7 +29,8 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
         heads = _norms(checkpoint, prefix, axes, "heads", layer.attention.n_heads)
         groups = sum_groups(layer.attention, heads)
         groups += _norms(checkpoint, prefix, axes, "kv_heads", layer.attention.n_kv_heads)
-        values = _of_values(checkpoint, prefix, axes, layer.attention.value_dim)
+        values = _of_parts(checkpoint, prefix, axes, layer.attention, "value_dims")
+        pairs = _of_parts(checkpoint, prefix, axes, layer.attention, "rotary_pairs")
         attention = float(groups.sum())
     if isinstance(layer.ffn, FfnConfig):
         prefix = f"layers.{index}.ffn."
@@ -47,20 +49,25 @@ def score(checkpoint: Checkpoint, index: int) -> LayerScores:
         neurons = np.concatenate(own)
         ffn = float(experts.sum())
     whole = None if attention is None and ffn is None else (attention or 0.0) + (ffn or 0.0)
-    return LayerScores(whole, attention, ffn, groups, heads, neurons, experts, values)
+    return LayerScores(whole, attention, ffn, groups, heads, neurons, experts, values, pairs)
 
 
-def _of_values(
-    checkpoint: Checkpoint, prefix: str, axes: tuple[Axis, ...], value_dim: int
-) -> Array:
-    """Squared norm of what each entry of the values owns, [value_dim]."""
-    total = np.zeros(value_dim)
+def _of_parts(
+    checkpoint: Checkpoint,
+    prefix: str,
+    axes: tuple[Axis, ...],
+    attention: AttentionConfig,
+    part: HeadPart,
+) -> Array | None:
+    """Squared norm of what each of these owns in all heads, [parts]; none where none may go."""
+    entries = part_entries(attention, part)
+    total = np.zeros(len(entries))
     for axis in axes:
-        if axis.of_values:
+        if axis.parts == part:
             rows = np.moveaxis(checkpoint.read_f32(prefix + axis.part), axis.axis, 0)
-            by_unit = rows.reshape(-1, value_dim, rows[0].size)
-            total += np.einsum("uvi,uvi->v", by_unit, by_unit, dtype=np.float64)
-    return total
+            own = rows.reshape(-1, axis.width, rows[0].size)[:, entries]
+            total += np.einsum("upei,upei->p", own, own, dtype=np.float64)
+    return total if len(total) else None
 
 
 def _norms(

@@ -39,7 +39,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     its turn comes, as a share of the energy of the residual stream. Neurons of an expert are
     compensated by others of that expert, on the tokens that run it. Sub-blocks and experts are
     rated by what they add to the stream: nothing compensates those, and what other experts do for
-    one is seen by a repair only.
+    one is seen by a repair only. So are rotary pairs, by what is another without them.
     """
     layer = checkpoint.config.layers[index]
     heads = groups = values = neurons = experts = None
@@ -68,6 +68,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         neurons,
         experts,
         values,
+        statistics.pairs,
     )
 
 

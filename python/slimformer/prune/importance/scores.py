@@ -12,6 +12,7 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Tensor
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, RoutedFfnConfig
 from slimformer.errors import DataError
+from slimformer.prune.recipe import HEAD_PARTS, HeadPart, part_count
 
 Array = npt.NDArray[np.float64]
 
@@ -33,6 +34,11 @@ class LayerScores:
     neurons: Array | None = None  # [n_neurons], of experts one after another
     experts: Array | None = None  # [n_experts]
     value_dims: Array | None = None  # [value_dim], of all heads of the layer
+    rotary_pairs: Array | None = None  # [pairs], likewise; None also where they were not asked for
+
+    def part(self, part: HeadPart) -> Array | None:
+        """What each of those costs that heads consist of."""
+        return self.value_dims if part == "value_dims" else self.rotary_pairs
 
     def pack(self, prefix: str) -> dict[str, npt.NDArray[np.float32]]:
         """The scores bit for bit as pairs of float32, which files of tensors can hold."""
@@ -82,9 +88,11 @@ def check_scores(scores: Scores, layers: tuple[LayerConfig, ...]) -> None:
         if rated.kv_groups is not None:
             assert isinstance(layer.attention, AttentionConfig)
             assert rated.kv_groups.shape == (layer.attention.n_kv_heads,)
-        if rated.value_dims is not None:
-            assert isinstance(layer.attention, AttentionConfig)
-            assert rated.value_dims.shape == (layer.attention.value_dim,)
+        for part in HEAD_PARTS:
+            costs = rated.part(part)
+            if costs is not None:
+                assert isinstance(layer.attention, AttentionConfig)
+                assert costs.shape == (part_count(layer.attention, part),)
         if rated.neurons is not None:
             assert isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig))
             assert rated.neurons.shape == (layer.ffn.n_neurons,)

@@ -14,6 +14,7 @@ from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.engine import Moments
 from slimformer.progress import Progress, silent
 from slimformer.prune.expert_rows import ExpertRows
+from slimformer.prune.importance.pairs import pair_changes
 from slimformer.prune.outputs import Output
 from slimformer.prune.stream import Hidden, chunks, inverse_lengths, layer_engine
 
@@ -57,6 +58,7 @@ class LayerStatistics:
     neurons: Inputs | None  # inputs of the down-projection, or of the experts', weighted
     experts: Inputs | None  # lengths of what experts add
     expert_rows: ExpertRows | None  # what each expert's down-projection reads; with Gram matrices
+    pairs: Array | None  # what the stream lacks without each rotary pair; where asked for
 
 
 def layer_statistics(
@@ -65,6 +67,7 @@ def layer_statistics(
     *,
     first: int = 0,
     inputs: Literal["none", "norms", "grams"],
+    pairs: bool = False,
     threads: int = 0,
     progress: Progress = silent,
 ) -> Iterator[LayerStatistics]:
@@ -74,12 +77,14 @@ def layer_statistics(
     is done it is the one that leaves it. ``inputs`` says how much to learn of the projections'
     inputs: nothing, the mean squares or the Gram matrices too. All neurons of a layer's experts
     would have too large a one: for each expert its own is made when it is asked for, of its rows.
+    ``pairs`` asks for what rotary pairs do.
     """
     n_layers = len(checkpoint.config.layers)
     for index in range(first, n_layers):
         progress("measure layers", index, n_layers)
         # Held by the caller alone: the Gram matrix of a wide layer takes a gigabyte.
-        yield _pass_layer(checkpoint, index, hidden, inputs, threads)
+        of_pairs = pair_changes(checkpoint, index, hidden, threads=threads) if pairs else None
+        yield _pass_layer(checkpoint, index, hidden, inputs, of_pairs, threads)
     progress("measure layers", n_layers, n_layers)
 
 
@@ -88,6 +93,7 @@ def _pass_layer(
     index: int,
     hidden: Hidden,
     inputs: Literal["none", "norms", "grams"],
+    of_pairs: Array | None,
     threads: int,
 ) -> LayerStatistics:
     """Statistics of one layer; ``hidden`` is moved through it."""
@@ -133,6 +139,7 @@ def _pass_layer(
         _inputs(moments.get("ffn_neurons"), gram and isinstance(layer.ffn, FfnConfig)),
         _inputs(moments.get("ffn_experts"), gram=False),
         expert_rows,
+        of_pairs,
     )
 
 

@@ -2,9 +2,8 @@
 
 This file goes with a model that Slimformer exported and needs nothing but torch and transformers.
 ``config.json`` says under ``slimformer`` what the model is, and what each layer: its heads and
-which KV head each of them reads, its neurons, or those of each of its experts, or a link in
-place of either, which is a linear map or a constant; ``null`` is a sub-block that was removed. What
-is not said there has the default that it has here.
+which KV head each reads, its neurons, or those of each expert, or a link in place of either, a
+linear map or a constant; ``null`` is a sub-block that went. What is not said has its default here.
 """
 
 from __future__ import annotations
@@ -204,8 +203,7 @@ class Layer(nn.Module):
             if part is None:
                 continue
             self.places[kind] = part.get("norm_place", "before")
-            reads = part.get("link") != "constant"
-            if reads and self.places[kind] in ("before", "both"):
+            if part.get("link") != "constant" and self.places[kind] in ("before", "both"):
                 setattr(self, norm, Norm(config))
             if self.places[kind] != "before":
                 setattr(self, post_norm, Norm(config))
@@ -287,10 +285,9 @@ class Step:
 
 def inverse_frequencies(rope: dict[str, Any], length: int) -> Tensor:
     """Radians per position of each rotary pair in a text of that length, [rotary_dim / 2]."""
-    kept = rope.get("kept")
-    if kept is not None:  # pairs that went have left those of the others as they were
-        trained = {**rope, "rotary_dim": kept["trained_dim"], "kept": None}
-        return inverse_frequencies(trained, length)[kept["pairs"]]
+    if rope.get("kept"):  # pairs that went have left those of the others as they were
+        trained = {**rope, "rotary_dim": rope["kept"]["trained_dim"], "kept": None}
+        return inverse_frequencies(trained, length)[rope["kept"]["pairs"]]
     dim, theta, scaling = rope["rotary_dim"], rope["theta"], rope["scaling"] or {"type": None}
     plain = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     kind, factor = scaling["type"], scaling.get("factor")

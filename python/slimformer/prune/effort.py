@@ -32,7 +32,7 @@ class Work:
 
 
 _WORK: dict[str, Work] = {
-    "fast": Work(plan_tokens=8192, search_rounds=0, repair_tokens=49152),
+    "fast": Work(plan_tokens=8192, search_rounds=0, repair_tokens=32768),
     "balanced": Work(plan_tokens=16384, search_rounds=2, repair_tokens=163840),
     "thorough": Work(plan_tokens=24576, search_rounds=3, repair_tokens=327680),
 }

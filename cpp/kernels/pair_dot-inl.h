@@ -26,8 +26,7 @@ struct PairDot {
     [[no_unique_address]] Sums sums;
   };
 
-  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n,
-                                             Input& input) noexcept {
+  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int16_t*>(input.steps);
     std::int32_t sums[Sums::kParts];
     QuantiseInput<kGroup, kRotated>(x, n, to, input.scale, sums);

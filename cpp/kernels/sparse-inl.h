@@ -25,9 +25,9 @@ namespace slimformer::kernels {
 namespace {
 namespace sparse {
 
-// What is read is fetched into the L2 cache so far ahead: a microsecond at the rate of memory. Heads,
-// masks and values are each fetched by their own kind, so that together they cover all of the panel
-// that follows this one, or of the one behind it.
+// What is read is fetched into the L2 cache so far ahead: a microsecond at the rate of memory.
+// Heads, masks and values are each fetched by their own kind, so that together they cover all of
+// the panel that follows this one, or of the one behind it.
 constexpr std::size_t kAheadBytes = std::size_t{16} << 10;
 
 struct Shape {

@@ -34,8 +34,7 @@ struct QuadDot {
     [[no_unique_address]] Sums sums;
   };
 
-  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n,
-                                             Input& input) noexcept {
+  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
     auto* to = reinterpret_cast<std::int8_t*>(input.steps);
     std::int32_t sums[Sums::kParts];
     QuantiseInput<kGroup, kRotated>(x, n, to, input.scale, sums);

@@ -110,6 +110,13 @@ def test_loud_channels_are_evened_out_for_int8() -> None:
     assert error(balanced) < error(model) / 4
 
 
+def test_without_text_the_model_writes_some() -> None:
+    model = loud(plain_model())
+    balanced = balance(model, tokens=256, threads=1)
+    assert any(balanced.tensors[name] is not model.tensors[name] for name in model.tensors)
+    np.testing.assert_array_equal(logits(balanced, "f32"), logits(model, "f32"))
+
+
 def test_text_that_cannot_be_used() -> None:
     with pytest.raises(DataError):
         balance(plain_model(), calibration=[])

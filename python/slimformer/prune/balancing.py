@@ -22,6 +22,7 @@ from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
 from slimformer.prune.evidence import check_finite
 from slimformer.prune.outputs import SUB_BLOCKS, SubBlock, normed
+from slimformer.prune.sample import sample_calibration
 from slimformer.prune.stream import Hidden, chunks, embed, layer_engine
 from slimformer.prune.structures import channel_axes
 
@@ -61,13 +62,17 @@ def balance(
     calibration, seed
         As for ``plan``.
     tokens
-        About how many tokens to measure on.
+        About how many tokens to measure on, and for the model to write where there is no text.
 
     Raises
     ------
     DataError
         Calibration text that cannot be used.
     """
+    if calibration is None and checkpoint.config.causal:
+        calibration = sample_calibration(
+            checkpoint, tokens=tokens, seed=seed, threads=threads, progress=progress
+        )
     windows = calibration_windows(checkpoint, calibration, tokens, seed, threads, progress)
     hidden = embed(checkpoint, windows)
     balanced = _Balanced(checkpoint)

@@ -20,11 +20,11 @@ from slimformer.checkpoint.checkpoint import Checkpoint, Tensor
 from slimformer.config import FfnConfig, LayerConfig, LinkConfig
 from slimformer.progress import Progress, silent
 from slimformer.prune.calibrate import calibration_windows
+from slimformer.prune.channels.reading import HEAD, readers
 from slimformer.prune.evidence import check_finite
 from slimformer.prune.outputs import SUB_BLOCKS, SubBlock, normed
 from slimformer.prune.sample import sample_calibration
 from slimformer.prune.stream import Hidden, chunks, embed, layer_engine
-from slimformer.prune.structures import channel_axes
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -86,10 +86,10 @@ def balance(
             if name == "neurons":
                 balanced.scale_neurons(f"{prefix}ffn.", squares)
             else:
-                balanced.scale_channels(f"{prefix}{name}.norm", f"{prefix}{name}.", squares)
+                balanced.scale_channels(*readers(checkpoint, prefix + name), squares)
     if checkpoint.config.final_norm and not checkpoint.config.tied_head:
         squares = _mean_square(normed(checkpoint, "final_norm", hidden))
-        balanced.scale_channels("final_norm", "head.", squares)
+        balanced.scale_channels(*readers(checkpoint, HEAD), squares)
     progress("balance layers", len(layers), len(layers))
     return dataclasses.replace(checkpoint, tensors=balanced.tensors)
 
@@ -101,15 +101,10 @@ class _Balanced:
         self.tensors = dict(checkpoint.tensors)
         self._offset = np.float32(checkpoint.config.norm_offset)
 
-    def scale_channels(self, norm: str, prefix: str, squares: Array) -> None:
-        """Multiply what reads a norm of these mean squares, and divide the norm."""
-        readers = [
-            name
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix) and channel_axes(name, len(tensor.shape)) == (1,)
-        ]
-        scales = _scales(squares, (self.tensors[name] for name in readers))
-        for name in readers:
+    def scale_channels(self, matrices: Sequence[str], norm: str, squares: Array) -> None:
+        """Multiply the matrices that read a norm of these mean squares, and divide the norm."""
+        scales = _scales(squares, (self.tensors[name] for name in matrices))
+        for name in matrices:
             self._change(name, lambda weight: weight * scales)
         self._change(
             f"{norm}.weight",

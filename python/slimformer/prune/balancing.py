@@ -159,7 +159,8 @@ def _mean_squares(
     normalised = [name for name in SUB_BLOCKS if _reads_norm(layer, name)]
     engine = layer_engine(checkpoint, index, threads=threads)
     for rows, after, captured in chunks(engine, hidden, capture=capture):
-        streams = {"attention": hidden[rows], "ffn": captured["ffn_input"]}
+        between = hidden[rows] if layer.parallel else captured["ffn_input"]
+        streams = {"attention": hidden[rows], "ffn": between}
         seen: dict[str, Floats] = {
             name: normed(checkpoint, f"layers.{index}.{name}.norm", streams[name])
             for name in normalised

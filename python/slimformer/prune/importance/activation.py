@@ -20,8 +20,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     Column j of a projection W adds ``E[x_j^2] |W_j|^2`` (Wanda's product of activation and
     weight norm, Sun et al. 2023, arXiv 2306.11695, summed over a structure); a head adds that
     of its columns, a sub-block what it adds in fact, and a rotary pair what is another without it.
-    All are relative to the energy of the
-    stream that they are added to, so that layers compare.
+    All are relative to the energy of the stream that they are added to, so that layers compare.
 
     An expert adds the mean over all tokens of ``|p f(x)|^2`` for its output f(x) and its
     probability p, 0 where it does not run: how often it runs times how much it then does, as the

@@ -18,9 +18,10 @@ from slimformer.prune import Recipe, apply, cut_to_text, explicit, prune
 from slimformer.prune.calibrate import LEAST_END, calibration_windows
 from slimformer.tokenizer import Tokenizer
 from slimformer.train import Recovery, Settings, Step, recover
+from slimformer.train.feed import Feed, TeacherWriter
 from slimformer.train.recovery import stream_pairs
 from slimformer.train.schedule import rate
-from slimformer.train.windows import Feed, training_windows
+from slimformer.train.windows import training_windows
 
 TEXT = ["the river of light and the stone engine in the layer of it 0123456789 " * 400]
 QUICK = Settings(tokens=4096, window=64, batch=256, learning_rate=3e-3)
@@ -240,3 +241,22 @@ def test_every_window_is_read_once_before_any_is_read_again() -> None:
     assert (np.sort(read) == np.arange(7)).all()
     assert (read[0] != read[1]).any()
     np.testing.assert_array_equal(feed.batch(5, 4)[:, 0], read.reshape(-1)[5:9])
+
+
+def test_text_read_again_is_written_on_by_the_teacher() -> None:
+    dense, _ = pair()
+    rng = np.random.default_rng(5)
+    windows = rng.integers(0, dense.config.vocab_size, (5, 16)).astype(np.int32)
+    feed = Feed(windows, 3, TeacherWriter(dense, threads=1))
+
+    def epoch(index: int) -> list[list[int]]:
+        return sorted(feed.batch(5 * index, 5).tolist())
+
+    text = sorted(windows.tolist())
+    assert epoch(0) == text
+    for first, second in ((0, 1), (1, 2)):
+        for old, new in zip(epoch(first), epoch(second), strict=True):
+            assert old[:4] == new[:4]
+            assert old[4:] != new[4:]
+    again = Feed(windows, 3, TeacherWriter(dense, threads=1))
+    np.testing.assert_array_equal(again.batch(7, 2), feed.batch(5, 5)[2:4])

@@ -45,7 +45,7 @@ def recover(
         typer.Option(
             metavar="PATH",
             help="Text to read (txt, jsonl, a folder); may repeat. Without any the teacher "
-            "writes some.",
+            "writes some; where it runs out, the teacher writes on.",
         ),
     ] = None,
     output: Annotated[
@@ -109,6 +109,8 @@ def recover(
     recovery.checkpoint.save(target)
     state.unlink(missing_ok=True)
     read = ", ".join(map(str, data)) if data else f"text that the teacher wrote (seed {seed})"
+    if recovery.written:
+        read += f" ({recovery.written:,} of them continuations that the teacher wrote)"
     note = (
         f"Recovered on {recovery.tokens:,} tokens of {read} in {recovery.seconds / 60:.1f} "
         f"minutes; divergence from {teacher} on held-out text {recovery.before:.4f} before, "
@@ -153,6 +155,7 @@ def _tell(recovery: Recovery, target: Path, note: str, *, json: bool) -> None:
             {
                 "output": str(target),
                 "tokens": recovery.tokens,
+                "tokens_written": recovery.written,
                 "seconds": recovery.seconds,
                 "divergence_before": recovery.before,
                 "divergence_after": recovery.after,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -51,24 +54,47 @@ def _sample(
     if checkpoint.tokenizer is None:
         raise DataError(f"{checkpoint.name} has no tokenizer, so it cannot write calibration text")
     tokenizer = Tokenizer(checkpoint.tokenizer)
-    # What is sampled is random anyhow, and batches run at twice the speed.
-    engine = Engine(checkpoint, weights="int8", threads=threads)
     rng = np.random.default_rng(seed)
     steps = min(max(2, -(-tokens // SEQUENCES)), checkpoint.config.max_positions - 1)
-    sessions = [engine.session_for(steps) for _ in range(SEQUENCES)]
     start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
-    first = _first_tokens(tokenizer, rng)
-    sequences = [[*start, token] for token in first]
+    sequences = [[*start, token] for token in _first_tokens(tokenizer, rng)]
+    engine = writing_engine(checkpoint, threads)
+    told = functools.partial(progress, "sample calibration text")
+    return [tokenizer.decode(text) for text in write_on(engine, sequences, steps, rng, told)]
+
+
+def writing_engine(checkpoint: Checkpoint, threads: int) -> Engine:
+    """The model as it writes fastest: what is sampled is random anyhow."""
+    return Engine(checkpoint, weights="int8", threads=threads)
+
+
+def write_on(
+    engine: Engine,
+    beginnings: Sequence[Sequence[int]],
+    steps: int,
+    rng: np.random.Generator,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[int]]:
+    """Texts that begin like this, each with ``steps`` tokens more, sampled at temperature 1.
+
+    Parameters
+    ----------
+    beginnings
+        Tokens of each text, one at least; they are sampled side by side.
+    told
+        Told of each step, and of the last one when it is done.
+    """
+    sequences = [list(beginning) for beginning in beginnings]
+    sessions = [engine.session_for(len(sequence) + steps) for sequence in sequences]
     fed = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
     for step in range(steps):
-        progress("sample calibration text", step, steps)
-        logits = engine.forward(sessions, fed, logits="last")
-        drawn = _draw(logits, rng)
+        told(step, steps)
+        drawn = _draw(engine.forward(sessions, fed, logits="last"), rng)
         for sequence, token in zip(sequences, drawn, strict=True):
             sequence.append(int(token))
         fed = [np.asarray([token], dtype=np.int32) for token in drawn]
-    progress("sample calibration text", steps, steps)
-    return [tokenizer.decode(sequence) for sequence in sequences]
+    told(steps, steps)
+    return sequences
 
 
 def _first_tokens(tokenizer: Tokenizer, rng: np.random.Generator) -> list[int]:

@@ -19,13 +19,13 @@ from slimformer.engine import build_info
 from slimformer.prune.stream import Windows
 from slimformer.train.convert import from_torch, to_torch
 from slimformer.train.divergence import divergence, residual_error
+from slimformer.train.feed import Feed, TeacherWriter
 from slimformer.train.low_rank import add_low_rank, merge_low_rank
 from slimformer.train.memory import kept_memory
 from slimformer.train.schedule import rate
 from slimformer.train.settings import Recovery, Report, Settings, Step
 from slimformer.train.state import load_state, save_state
 from slimformer.train.teacher import make_teacher
-from slimformer.train.windows import Feed
 from slimformer.train.zeros import Zeros
 
 MICRO_TOKENS = 1024
@@ -72,7 +72,9 @@ class Run:
         self.threads = threads
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.low = torch.bfloat16 if _bfloat16(self.device) else torch.float32
-        self.feed = Feed(train, settings.seed)
+        # A GPU reads faster than the engine writes.
+        writer = TeacherWriter(teacher, threads) if self.device.type == "cpu" else None
+        self.feed = Feed(train, settings.seed, writer)
         self.batch = max(1, settings.batch // train.shape[1])
         self.micro = max(1, MICRO_TOKENS // train.shape[1])
         self.module = to_torch(student).to(self.device)
@@ -215,7 +217,8 @@ class Run:
             found = self._held_out_divergence()
             if found < place.before:
                 result, after = rounded, found
-        return Recovery(result, place.tokens, place.seconds, place.before, after)
+        written = self.feed.written(place.windows)
+        return Recovery(result, place.tokens, written, place.seconds, place.before, after)
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.trained().items()}

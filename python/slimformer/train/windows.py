@@ -1,10 +1,8 @@
-"""Text to train on: windows of tokens in a fixed order, some of them held out."""
+"""Text to train on: windows of tokens, some of them held out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
 
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
@@ -25,8 +23,7 @@ HELD_OUT = 8
 
 SAMPLES = 2
 SAMPLE_TOKENS = 32768
-"""Without text the teacher writes so many batches of so many tokens. They are read again and
-again; what that costs shows on those held out."""
+"""Without text the teacher writes so many batches of so many tokens to begin with."""
 
 
 def training_windows(
@@ -69,19 +66,3 @@ def training_windows(
         raise DataError(f"recover: the text does not fill two windows of {window} tokens")
     count = max(1, min(HELD_OUT_TOKENS // window, len(found) // HELD_OUT))
     return found[count:], found[:count]
-
-
-class Feed:
-    """Windows without end: all in an order that the seed decides, then again in another."""
-
-    def __init__(self, windows: Windows, seed: int) -> None:
-        self._windows = windows
-        self._seed = seed
-
-    def batch(self, first: int, count: int) -> Windows:
-        """``count`` windows from the ``first`` of the endless order on, [count, tokens]."""
-        size = len(self._windows)
-        places = range(first, first + count)
-        epochs = {place // size for place in places}
-        orders = {e: np.random.default_rng((self._seed, e)).permutation(size) for e in epochs}
-        return self._windows[[orders[place // size][place % size] for place in places]]

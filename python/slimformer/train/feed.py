@@ -1,0 +1,85 @@
+"""The order in which training reads text, without an end.
+
+Text runs out sooner than time does: two processor cores read half a million tokens in an hour. Read
+a second time it teaches less, as the student knows it; so the teacher then writes on from where
+its windows begin, something else each time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Protocol
+
+import numpy as np
+
+from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.prune.sample import SEQUENCES, write_on, writing_engine
+from slimformer.prune.stream import Windows
+
+BEGINNING = 0.25
+"""Share of a window that is the text's own before the teacher writes on: enough to keep to its
+subject and its manner, little enough that most of it is new."""
+
+
+class Writer(Protocol):
+    """Who writes new text from the beginnings of windows."""
+
+    def __call__(self, windows: Windows, seed: tuple[int, ...]) -> Windows:
+        """Windows of the same shape that begin in the same way."""
+
+
+class TeacherWriter:
+    """The teacher's own continuations (Kim and Rush 2016, arXiv 1606.07947, sampled)."""
+
+    def __init__(self, teacher: Checkpoint, threads: int) -> None:
+        self._engine = functools.cache(lambda: writing_engine(teacher, threads))
+
+    def __call__(self, windows: Windows, seed: tuple[int, ...]) -> Windows:
+        """See Writer."""
+        length = windows.shape[1]
+        known = max(1, round(BEGINNING * length))
+        beginnings = windows[:, :known].tolist()
+        rng = np.random.default_rng(seed)
+        texts = write_on(self._engine(), beginnings, length - known, rng)
+        return np.asarray(texts, dtype=np.int32)
+
+
+class Feed:
+    """Windows without end: all in an order that the seed decides, then again in another.
+
+    Parameters
+    ----------
+    windows
+        [windows, tokens].
+    writer
+        Makes new text of them from the second time on; without one they are read as they are.
+    """
+
+    def __init__(self, windows: Windows, seed: int, writer: Writer | None = None) -> None:
+        self._windows = windows
+        self._seed = seed
+        self._writer = writer
+        self._block: tuple[int, int] | None = None  # what was written last, by epoch and place
+        self._written = windows[:0]
+
+    def batch(self, first: int, count: int) -> Windows:
+        """``count`` windows from the ``first`` of the endless order on, [count, tokens]."""
+        return np.concatenate([self._window(place) for place in range(first, first + count)])
+
+    def written(self, count: int) -> int:
+        """How many tokens of the first ``count`` windows are from the writer's hand."""
+        known, length = len(self._windows), self._windows.shape[1]
+        return 0 if self._writer is None else max(0, count - known) * length
+
+    def _window(self, place: int) -> Windows:
+        """One window, [1, tokens]."""
+        epoch, within = divmod(place, len(self._windows))
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._windows))
+        if epoch == 0 or self._writer is None:
+            return self._windows[order[within : within + 1]]
+        block, within = divmod(within, SEQUENCES)
+        if self._block != (epoch, block):
+            read = self._windows[order[block * SEQUENCES : (block + 1) * SEQUENCES]]
+            self._written = self._writer(read, (self._seed, epoch, block))
+            self._block = (epoch, block)
+        return self._written[within : within + 1]

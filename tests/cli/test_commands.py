@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from prune.cases import routed_model
 from slimformer.checkpoint import load, save
-from slimformer.config import RoutedFfnConfig
+from slimformer.config import AttentionConfig, RoutedFfnConfig
 from slimformer.engine import Engine
 from slimformer.prune import explicit, prune
 
@@ -31,6 +32,18 @@ def test_inspect(run: Run, run_json: Run, dense: Path) -> None:
     people = run("inspect", dense)
     assert people.exit_code == 0
     assert "0-3" in people.stdout
+
+
+def test_inspect_tells_windows(run: Run, run_json: Run, dense: Path, tmp_path: Path) -> None:
+    model = load(dense)
+    layer = model.config.layers[0]
+    assert isinstance(layer.attention, AttentionConfig)
+    windowed = dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, window=48))
+    config = dataclasses.replace(model.config, family="mistral", layers=(windowed,) * 4)
+    save(dataclasses.replace(model, config=config), tmp_path / "m")
+    assert [layer["window"] for layer in run_json("inspect", tmp_path / "m")["layers"]] == [48] * 4
+    assert "window" in run("inspect", tmp_path / "m").stdout
+    assert "window" not in run("inspect", dense).stdout
 
 
 def test_inspect_tells_experts(run: Run, run_json: Run, tmp_path: Path) -> None:

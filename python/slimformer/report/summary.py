@@ -85,6 +85,7 @@ def _describe(layer: LayerConfig) -> Layer:
         "head_dim": None,
         "value_dim": None,
         "q_to_kv": None,
+        "window": None,
         "neurons": None,
         "experts": None,
         "experts_run": None,
@@ -97,6 +98,7 @@ def _describe(layer: LayerConfig) -> Layer:
         described["head_dim"] = attention.head_dim
         described["value_dim"] = attention.value_dim
         described["q_to_kv"] = list(attention.q_to_kv)
+        described["window"] = attention.window
     if isinstance(ffn, FfnConfig):
         described["neurons"] = ffn.n_neurons
     if isinstance(ffn, RoutedFfnConfig):

@@ -61,10 +61,13 @@ def comparison_rows(results: Results) -> list[list[str]]:
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """The shape of every layer, equal neighbours in one row."""
+    """The shape of every layer, equal neighbours in one row; its window if any layer has one."""
     table = _table()
     for name in ("layers", "query heads", "KV heads", "head width", "neurons"):
         table.add_column(name, justify="right")
+    windows = any(layer.get("window") for layer in layers)
+    if windows:
+        table.add_column("window", justify="right")
     for first, last, layer in group_layers([dict(layer) for layer in layers]):
         attention = layer["attention_link"] and f"{layer['attention_link']} link"
         table.add_row(
@@ -73,6 +76,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             _count(layer["kv_heads"]),
             _head_width(layer),
             _ffn(layer),
+            *([_count(layer["window"])] if windows else []),
         )
     return table
 

@@ -1,12 +1,15 @@
 """Every pruning method on one model: the same calibration, budgets and evaluation.
 
 Writes a table and a plot of quality against speed, QUALITY.md and quality.svg. A short run:
-``python bench/quality.py --methods FLAP Slimformer --keep 0.8 --tokens 8192 --windows 2``.
+``python bench/quality.py --methods FLAP Slimformer --keep 0.8 --tokens 8192 --windows 2``. Models
+stay in the folder --work: the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +33,10 @@ DEPTH = "Slimformer-depth"
 RECOVERED = "Slimformer+recover"
 DENSE = "dense"
 CONTEXT = 2048
+RECORD = "quality.json"
+"""In a model's folder: its row, and the settings that it is of."""
+
+Maker = Callable[[Checkpoint, float], Checkpoint]
 
 
 def main() -> int:
@@ -53,9 +60,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
-    rows = list(compare(options))
+    rows = list(Comparison(options).rows())
     options.output.mkdir(parents=True, exist_ok=True)
     text = "\n".join(table(options, rows)) + "\n"
     (options.output / "QUALITY.md").write_text(text, encoding="utf-8")
@@ -64,45 +72,93 @@ def main() -> int:
     return 0
 
 
-def compare(options: argparse.Namespace) -> Iterator[Row]:
-    """The dense model, then each method at each budget; speeds are taken together at the end."""
-    dense = load(options.model)
-    calibration = (
-        load_calibration(options.calibration)
-        if options.calibration
-        else sample_calibration(dense, tokens=options.tokens, seed=options.seed)
-    )
-    texts = _texts(options.text)
-    base = _perplexities(Engine(dense, weights="f32", threads=options.threads), texts, options)
-    yield Row(DENSE, 1.0, 1.0, 0.0, dict.fromkeys(base, 1.0), 1.0, 1.0)
-    for keep in options.keep:
-        models: list[tuple[Row, Checkpoint]] = []
-        for method in options.methods:
-            start = time.perf_counter()
-            try:
-                slim = _makers(options, calibration)[method](dense, keep)
-            except SlimformerError as error:
-                print(f"{method} at {keep}: {error}", file=sys.stderr)
-                continue
-            seconds = time.perf_counter() - start
-            engine = Engine(slim, weights="f32", threads=options.threads)
-            found = _perplexities(engine, texts, options)
-            share = slim.config.non_embedding_parameters() / dense.config.non_embedding_parameters()
-            row = Row(
-                method, keep, share, seconds, {name: found[name] / base[name] for name in base}
-            )
-            print(row, file=sys.stderr)
-            models.append((row, slim))
-        yield from _timed(options, dense, models)
+class Comparison:
+    """One run: the dense model, what pruning reads and what it is judged on."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._dense = load(options.model)
+        self._calibration = (
+            load_calibration(options.calibration)
+            if options.calibration
+            else sample_calibration(self._dense, tokens=options.tokens, seed=options.seed)
+        )
+        self._texts = _texts(options.text)
+        self._base = self._perplexities(self._dense)
+
+    def rows(self) -> Iterator[Row]:
+        """The dense model, then each method at each budget, whose speeds are taken together."""
+        yield Row(DENSE, 1.0, 1.0, 0.0, dict.fromkeys(self._base, 1.0), 1.0, 1.0)
+        makers = _makers(self._options, self._calibration)
+        for keep in self._options.keep:
+            rows = []
+            for method in self._options.methods:
+                folder = self._options.work / f"{method}-{keep:g}"
+                row = self._known(folder) or self._made(folder, method, keep, makers[method])
+                if row is not None:
+                    print(row, file=sys.stderr)
+                    rows.append((row, folder))
+            yield from self._timed(rows)
+
+    def _known(self, folder: Path) -> Row | None:
+        """The row of a model that was made before, with these settings."""
+        if not (folder / RECORD).exists():
+            return None
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return Row(**record["row"]) if record["settings"] == _settings(self._options) else None
+
+    def _made(self, folder: Path, method: str, keep: float, make: Maker) -> Row | None:
+        """Make a model, keep it and measure its quality; a method that cannot do it says why."""
+        start = time.perf_counter()
+        try:
+            slim = make(self._dense, keep)
+        except SlimformerError as error:
+            print(f"{method} at {keep}: {error}", file=sys.stderr)
+            return None
+        seconds = time.perf_counter() - start
+        slim.save(folder)
+        found = self._perplexities(slim)
+        left, whole = (model.config.non_embedding_parameters() for model in (slim, self._dense))
+        perplexity = {name: found[name] / self._base[name] for name in found}
+        row = Row(method, keep, left / whole, seconds, perplexity)
+        record = {"settings": _settings(self._options), "row": dataclasses.asdict(row)}
+        (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+        return row
+
+    def _perplexities(self, model: Checkpoint) -> dict[str, float]:
+        engine = Engine(model, weights="f32", threads=self._options.threads)
+        windows = self._options.windows
+        return {
+            name: evaluate_text(engine, text, context=CONTEXT, max_windows=windows).perplexity
+            for name, text in self._texts.items()
+        }
+
+    def _timed(self, rows: list[tuple[Row, Path]]) -> Iterator[Row]:
+        """The rows with speeds relative to the dense model, in bf16, all in the same rounds."""
+        if self._options.rounds < 1:
+            yield from (row for row, _ in rows)
+            return
+        models = [(DENSE, self._dense), *((row.method, load(folder)) for row, folder in rows)]
+        contenders = [
+            Contender(name, Engine(model, weights="bf16", threads=self._options.threads))
+            for name, model in models
+        ]
+        speeds = measure_speed(contenders, repeat=self._options.rounds)[1:]
+        for (row, _), speed in zip(rows, speeds, strict=True):
+            yield row.timed(speed.prefill_ratio, speed.decode_ratio)
 
 
-def _makers(
-    options: argparse.Namespace, calibration: list[str]
-) -> dict[str, Callable[[Checkpoint, float], Checkpoint]]:
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    """What a model and its quality depend on."""
+    names = ("model", "calibration", "tokens", "text", "windows", "minutes", "seed")
+    return {name: str(getattr(options, name)) for name in names}
+
+
+def _makers(options: argparse.Namespace, calibration: list[str]) -> dict[str, Maker]:
     """From the dense model and a budget to a pruned model, by method."""
     common = {"seed": options.seed, "threads": options.threads}
 
-    def baseline(name: str) -> Callable[[Checkpoint, float], Checkpoint]:
+    def baseline(name: str) -> Maker:
         def make(dense: Checkpoint, keep: float) -> Checkpoint:
             windows = make_windows(dense, calibration, tokens=options.tokens, seed=options.seed)
             return METHODS[name](Task(dense, keep, windows, options.threads))
@@ -138,32 +194,6 @@ def _texts(paths: list[Path] | None) -> dict[str, str]:
         return {path.stem: read_text(path) for path in paths}
     data = resources.files("slimformer") / "data"
     return {name: (data / f"{name}.txt").read_text(encoding="utf-8") for name in ("prose", "drama")}
-
-
-def _perplexities(
-    engine: Engine, texts: dict[str, str], options: argparse.Namespace
-) -> dict[str, float]:
-    return {
-        name: evaluate_text(engine, text, context=CONTEXT, max_windows=options.windows).perplexity
-        for name, text in texts.items()
-    }
-
-
-def _timed(
-    options: argparse.Namespace, dense: Checkpoint, models: list[tuple[Row, Checkpoint]]
-) -> Iterator[Row]:
-    """The rows with speeds relative to the dense model, in bf16, all in the same rounds."""
-    if options.rounds < 1:
-        yield from (row for row, _ in models)
-        return
-    named = [(DENSE, dense), *((row.method, slim) for row, slim in models)]
-    contenders = [
-        Contender(name, Engine(model, weights="bf16", threads=options.threads))
-        for name, model in named
-    ]
-    speeds = measure_speed(contenders, repeat=options.rounds)[1:]
-    for (row, _), speed in zip(models, speeds, strict=True):
-        yield row.timed(speed.prefill_ratio, speed.decode_ratio)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ from slimformer.prune.drafts import Part
 from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.pricing import (
     LOWEST,
+    SPREAD,
+    TRUST,
     draft_of,
     in_nats,
     measure_prices,
+    smooth,
     temper,
     towards,
 )
@@ -69,11 +72,29 @@ def test_any_model_has_prices(seed: int) -> None:
     assert all(np.isfinite(price) for price in found.values())
 
 
+def test_prices_are_means_over_the_layers_around() -> None:
+    measured: dict[Part, float] = {(index, "ffn"): 2.0 for index in range(20)}
+    assert smooth(measured) == pytest.approx(measured)
+    measured[10, "ffn"] = 16.0
+    measured[10, "attention"] = 5.0
+    found = smooth(measured)
+    for distance in (-3, -2, -1, 0, 1, 2, 3):
+        assert found[10 + distance, "ffn"] == pytest.approx(2.0 * 8.0 ** SPREAD[3 + distance])
+    assert found[14, "ffn"] == pytest.approx(2.0)
+    assert found[10, "attention"] == pytest.approx(5.0)
+    measured[0, "ffn"] = -1.0  # chance
+    share = SPREAD[3] / sum(SPREAD[3:])
+    assert smooth(measured)[0, "ffn"] == pytest.approx(2.0 * LOWEST**share)
+    assert smooth({}) == {}
+
+
 def test_prices_are_drawn_towards_the_usual_one() -> None:
     measured: dict[Part, float] = {(0, "ffn"): 4.0, (1, "ffn"): 1.0, (2, "ffn"): 0.25}
-    assert temper(measured) == {(0, "ffn"): 2.0, (1, "ffn"): 1.0, (2, "ffn"): 0.5}
+    assert temper(measured) == pytest.approx(
+        {(0, "ffn"): 4.0**TRUST, (1, "ffn"): 1.0, (2, "ffn"): 0.25**TRUST}
+    )
     chance: dict[Part, float] = {(0, "ffn"): -1.0, (1, "ffn"): 1.0}
-    assert temper(chance)[0, "ffn"] == pytest.approx(LOWEST**0.5)
+    assert temper(chance)[0, "ffn"] == pytest.approx(LOWEST**TRUST)
     assert temper({(0, "ffn"): -1.0}) == {(0, "ffn"): 1.0}
 
 

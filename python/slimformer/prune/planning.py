@@ -26,7 +26,7 @@ from slimformer.prune.importance import (
 from slimformer.prune.importance.scores import Scores
 from slimformer.prune.journal import Journal, digest
 from slimformer.prune.latency import dense_time, hit, time_budget
-from slimformer.prune.pricing import draft_of, in_nats, measure_prices, temper
+from slimformer.prune.pricing import draft_of, in_nats, measure_prices, smooth, temper
 from slimformer.prune.recipe import KeptLayer, Recipe
 from slimformer.prune.search import search
 from slimformer.prune.structures import check_structures
@@ -223,7 +223,7 @@ def plan(
             found = search(
                 checkpoint,
                 scores,
-                temper(prices),
+                temper(smooth(prices)),
                 lambda prices: choose(in_nats(scores, prices), budget),
                 windows,
                 rounds=rounds,

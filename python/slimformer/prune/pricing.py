@@ -10,6 +10,7 @@ does to the divergence from the dense model's predictions is the price of the er
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,13 +37,18 @@ TRIAL_SHARE = 0.125
 """Share of the windows that predictions are compared on; variants are fitted on the others."""
 
 TRUST = 0.5
-"""Weight of a measured price against the usual one, on a scale of ratios. A price from a thousand
-tokens is wrong by a factor of about 1.5, and prices differ by hardly more; the units of a sub-block
-cost so much the same that an allocator puts everything where prices are too low. On the model of
-the demo the divergence is 0.55 after an even cut, 0.49 if prices are believed, 0.45 if by half."""
+"""Weight of a measured price against the usual one, on a scale of ratios. The units of a sub-block
+cost so much the same that an allocator puts everything where prices are too low."""
 
 LOWEST = 0.2
 """Prices below this share of the usual one are chance."""
+
+SPREAD = (0.05, 0.1, 0.2, 0.3, 0.2, 0.1, 0.05)
+"""What the prices of a layer and of three on either side of it weigh in its own. Measured on other
+text, those of some layers differ fivefold, while what there is to measure changes little from one
+layer to the next. An allocation that believes each of them takes what is cheap by chance: at 0.7 of
+the demo's model drafts diverge by 0.82 and 0.83 nats with two such measurements, by 0.75 and 0.75
+if they are smoothed."""
 
 
 def in_nats(scores: Scores, prices: Prices) -> Scores:
@@ -148,6 +154,25 @@ def measure_prices(
         products[part] = products.get(part, 0.0) + error * (divergence - found.drafts[0])
         squares[part] = squares.get(part, 0.0) + error * error
     return {part: products[part] / squares[part] for part in products if squares[part] > 0}
+
+
+def smooth(measured: Prices) -> dict[Part, float]:
+    """Measured prices, each a mean over the layers around it, on a scale of ratios."""
+    lowest = LOWEST * (_usual(measured) or 1.0)
+    logs = {part: math.log(max(price, lowest)) for part, price in measured.items()}
+    reach = len(SPREAD) // 2
+
+    def near(part: Part) -> float:
+        index, sub_block = part
+        around = [(index + step, sub_block) for step in range(-reach, reach + 1)]
+        weights = [
+            (weight, logs[other])
+            for weight, other in zip(SPREAD, around, strict=True)
+            if other in logs
+        ]
+        return math.exp(sum(w * log for w, log in weights) / sum(w for w, _ in weights))
+
+    return {part: near(part) for part in measured}
 
 
 def temper(measured: Prices) -> dict[Part, float]:

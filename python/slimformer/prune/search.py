@@ -18,7 +18,7 @@ from slimformer.progress import Progress, silent
 from slimformer.prune.drafts import TRIAL_WINDOW, Draft, Walk
 from slimformer.prune.importance.scores import Scores
 from slimformer.prune.journal import Journal
-from slimformer.prune.pricing import Prices, measure_prices, towards
+from slimformer.prune.pricing import Prices, measure_prices, smooth, towards
 from slimformer.prune.recipe import KeptLayer, Recipe
 from slimformer.prune.stream import Windows
 from slimformer.prune.structures import Structure
@@ -73,7 +73,7 @@ def search(
             threads=threads,
             progress=told,
         )
-        ways = [towards(prices, measured, share) for share in (*WAYS, 0.0)]
+        ways = [towards(prices, smooth(measured), share) for share in (*WAYS, 0.0)]
         drafts = [draft_from(checkpoint, choose(way)) for way in ways]
         fit, trial = split(text, TRIAL_SHARE, length=TRIAL_WINDOW)
         walk = Walk(checkpoint, scores, drafts, fit, trial, varied=frozenset(), threads=threads)

@@ -16,7 +16,6 @@ from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.pricing import (
     LOWEST,
     SPREAD,
-    TRUST,
     draft_of,
     in_nats,
     measure_prices,
@@ -90,11 +89,9 @@ def test_prices_are_means_over_the_layers_around() -> None:
 
 def test_prices_are_drawn_towards_the_usual_one() -> None:
     measured: dict[Part, float] = {(0, "ffn"): 4.0, (1, "ffn"): 1.0, (2, "ffn"): 0.25}
-    assert temper(measured) == pytest.approx(
-        {(0, "ffn"): 4.0**TRUST, (1, "ffn"): 1.0, (2, "ffn"): 0.25**TRUST}
-    )
+    assert temper(measured) == {(0, "ffn"): 2.0, (1, "ffn"): 1.0, (2, "ffn"): 0.5}
     chance: dict[Part, float] = {(0, "ffn"): -1.0, (1, "ffn"): 1.0}
-    assert temper(chance)[0, "ffn"] == pytest.approx(LOWEST**TRUST)
+    assert temper(chance)[0, "ffn"] == pytest.approx(LOWEST**0.5)
     assert temper({(0, "ffn"): -1.0}) == {(0, "ffn"): 1.0}
 
 

@@ -73,7 +73,8 @@ def search(
             threads=threads,
             progress=told,
         )
-        ways = [towards(prices, smooth(measured), share) for share in (*WAYS, 0.0)]
+        smoothed = smooth(measured)
+        ways = [towards(prices, smoothed, share) for share in (*WAYS, 0.0)]
         drafts = [draft_from(checkpoint, choose(way)) for way in ways]
         fit, trial = split(text, TRIAL_SHARE, length=TRIAL_WINDOW)
         walk = Walk(checkpoint, scores, drafts, fit, trial, varied=frozenset(), threads=threads)

@@ -8,11 +8,11 @@ its windows begin, something else each time.
 from __future__ import annotations
 
 import functools
-from typing import Protocol
 
 import numpy as np
 
 from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.engine import Engine
 from slimformer.prune.sample import SEQUENCES, write_on, writing_engine
 from slimformer.prune.stream import Windows
 
@@ -21,26 +21,25 @@ BEGINNING = 0.25
 subject and its manner, little enough that most of it is new."""
 
 
-class Writer(Protocol):
-    """Who writes new text from the beginnings of windows."""
-
-    def __call__(self, windows: Windows, seed: tuple[int, ...]) -> Windows:
-        """Windows of the same shape that begin in the same way."""
-
-
 class TeacherWriter:
     """The teacher's own continuations (Kim and Rush 2016, arXiv 1606.07947, sampled)."""
 
     def __init__(self, teacher: Checkpoint, threads: int) -> None:
-        self._engine = functools.cache(lambda: writing_engine(teacher, threads))
+        self._teacher = teacher
+        self._threads = threads
 
-    def __call__(self, windows: Windows, seed: tuple[int, ...]) -> Windows:
-        """See Writer."""
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        """Made when text first runs out: many a recovery ends before."""
+        return writing_engine(self._teacher, self._threads)
+
+    def write_on(self, windows: Windows, seed: tuple[int, ...]) -> Windows:
+        """Windows of the same shape that begin in the same way, [windows, tokens]."""
         length = windows.shape[1]
         known = max(1, round(BEGINNING * length))
         beginnings = windows[:, :known].tolist()
         rng = np.random.default_rng(seed)
-        texts = write_on(self._engine(), beginnings, length - known, rng)
+        texts = write_on(self._engine, beginnings, length - known, rng)
         return np.asarray(texts, dtype=np.int32)
 
 
@@ -55,7 +54,7 @@ class Feed:
         Makes new text of them from the second time on; without one they are read as they are.
     """
 
-    def __init__(self, windows: Windows, seed: int, writer: Writer | None = None) -> None:
+    def __init__(self, windows: Windows, seed: int, writer: TeacherWriter | None = None) -> None:
         self._windows = windows
         self._seed = seed
         self._writer = writer
@@ -80,6 +79,6 @@ class Feed:
         block, within = divmod(within, SEQUENCES)
         if self._block != (epoch, block):
             read = self._windows[order[block * SEQUENCES : (block + 1) * SEQUENCES]]
-            self._written = self._writer(read, (self._seed, epoch, block))
+            self._written = self._writer.write_on(read, (self._seed, epoch, block))
             self._block = (epoch, block)
         return self._written[within : within + 1]

@@ -49,3 +49,10 @@ def test_parts_are_even_and_two_at_least(count: int, tokens: int, parts: int) ->
     assert max(sizes) - min(sizes) <= 1
     together = np.concatenate(found)
     assert len(np.unique(together)) == together.size
+
+
+@pytest.mark.parametrize("texts", [2, 3, 4])
+def test_every_part_has_some_of_each_text(texts: int) -> None:
+    in_turn = np.arange(48, dtype=np.int32)[:, None].repeat(2, axis=1) % texts
+    for part in in_parts(in_turn, 4):
+        assert set(part[:, 0].tolist()) == set(range(texts))

@@ -6,6 +6,8 @@ single one is cut in two.
 
 from __future__ import annotations
 
+import numpy as np
+
 from slimformer.prune.stream import Windows
 
 
@@ -38,10 +40,16 @@ def shortened(windows: Windows, length: int) -> Windows:
 
 
 def in_parts(windows: Windows, parts: int) -> list[Windows]:
-    """The windows dealt out evenly to so many parts, of which one can be held out."""
+    """The windows dealt out evenly to so many parts, of which one can be held out.
+
+    Each round of dealing begins one part further on: windows often come from as many texts in turn
+    as there are parts, or from half as many, and every part is to have some of each text.
+    """
     windows = _two_at_least(windows)
     parts = min(parts, len(windows))
-    return [windows[part::parts] for part in range(parts)]
+    places = np.arange(len(windows))
+    part_of = (places - places // parts) % parts
+    return [windows[part_of == part] for part in range(parts)]
 
 
 def _two_at_least(windows: Windows) -> Windows:

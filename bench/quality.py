@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -78,23 +79,30 @@ class Comparison:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._dense = load(options.model)
-        self._calibration = (
+        self._texts = _texts(options.text)
+
+    @functools.cached_property
+    def _makers(self) -> dict[str, Maker]:
+        options = self._options
+        calibration = (
             load_calibration(options.calibration)
             if options.calibration
             else sample_calibration(self._dense, tokens=options.tokens, seed=options.seed)
         )
-        self._texts = _texts(options.text)
-        self._base = self._perplexities(self._dense)
+        return _makers(options, calibration)
+
+    @functools.cached_property
+    def _base(self) -> dict[str, float]:
+        return self._perplexities(self._dense)
 
     def rows(self) -> Iterator[Row]:
         """The dense model, then each method at each budget, whose speeds are taken together."""
-        yield Row(DENSE, 1.0, 1.0, 0.0, dict.fromkeys(self._base, 1.0), 1.0, 1.0)
-        makers = _makers(self._options, self._calibration)
+        yield Row(DENSE, 1.0, 1.0, 0.0, dict.fromkeys(self._texts, 1.0), 1.0, 1.0)
         for keep in self._options.keep:
             rows = []
             for method in self._options.methods:
                 folder = self._options.work / f"{method}-{keep:g}"
-                row = self._known(folder) or self._made(folder, method, keep, makers[method])
+                row = self._known(folder) or self._made(folder, method, keep)
                 if row is not None:
                     print(row, file=sys.stderr)
                     rows.append((row, folder))
@@ -107,11 +115,11 @@ class Comparison:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return Row(**record["row"]) if record["settings"] == _settings(self._options) else None
 
-    def _made(self, folder: Path, method: str, keep: float, make: Maker) -> Row | None:
+    def _made(self, folder: Path, method: str, keep: float) -> Row | None:
         """Make a model, keep it and measure its quality; a method that cannot do it says why."""
         start = time.perf_counter()
         try:
-            slim = make(self._dense, keep)
+            slim = self._makers[method](self._dense, keep)
         except SlimformerError as error:
             print(f"{method} at {keep}: {error}", file=sys.stderr)
             return None

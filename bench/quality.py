@@ -82,14 +82,11 @@ class Comparison:
         self._texts = _texts(options.text)
 
     @functools.cached_property
-    def _makers(self) -> dict[str, Maker]:
+    def _calibration(self) -> list[str]:
         options = self._options
-        calibration = (
-            load_calibration(options.calibration)
-            if options.calibration
-            else sample_calibration(self._dense, tokens=options.tokens, seed=options.seed)
-        )
-        return _makers(options, calibration)
+        if options.calibration:
+            return load_calibration(options.calibration)
+        return sample_calibration(self._dense, tokens=options.tokens, seed=options.seed)
 
     @functools.cached_property
     def _base(self) -> dict[str, float]:
@@ -117,9 +114,10 @@ class Comparison:
 
     def _made(self, folder: Path, method: str, keep: float) -> Row | None:
         """Make a model, keep it and measure its quality; a method that cannot do it says why."""
+        make = _makers(self._options, self._calibration)[method]
         start = time.perf_counter()
         try:
-            slim = self._makers[method](self._dense, keep)
+            slim = make(self._dense, keep)
         except SlimformerError as error:
             print(f"{method} at {keep}: {error}", file=sys.stderr)
             return None

@@ -18,6 +18,7 @@ from slimformer.errors import DataError
 from slimformer.prune import apply, plan, profile
 from slimformer.prune.budget import keep_budget
 from slimformer.prune.importance import CRITERIA, RATES, Criterion, score_model
+from slimformer.prune.importance.obs import PRIOR
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.importance.statistics import layer_statistics
 from slimformer.prune.outputs import Output
@@ -137,6 +138,19 @@ def test_obs_sees_that_twins_can_stand_in_for_each_other() -> None:
     assert paired[other] > 1.5 * alone[other]
 
 
+def test_obs_does_not_depend_on_how_loud_a_neuron_is() -> None:
+    model = uniform_model(layers=1, neurons=24)
+    up = model.read("layers.0.ffn.up.weight").copy()
+    down = model.read("layers.0.ffn.down.weight").copy()
+    up[[3, 11]] *= 64
+    down[:, [3, 11]] /= 64
+    louder = model.with_tensors({"layers.0.ffn.up.weight": up, "layers.0.ffn.down.weight": down})
+    expected, found = (rate(one, "obs")[0].neurons for one in (model, louder))
+    assert expected is not None
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 def dearness(model: Checkpoint) -> npt.NDArray[np.float64]:
     """What removing each neuron costs, for what it adds to the stream."""
     by_error, by_energy = (rate(model, criterion)[0].neurons for criterion in ("obs", "activation"))
@@ -154,6 +168,18 @@ def test_what_adds_nothing_costs_nothing() -> None:
         neurons = rate(model, criterion)[1].neurons
         assert neurons is not None
         assert int(np.argmin(neurons)) == 7
+
+
+def test_obs_takes_no_neuron_to_be_idle_on_other_text() -> None:
+    model = uniform_model(layers=1, neurons=24)
+    down = model.read("layers.0.ffn.down.weight").copy()
+    down[:, 7] = 0
+    model = model.with_tensors({"layers.0.ffn.down.weight": down})
+    by_error, by_energy = (rate(model, criterion)[0].neurons for criterion in ("obs", "activation"))
+    assert by_error is not None
+    assert by_energy is not None
+    assert by_energy[7] == 0
+    assert by_error[7] == pytest.approx(PRIOR * float(np.mean(by_energy)), rel=1e-3)
 
 
 def test_greedy_removes_the_block_that_matters_least() -> None:

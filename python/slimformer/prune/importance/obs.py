@@ -44,8 +44,8 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
 
     Units are removed one by one (neurons and entries of values some at a time), cheapest first,
     each time compensated by least squares on what stays; a unit's score is the error it adds when
-    its turn comes, as a share of the energy of the residual stream; for neurons see also
-    ``PRIOR``. Those of an expert are compensated by others of that expert, on the tokens that run
+    its turn comes, as a share of the energy of the residual stream; a neuron's also holds
+    ``PRIOR``. Neurons of an expert are compensated by others of that expert, on the tokens that run
     it. Sub-blocks and experts are rated by what they add to the stream: nothing compensates those,
     and what other experts do for one is seen by a repair only. So are rotary pairs, by what is
     another without them.

@@ -159,7 +159,7 @@ def dearness(model: Checkpoint) -> npt.NDArray[np.float64]:
     return np.asarray(by_error / by_energy)
 
 
-def test_what_adds_nothing_costs_nothing() -> None:
+def test_what_adds_nothing_costs_least() -> None:
     model = uniform_model(layers=2, neurons=24)
     down = model.read("layers.1.ffn.down.weight").copy()
     down[:, 7] = 0

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.config import AttentionConfig, FfnConfig, RoutedFfnConfig
 from slimformer.prune.importance.scores import LayerScores, sum_groups
 from slimformer.prune.importance.statistics import LayerStatistics
 from slimformer.prune.outputs import Output
-
-Array = npt.NDArray[np.float64]
 
 
 def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> LayerScores:
@@ -30,10 +25,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
     heads = groups = values = neurons = experts = None
     if isinstance(layer.attention, AttentionConfig):
         assert statistics.heads is not None
-        columns = _columns(
-            Output(checkpoint, index, "attention").stream_weight,
-            statistics.heads.mean_square,
-        )
+        columns = statistics.heads.energies(Output(checkpoint, index, "attention").stream_weight)
         by_head = columns.reshape(layer.attention.n_heads, -1)
         heads, values = by_head.sum(axis=1), by_head.sum(axis=0)
         groups = sum_groups(layer.attention, heads)
@@ -42,10 +34,7 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         experts = statistics.experts.mean_square
     if isinstance(layer.ffn, (FfnConfig, RoutedFfnConfig)):
         assert statistics.neurons is not None
-        neurons = _columns(
-            Output(checkpoint, index, "ffn").stream_weight,
-            statistics.neurons.mean_square,
-        )
+        neurons = statistics.neurons.energies(Output(checkpoint, index, "ffn").stream_weight)
     return LayerScores(
         statistics.layer.relative,
         statistics.attention.relative,
@@ -57,9 +46,3 @@ def score(checkpoint: Checkpoint, index: int, statistics: LayerStatistics) -> La
         values,
         statistics.pairs,
     )
-
-
-def _columns(weight: npt.NDArray[np.float32], mean_square: Array) -> Array:
-    """Relative energy that each column adds, [inputs]."""
-    norms = np.einsum("oi,oi->i", weight, weight, dtype=np.float64)
-    return np.asarray(mean_square * norms)

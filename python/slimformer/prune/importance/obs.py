@@ -22,8 +22,8 @@ Array = npt.NDArray[np.float64]
 DAMPING = 0.3
 """Ridge on the Gram matrix, relative to its diagonal: what a few thousand tokens can tell of the
 correlations between neurons is mostly chance, and less damping believes it. Relative to the mean of
-the diagonal it would be far more than quiet neurons have, so that those were rated by their weights
-alone: half of Gemma 3's have a third of the mean."""
+the diagonal it would be as much as quiet neurons have themselves, and rate those by the length of
+their weights: half of Gemma 3's have a third of the mean or little more."""
 
 PRIOR = 0.1
 """What each neuron is taken to add besides, as a share of what those of its FFN add on average: on
@@ -100,8 +100,8 @@ def _neurons(inputs: Inputs | None, weight: npt.NDArray[np.float32]) -> Array:
     """Error that each neuron adds, and ``PRIOR``, [neurons]."""
     assert inputs is not None
     units = list(np.arange(weight.shape[1])[:, None])
-    energies = inputs.mean_square * np.einsum("oi,oi->i", weight, weight, dtype=np.float64)
-    return _eliminate(inputs, weight, units, 2 * ROUNDS) + PRIOR * float(np.mean(energies))
+    prior = PRIOR * float(inputs.energies(weight).mean())
+    return _eliminate(inputs, weight, units, 2 * ROUNDS) + prior
 
 
 def _eliminate(

@@ -33,6 +33,11 @@ class Inputs:
     mean_square: Array  # [inputs]
     gram: Array | None  # [inputs, inputs], mean of x x'
 
+    def energies(self, weight: npt.NDArray[np.float32]) -> Array:
+        """What each column of the projection [outputs, inputs] adds alone, [inputs]."""
+        norms = np.einsum("oi,oi->i", weight, weight, dtype=np.float64)
+        return np.asarray(self.mean_square * norms)
+
 
 @dataclasses.dataclass(frozen=True)
 class Change:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from prune.test_allocate import uniform_model
-from prune.test_pipeline import TEXT
+from prune.test_pipeline import TEXT, random_text
 from slimformer.checkpoint import cast
 from slimformer.errors import StorageError
 from slimformer.prune import journal as module
 from slimformer.prune import plan, prune
+from slimformer.prune.effort import Effort
 from slimformer.prune.importance.scores import LayerScores
 from slimformer.prune.journal import Journal
 
@@ -110,11 +112,18 @@ def test_an_interrupted_plan_in_nats_is_the_same(tmp_path: Path, interrupted: st
     assert again == whole
 
 
-@pytest.mark.parametrize("interrupted_at", [1, 2])
-def test_interrupted_pruning_ends_in_the_same_bytes(tmp_path: Path, interrupted_at: int) -> None:
-    model = cast(uniform_model(layers=4, neurons=48), "bf16")
-    whole = plan(model, keep=0.9, calibration=TEXT)
-    expected = prune(model, whole, calibration=TEXT, tokens=4096)
+@pytest.mark.parametrize(("effort", "interrupted_at"), [("fast", 1), ("thorough", 2)])
+def test_interrupted_pruning_ends_in_the_same_bytes(
+    tmp_path: Path, effort: Effort, interrupted_at: int
+) -> None:
+    model = cast(uniform_model(layers=4, neurons=96), "bf16")
+    whole = plan(model, keep=0.7, calibration=TEXT)
+    repair: dict[str, Any] = {
+        "calibration": [text * 4 for text in random_text(1)],
+        "tokens": 10240,
+        "effort": effort,
+    }
+    expected = prune(model, whole, **repair)
     started: list[tuple[str, int]] = []
 
     def interrupt(what: str, done: int, total: int) -> None:
@@ -129,7 +138,7 @@ def test_interrupted_pruning_ends_in_the_same_bytes(tmp_path: Path, interrupted_
     for progress in (interrupt, note):
         started.clear()
         try:
-            recipe = plan(model, keep=0.9, calibration=TEXT, state=state, progress=progress)
+            recipe = plan(model, keep=0.7, calibration=TEXT, state=state, progress=progress)
         except KeyboardInterrupt:
             continue
         assert started[0] == ("measure layers", interrupted_at)
@@ -137,13 +146,11 @@ def test_interrupted_pruning_ends_in_the_same_bytes(tmp_path: Path, interrupted_
     for progress in (interrupt, note):
         started.clear()
         try:
-            slim = prune(
-                model, whole, calibration=TEXT, tokens=4096, state=state, progress=progress
-            )
+            slim = prune(model, whole, **repair, state=state, progress=progress)
         except KeyboardInterrupt:
             continue
         assert started[0] == ("repair layers", interrupted_at)
         assert slim.fingerprint == expected.fingerprint
     started.clear()
-    assert plan(model, keep=0.9, calibration=TEXT, state=state, progress=note) == whole
+    assert plan(model, keep=0.7, calibration=TEXT, state=state, progress=note) == whole
     assert started == []

@@ -24,17 +24,20 @@ class Work:
     repair_tokens
         Tokens that the repair is fitted on. It over-fits few; more of them help more than
         anything else.
+    passes
+        How often what is left of each FFN learns from that text, beside being refitted.
     """
 
     plan_tokens: int
     search_rounds: int
     repair_tokens: int
+    passes: int
 
 
 _WORK: dict[str, Work] = {
-    "fast": Work(plan_tokens=8192, search_rounds=0, repair_tokens=32768),
-    "balanced": Work(plan_tokens=16384, search_rounds=2, repair_tokens=163840),
-    "thorough": Work(plan_tokens=24576, search_rounds=3, repair_tokens=327680),
+    "fast": Work(plan_tokens=8192, search_rounds=0, repair_tokens=32768, passes=0),
+    "balanced": Work(plan_tokens=16384, search_rounds=2, repair_tokens=98304, passes=1),
+    "thorough": Work(plan_tokens=24576, search_rounds=3, repair_tokens=163840, passes=2),
 }
 
 

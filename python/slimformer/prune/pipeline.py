@@ -91,7 +91,8 @@ def prune(
         mean output of what went is made up for. ``none``: surgery alone, and the recipe's new
         links do nothing.
     effort
-        fast, balanced or thorough: how much text the repair is fitted on.
+        fast, balanced or thorough: how much text the repair is fitted on, and how often what is
+        left of FFNs learns from it, by default never.
     calibration, seed
         As for ``plan``.
     tokens
@@ -136,7 +137,7 @@ def prune(
         isinstance(part, NewLink) for kept in recipe.layers for part in (kept.attention, kept.ffn)
     ):
         raise ConfigError("repair mean: cannot fit the recipe's links; use repair refit")
-    work(effort)
+    passes = work(effort).passes
     wish = None
     if sparsity is not None or pattern != ANYWHERE:
         wish = Wish(sparsity, pattern, zeros, sharing, vocabulary_sparsity)
@@ -155,6 +156,7 @@ def prune(
         "source": checkpoint.fingerprint,
         "recipe": recipe.to_dict(),
         "repair": repair,
+        "passes": passes,
         "dtype": dtype,
         "calibration": digest(calibration),
         "tokens": None if windows is None else windows.size,
@@ -178,7 +180,14 @@ def prune(
     if repair != "none" and slim.config != checkpoint.config:
         assert windows is not None
         slim = repair_weights(
-            checkpoint, slim, recipe, windows, method=repair, journal=journal("repair"), **common
+            checkpoint,
+            slim,
+            recipe,
+            windows,
+            method=repair,
+            passes=passes,
+            journal=journal("repair"),
+            **common,
         )
     refit = repair == "refit"
     if wish is not None:

@@ -26,6 +26,7 @@ from slimformer.prune.evidence import EvidenceSums, check_evidence, check_finite
 from slimformer.prune.expert_repair import compensate_experts, refit_experts
 from slimformer.prune.journal import Journal
 from slimformer.prune.links import fit_link, link_inputs
+from slimformer.prune.neuron_repair import NeuronRepair, NeuronText
 from slimformer.prune.outputs import PROJECTIONS, SUB_BLOCKS, Output, SubBlock
 from slimformer.prune.recipe import KeptExperts, NewLink, Recipe, keep_all
 from slimformer.prune.refit import Evidence, choose, for_kept, mean_compensation
@@ -68,6 +69,7 @@ def repair(
     windows: Windows,
     *,
     method: Literal["refit", "mean"],
+    passes: int = 0,
     journal: Journal | None = None,
     threads: int = 0,
     progress: Progress = silent,
@@ -83,6 +85,9 @@ def repair(
         The model before and after surgery with ``recipe``.
     windows
         Calibration tokens, [windows, tokens].
+    passes
+        With ``refit``: how often what is left of an FFN learns from the text before it is refitted;
+        see ``neuron_repair.py``.
     journal
         Where finished layers are written down; those that are there already are not done again.
 
@@ -91,7 +96,7 @@ def repair(
     DataError
         Activations on the text that are not finite.
     """
-    run = _Repair(dense, pruned, recipe, in_parts(windows, _parts(dense)), threads)
+    run = _Repair(dense, pruned, recipe, in_parts(windows, _parts(dense)), passes, threads)
     n_layers = len(dense.config.layers)
     for source in range(run.resume(journal), n_layers):
         progress("repair layers", source, n_layers)
@@ -111,11 +116,13 @@ class _Repair:
         pruned: Checkpoint,
         recipe: Recipe,
         parts: list[Windows],
+        passes: int,
         threads: int,
     ) -> None:
         self.dense = dense
         self.pruned = pruned
         self.recipe = recipe
+        self.passes = passes
         self.threads = threads
         self._products = precision(dense)
         windows = np.concatenate(parts)
@@ -179,7 +186,10 @@ class _Repair:
             elif isinstance(part, RoutedFfnConfig):
                 self._experts(source, index, wanted, method)
             elif part is not None and method == "refit":
-                self._refit(source, index, sub_block, wanted)
+                if not (
+                    sub_block == "ffn" and self.passes and self._learned(source, index, wanted)
+                ):
+                    self._refit(source, index, sub_block, wanted)
             elif part is not None:
                 self._compensate(source, index, sub_block)
 
@@ -307,6 +317,29 @@ class _Repair:
                 for w, unseen in zip(without, found.without, strict=True)
             ]
         self._finish(name, new, without, inputs, kept, output)
+
+    def _learned(self, source: int, index: int, wanted: Hidden) -> bool:
+        """Let what is left of an FFN learn, and move the pruned stream on; or do nothing."""
+        kept = kept_columns(self.dense.config.layers[source], self.recipe.layers[index])["ffn"]
+        whole = Output(self.dense, source, "ffn")
+        if len(kept) == whole.weight.shape[1]:
+            return False
+        engine = self._engine(self.dense, source, "ffn")
+        streams = self.stream, self.read, wanted
+        neurons = NeuronRepair(
+            NeuronText(engine, whole, kept, *streams, self.parts),
+            self.pruned,
+            index,
+            passes=self.passes,
+            first=FIRST_DAMPINGS,
+            products=self._products,
+            threads=self.threads,
+        )
+        after = neurons.run(self._store)
+        if after is None:
+            return False
+        self.stream[:] = after
+        return True
 
     def _compensate(self, source: int, index: int, sub_block: SubBlock) -> None:
         """Fold the mean output of what went from a sub-block into what stays."""

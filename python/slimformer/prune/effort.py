@@ -22,8 +22,8 @@ class Work:
     search_rounds
         Rounds of the search over allocations.
     repair_tokens
-        Tokens that the repair is fitted on. It over-fits few; more of them help more than
-        anything else.
+        Tokens that the repair is fitted on. A refit over-fits few, and what learns beside it wants
+        more of them than that.
     passes
         How often what is left of each FFN learns from that text, beside being refitted.
     """

@@ -117,8 +117,8 @@ HALVES = {index: range(48) for index in range(2)}
 FFNS = {
     "gated": FfnConfig(96),
     "plain": FfnConfig(96, bias=True, activation="gelu", gated=False),
-    "normed": FfnConfig(96, norm_place="both", activation="gelu_tanh"),
-    "stream": FfnConfig(96, bias=True, norm_place="stream", activation="relu", gated=False),
+    "biased": FfnConfig(96, bias=True, activation="gelu_tanh"),
+    "open": FfnConfig(96, activation="relu", gated=False),
 }
 
 
@@ -150,6 +150,15 @@ def test_what_is_left_of_a_model_learns(ffn: FfnConfig) -> None:
         changed.append(not np.array_equal(learned.read(name), refitted.read(name)))
     assert any(changed)
     assert drift(dense, learned) < drift(dense, refitted)
+
+
+def test_with_a_norm_behind_it_nothing_is_learned() -> None:
+    dense = model(FfnConfig(96, norm_place="both"))
+    recipe = explicit(dense, neurons=HALVES)
+    texts = [text * 4 for text in random_text(1)]
+    learned = prune(dense, recipe, effort="thorough", calibration=texts, tokens=10240)
+    for name in (f"layers.{index}.ffn.up.weight" for index in HALVES):
+        np.testing.assert_array_equal(learned.read(name), dense.read(name)[:48])
 
 
 def test_little_text_teaches_nothing() -> None:

@@ -163,9 +163,12 @@ class NeuronRepair:
         Returns
         -------
         The stream behind the FFN, each part of it having gone through weights that have not seen
-        it; or ``None`` where nothing was learned, or it was no good.
+        it; or ``None`` where nothing was learned, or it was no good. FFNs with a norm behind them
+        learn nothing: what the norm does to errors they would not see.
         """
         text = self._text
+        if self._ffn.norm_place != "before":
+            return None
         middle = len(text.parts) // 2
         halves = text.parts[:middle], text.parts[middle:]
         windows = [np.concatenate([np.r_[part] for part in half]) for half in halves]
@@ -228,13 +231,18 @@ class NeuronRepair:
         return moved(found.weight), [moved(change) for change in found.without], error
 
     def _error(self, of_parts: Sequence[FfnWeights]) -> float:
-        """What is wrong with some text of each part if it goes through these weights."""
-        wrong = 0.0
+        """What is wrong with some text of each part if it goes through these weights.
+
+        It is the mean over the channels of the share of each one's energy: learning follows the
+        loud ones, and what readers think of those it does not know.
+        """
+        wrong, energy = np.zeros((2, len(self._cut.down)))
         for windows, weights in zip(self._text.samples(), of_parts, strict=True):
             for _, (inputs, whole, scale) in self._text.flow(windows):
                 missing = (output(weights, self._ffn.activation, inputs) - whole) * scale
-                wrong += float(np.sum(missing**2, dtype=np.float64))
-        return wrong
+                wrong += np.sum(missing**2, axis=0, dtype=np.float64)
+                energy += np.sum((whole * scale) ** 2, axis=0, dtype=np.float64)
+        return float(np.mean(wrong[energy > 0] / energy[energy > 0]))
 
     def _with_drift(self, mean: FfnWeights, unseen: Sequence[FfnWeights], store: Store) -> Hidden:
         """Refit down, as it was learned, so that the stream comes to where it should.

@@ -53,33 +53,26 @@ _TAP = TAPS["ffn"]
 class NeuronText:
     """What an FFN reads on the pruned stream, and what the whole one adds there.
 
-    dense: an engine that holds the whole FFN. projection: of the whole FFN. kept: neurons that are
-    left. stream, read, wanted: what the FFN adds to, what it reads and what should come out of it,
-    each [windows, tokens, channels]. parts: parts of the windows.
+    dense: an engine that holds the whole FFN. down: the projection there. stream, read, wanted:
+    what the FFN adds to, what it reads and what should come out of it, each [windows, tokens,
+    channels]. parts: parts of the windows.
     """
 
     dense: Engine
-    projection: Output
-    kept: Entries
+    down: Hidden
     stream: Hidden
     read: Hidden
     wanted: Hidden
     parts: Sequence[slice]
 
     def flow(self, windows: Places) -> Iterator[tuple[Hidden, Batch]]:
-        """These windows, some at a time: the kept neurons, and what is to be learned.
-
-        Outputs are in terms of the stream; see ``Output.stream_weight``.
-        """
-        weight = self.projection.stream_weight
+        """These windows, some at a time: all neurons, [tokens, neurons], and what to learn."""
         for start in range(0, len(windows), self._together):
             some = windows[start : start + self._together]
             ((_, _, captured),) = chunks(self.dense, self.read[some], capture=[_TAP, "ffn_normed"])
-            divisors = self.projection.divisors(self.stream[some], captured[_TAP])
-            scale = _rows(inverse_lengths(self.wanted[some]) / divisors)
-            neurons = _rows(captured[_TAP])
-            batch = _rows(captured["ffn_normed"]), neurons @ weight.T, scale
-            yield np.take(neurons, self.kept, axis=1), batch
+            neurons, inputs = _rows(captured[_TAP]), _rows(captured["ffn_normed"])
+            scale = _rows(inverse_lengths(self.wanted[some]))
+            yield neurons, (inputs, neurons @ self.down.T, scale)
 
     def batches(self, windows: Places, passes: int, seed: Sequence[int]) -> Iterator[Batch]:
         """The tokens of these windows in a random order, which mixes what flows at a time."""
@@ -114,13 +107,14 @@ class NeuronText:
 
 
 class NeuronRepair:
-    """Repair of the FFN of one layer."""
+    """Repair of the FFN of one layer, behind which no norm follows."""
 
     def __init__(
         self,
         text: NeuronText,
         pruned: Checkpoint,
         index: int,
+        kept: Entries,
         *,
         passes: int,
         first: tuple[float, float],
@@ -133,6 +127,8 @@ class NeuronRepair:
         ----------
         pruned, index
             The model after surgery, and the layer there.
+        kept
+            Neurons that are left.
         passes
             How often all the text is learned from.
         first
@@ -143,6 +139,7 @@ class NeuronRepair:
         self._text = text
         self._pruned = pruned
         self._index = index
+        self._kept = kept
         self._ffn = ffn
         self._passes = passes
         self._first = first
@@ -163,12 +160,9 @@ class NeuronRepair:
         Returns
         -------
         The stream behind the FFN, each part of it having gone through weights that have not seen
-        it; or ``None`` where nothing was learned, or it was no good. FFNs with a norm behind them
-        learn nothing: what the norm does to errors they would not see.
+        it; or ``None`` where nothing was learned, or it was no good.
         """
         text = self._text
-        if self._ffn.norm_place != "before":
-            return None
         middle = len(text.parts) // 2
         halves = text.parts[:middle], text.parts[middle:]
         windows = [np.concatenate([np.r_[part] for part in half]) for half in halves]
@@ -188,12 +182,12 @@ class NeuronRepair:
             for half, own in enumerate(windows)
         )
         unseen = [second] * len(halves[0]) + [first] * len(halves[1])
-        if not self._error(unseen) < self._error(without):
+        if not self._better(unseen, without):
             return None
         return self._with_drift(first.mean(second), unseen, store)
 
     def _read(self) -> FfnWeights:
-        """The matrices as surgery left them, down in terms of the stream."""
+        """The matrices as surgery left them."""
 
         def read(part: str, otherwise: Any) -> Any:
             name = self._prefix + part
@@ -201,7 +195,7 @@ class NeuronRepair:
 
         return FfnWeights(
             read("up.weight", None),
-            self._output.stream_weight,
+            self._output.weight,
             read("gate.weight", None),
             read("up.bias", 0.0),
             read("gate.bias", 0.0),
@@ -217,7 +211,8 @@ class NeuronRepair:
         for windows in self._text.samples():
             sums = self._sums()
             for neurons, (_, whole, scale) in self._text.flow(windows):
-                sums.add(neurons, (whole - neurons @ self._cut.down.T,), scale)
+                left = np.take(neurons, self._kept, axis=1)
+                sums.add(left, (whole - left @ self._cut.down.T,), scale)
                 energy += float(np.sum((whole * scale) ** 2, dtype=np.float64))
                 count += len(whole)
             evidence += sums.evidence()
@@ -230,19 +225,24 @@ class NeuronRepair:
         error = found.after * count / energy if energy else 0.0
         return moved(found.weight), [moved(change) for change in found.without], error
 
-    def _error(self, of_parts: Sequence[FfnWeights]) -> float:
-        """What is wrong with some text of each part if it goes through these weights.
+    def _better(self, learned: Sequence[FfnWeights], refitted: Sequence[FfnWeights]) -> bool:
+        """Whether some text of each part loses less in what was learned than in a refit.
 
-        It is the mean over the channels of the share of each one's energy: learning follows the
+        A loss is the mean over the channels of the share of each one's energy: learning follows the
         loud ones, and what readers think of those it does not know.
         """
-        wrong, energy = np.zeros((2, len(self._cut.down)))
-        for windows, weights in zip(self._text.samples(), of_parts, strict=True):
+        channels = len(self._cut.down)
+        wrong, energy = np.zeros((2, channels)), np.zeros(channels)
+        rivals = zip(self._text.samples(), learned, refitted, strict=True)
+        for windows, *both in rivals:
             for _, (inputs, whole, scale) in self._text.flow(windows):
-                missing = (output(weights, self._ffn.activation, inputs) - whole) * scale
-                wrong += np.sum(missing**2, axis=0, dtype=np.float64)
                 energy += np.sum((whole * scale) ** 2, axis=0, dtype=np.float64)
-        return float(np.mean(wrong[energy > 0] / energy[energy > 0]))
+                for rival, weights in enumerate(both):
+                    missing = (output(weights, self._ffn.activation, inputs) - whole) * scale
+                    wrong[rival] += np.sum(missing**2, axis=0, dtype=np.float64)
+        heard = energy > 0
+        new, old = np.mean(wrong[:, heard] / energy[heard], axis=1)
+        return bool(new < old)
 
     def _with_drift(self, mean: FfnWeights, unseen: Sequence[FfnWeights], store: Store) -> Hidden:
         """Refit down, as it was learned, so that the stream comes to where it should.
@@ -263,41 +263,32 @@ class NeuronRepair:
         evidence = []
         for part, weights in zip(self._text.parts, unseen, strict=True):
             model = self._with(weights)
-            projection = Output(model, self._index, "ffn")
             engine = sub_block_engine(model, self._index, "ffn", threads=self._threads)
             sums = self._sums()
             for rows, after, captured in chunks(engine, read[part], capture=[_TAP]):
                 there = slice(part.start + rows.start, part.start + rows.stop)
                 inputs[there] = captured[_TAP]
-                divisors = projection.divisors(stream[there], inputs[there])
                 missing = wanted[there] - grown(stream[there], read[there], after)
-                scale = inverse_lengths(wanted[there]) / divisors
-                sums.add(inputs[there], (missing * divisors,), scale)
+                sums.add(inputs[there], (missing,), inverse_lengths(wanted[there]))
             evidence += sums.evidence()
         refit = self._choose(evidence, self._first[1])
         for name, matrix in mean.matrices.items():
             if name != "down":
                 store(f"{self._prefix}{name}.weight", matrix.astype(np.float64))
-        down = self._plain(mean) + self._output.change(refit.weight)
-        stored = store(f"{self._prefix}down.weight", down)
+        stored = store(f"{self._prefix}down.weight", mean.down + refit.weight)
         result = np.empty_like(stream)
         for part, weights, change in zip(self._text.parts, unseen, refit.without, strict=True):
-            own = (self._plain(weights) + self._output.change(change)).astype(stored)
+            own = (weights.down + change).astype(stored)
             result[part] = self._output.after(stream[part], inputs[part], own.astype(np.float32))
         return result
 
     def _with(self, weights: FfnWeights) -> Checkpoint:
         """The model with these weights in its FFN."""
-        matrices = {**weights.matrices, "down": self._plain(weights).astype(np.float32)}
         tensors = {
-            f"{self._prefix}{name}.weight": Tensor.of(matrix) for name, matrix in matrices.items()
+            f"{self._prefix}{name}.weight": Tensor.of(matrix)
+            for name, matrix in weights.matrices.items()
         }
         return dataclasses.replace(self._pruned, tensors={**self._pruned.tensors, **tensors})
-
-    def _plain(self, weights: FfnWeights) -> Array:
-        """Down as a checkpoint has it."""
-        change = (weights.down - self._cut.down).astype(np.float64)
-        return self._output.weight + self._output.change(change)
 
     def _sums(self) -> EvidenceSums:
         channels, neurons = self._cut.down.shape

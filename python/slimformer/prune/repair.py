@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint, Tensor
-from slimformer.config import LinkConfig, RoutedFfnConfig
+from slimformer.config import FfnConfig, LinkConfig, RoutedFfnConfig
 from slimformer.engine import Engine, Moments
 from slimformer.progress import Progress, silent
 from slimformer.prune.evidence import EvidenceSums, check_evidence, check_finite, gather
@@ -186,9 +186,7 @@ class _Repair:
             elif isinstance(part, RoutedFfnConfig):
                 self._experts(source, index, wanted, method)
             elif part is not None and method == "refit":
-                if not (
-                    sub_block == "ffn" and self.passes and self._learned(source, index, wanted)
-                ):
+                if not self._learned(source, index, sub_block, wanted):
                     self._refit(source, index, sub_block, wanted)
             elif part is not None:
                 self._compensate(source, index, sub_block)
@@ -318,18 +316,25 @@ class _Repair:
             ]
         self._finish(name, new, without, inputs, kept, output)
 
-    def _learned(self, source: int, index: int, wanted: Hidden) -> bool:
-        """Let what is left of an FFN learn, and move the pruned stream on; or do nothing."""
-        kept = kept_columns(self.dense.config.layers[source], self.recipe.layers[index])["ffn"]
-        whole = Output(self.dense, source, "ffn")
-        if len(kept) == whole.weight.shape[1]:
+    def _learned(self, source: int, index: int, sub_block: SubBlock, wanted: Hidden) -> bool:
+        """Let what is left of an FFN learn, and move the pruned stream on; or do nothing.
+
+        With a norm behind it an FFN learns nothing: what that does to errors it would not see.
+        """
+        layer = self.dense.config.layers[source]
+        ffn = layer.ffn
+        if not self.passes or sub_block != "ffn" or not isinstance(ffn, FfnConfig):
             return False
-        engine = self._engine(self.dense, source, "ffn")
+        kept = kept_columns(layer, self.recipe.layers[index])["ffn"]
+        if len(kept) == ffn.n_neurons or ffn.norm_place != "before":
+            return False
+        down = self.dense.read_f32(f"layers.{source}.ffn.down.weight")
         streams = self.stream, self.read, wanted
         neurons = NeuronRepair(
-            NeuronText(engine, whole, kept, *streams, self.parts),
+            NeuronText(self._engine(self.dense, source, "ffn"), down, *streams, self.parts),
             self.pruned,
             index,
+            kept,
             passes=self.passes,
             first=FIRST_DAMPINGS,
             products=self._products,

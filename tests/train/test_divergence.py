@@ -8,8 +8,8 @@ def test_divergence_and_gradient_are_those_of_the_definition(soft_cap: float | N
     import torch
     import torch.nn.functional as F  # noqa: N812
 
+    from slimformer.train.attention import soft_cap as capped
     from slimformer.train.divergence import BLOCK, divergence
-    from slimformer.train.module import soft_cap as capped
 
     torch.manual_seed(1)
     student, wanted = torch.randn(2, BLOCK + 7, 12).unbind()

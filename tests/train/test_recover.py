@@ -19,7 +19,7 @@ from slimformer.prune.calibrate import LEAST_END, calibration_windows
 from slimformer.tokenizer import Tokenizer
 from slimformer.train import Recovery, Settings, Step, recover
 from slimformer.train.feed import Feed, TeacherWriter
-from slimformer.train.recovery import stream_pairs
+from slimformer.train.recovery import intact_layers, stream_pairs
 from slimformer.train.schedule import rate
 from slimformer.train.windows import training_windows
 
@@ -63,6 +63,42 @@ def test_a_model_without_some_tokens_learns_from_one_without_them() -> None:
     assert found.after < 0.8 * found.before
     assert found.checkpoint.config.vocab_size == 270
     assert stream_pairs(student, dense) == [(0, 0), (1, 2)]
+
+
+def test_first_layers_that_pruning_left_alone_stay_and_are_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from slimformer.train.module import TorchModel
+
+    dense = uniform_model(layers=10, neurons=48)
+    recipe = explicit(dense, drop_layers=[6], neurons=32)
+    kept = [
+        dataclasses.replace(whole, source=index)
+        for index, whole in enumerate(Recipe.identity(dense).layers[:2])
+    ]
+    recipe = dataclasses.replace(recipe, layers=(*kept, *recipe.layers[2:]))
+    student = cast(prune(dense, recipe, repair="none"), "bf16")
+    assert intact_layers(student, dense) == 1  # a fifth of nine
+    monkeypatch.delattr(TorchModel, "embed")
+    found = run(student, dense, learning_rate=1e-3)
+    assert found.after < found.before
+    for name in student.tensors:
+        if name.startswith("layers."):
+            same = (found.checkpoint.read(name) == student.read(name)).all()
+            assert same == name.startswith("layers.0.")
+
+
+def test_layers_are_not_whole_behind_one_that_is_not() -> None:
+    dense = uniform_model(layers=10, neurons=48)
+    assert intact_layers(dense, dense) == 2
+    for name, left in (
+        ("embedding.weight", 0),
+        ("layers.0.attention.q.weight", 0),
+        ("layers.1.ffn.norm.weight", 1),
+        ("layers.2.ffn.norm.weight", 2),
+    ):
+        changed = dense.with_tensors({name: dense.read(name) * 2})
+        assert intact_layers(changed, dense) == left
 
 
 def test_one_seed_gives_the_same_bytes_and_another_others() -> None:

@@ -91,8 +91,7 @@ class _Divergence(torch.autograd.Function):
 
 def _normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
     """log(sum(exp(logits))) of each row, of which the probabilities are known already."""
-    best = logits.argmax(-1, keepdim=True)
-    return logits.gather(-1, best) - probabilities.gather(-1, best).log()
+    return logits.amax(-1) - probabilities.amax(-1).log()
 
 
 def _logits(hidden: Tensor, head: Tensor, soft_cap: float | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The order in which training reads text, without an end.
 
-Text runs out sooner than time does: two processor cores read half a million tokens in an hour. Read
+Text runs out sooner than time does: two processor cores read a million tokens in an hour. Read
 a second time it teaches less, as the student knows it; so the teacher then writes on from where
 its windows begin, something else each time.
 """

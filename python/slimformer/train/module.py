@@ -22,6 +22,7 @@ from slimformer.config import (
     RopeConfig,
     RoutedFfnConfig,
 )
+from slimformer.train.attention import attend, soft_cap
 
 
 class TorchModel(nn.Module):
@@ -53,9 +54,13 @@ class TorchModel(nn.Module):
 
     def streams(self, tokens: Tensor) -> list[Tensor]:
         """The residual stream before the first and after every layer, each [..., n_channels]."""
-        rotations = _Rotations(tokens.shape[-1], tokens.device)
-        found = [self._embed(tokens)]
-        for layer in self.layers:
+        return self.streams_from(0, self.embed(tokens))
+
+    def streams_from(self, first: int, stream: Tensor) -> list[Tensor]:
+        """The same from the layer ``first`` on, given what enters it."""
+        rotations = _Rotations(stream.shape[-2], stream.device)
+        found = [stream]
+        for layer in self.layers[first:]:
             found.append(layer(found[-1], rotations))
         return found
 
@@ -64,7 +69,8 @@ class TorchModel(nn.Module):
         logits = F.linear(self.final_norm(self.streams(tokens)[-1]), self.head_weight)
         return soft_cap(logits, self.config.logit_soft_cap)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The residual stream before the first layer, [..., n_channels]."""
         stream = self.embedding(tokens).float() * self.config.embedding_scale
         if self.config.learned_positions:
             first = self.config.position_offset
@@ -175,25 +181,8 @@ class _Attention(_SubBlock):
             q, k = self.q_norm(q.float()), self.k_norm(k.float())
         if shape.rope is not None:
             q, k = rotations.turn(shape.rope, q), rotations.turn(shape.rope, k)
-        reads = torch.tensor(shape.q_to_kv, device=x.device)
-        q, k = q.to(v.dtype), k[:, reads].to(v.dtype)
-        heads = _attend(shape, q, k, v[:, reads], causal=self.causal)
+        heads = attend(shape, q.to(v.dtype), k.to(v.dtype), v, causal=self.causal)
         return self.o(heads.transpose(1, 2).flatten(2))
-
-
-def _attend(shape: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """Heads of [sequences, n_heads, tokens, width]; a cap takes the scores in the open."""
-    n_tokens = q.shape[-2]
-    if shape.window is None and shape.soft_cap is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=shape.scale)
-    positions = torch.arange(n_tokens, device=q.device)
-    past = positions[:, None] - positions
-    seen = (past >= 0) & (past < (shape.window or n_tokens)) | (not causal)
-    if shape.soft_cap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=shape.scale)
-    scores = soft_cap((q @ k.transpose(-1, -2)).float() * shape.scale, shape.soft_cap)
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    return weights.to(v.dtype) @ v
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -319,11 +308,6 @@ def normalise(
     mean_square = stream.square().sum(-1, keepdim=True) / divisor
     normed = stream * torch.rsqrt(mean_square + config.norm_eps) * (weight + config.norm_offset)
     return normed if bias is None else normed + bias
-
-
-def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """``cap tanh(x / cap)``, where there is a cap."""
-    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def _heads(x: Tensor, count: int) -> Tensor:

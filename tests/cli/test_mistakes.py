@@ -125,6 +125,7 @@ def test_an_impossible_budget(run: Run, dense: Path, text: Path, tmp_path: Path)
         ("prune", "model", "out", "--vocabulary", "500"),
         ("prune", "model", "out", "--keep", "0.5", "--vocabulary-keep", "0.9"),
         ("prune", "model", "out", "--recipe", "r.json", "--vocabulary-from", "t.txt"),
+        ("prune", "model", "out", "--keep", "0.5", "--vocabulary-language", "en"),
         ("prune", "model", "out", "--keep", "0.5", "--rotate"),
         ("prune", "model", "out", "--channels", "0"),
         ("bench", "model", "--weights", "f64"),

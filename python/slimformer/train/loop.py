@@ -50,10 +50,6 @@ class Run:
 
     Parameters
     ----------
-    intact
-        First layers that are the teacher's own. They stay so, and what enters the others is the
-        teacher's. Run and trained, 5 such layers of 30 take 15 % of a step, while a token then
-        teaches 3 % more.
     pairs
         Layers after which the residual streams are compared, as (student's, teacher's).
     train, held_out
@@ -65,7 +61,6 @@ class Run:
         student: Checkpoint,
         teacher: Checkpoint,
         settings: Settings,
-        intact: int,
         pairs: list[tuple[int, int]],
         train: Windows,
         held_out: Windows,
@@ -73,8 +68,7 @@ class Run:
     ) -> None:
         self.student = student
         self.settings = settings
-        self.first = intact
-        self.pairs = [pair for pair in pairs if pair[0] >= intact] if settings.hidden else []
+        self.pairs = pairs if settings.hidden else []
         self.threads = threads
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.low = torch.bfloat16 if _bfloat16(self.device) else torch.float32
@@ -87,22 +81,21 @@ class Run:
         self.zeros = Zeros(self.module.layers)
         self.module.requires_grad_(False)
         if settings.lora is None:
-            self.module.layers[intact:].requires_grad_()
+            self.module.layers.requires_grad_()
             self.module.final_norm.requires_grad_()
         else:
-            add_low_rank(self.module.layers[intact:], settings.lora, seed=settings.seed)
+            add_low_rank(self.module.layers, settings.lora, seed=settings.seed)
         self.optimizer = torch.optim.AdamW(
             self.trained().values(), betas=BETAS, weight_decay=0.0, fused=True
         )
-        entry = (intact - 1,) if intact else ()
-        after = (*entry, *(layer for _, layer in self.pairs))
-        self.teacher = make_teacher(teacher, after, self.device, threads=threads)
+        self.teacher = make_teacher(
+            teacher, tuple(layer for _, layer in self.pairs), self.device, threads=threads
+        )
         self.head, self.wanted_head = (
             weight.detach().to(self.low) for weight in (self.module.head_weight, self.teacher.head)
         )
         self.held_out = [
-            dataclasses.replace(self._lesson(part), streams=[])
-            for part in _parts(held_out, self.micro)
+            (part, self.teacher.look(part)[0]) for part in _parts(held_out, self.micro)
         ]
         self.identity = _identity(student, teacher, settings, train, held_out)
         self.position = _Position()
@@ -156,21 +149,14 @@ class Run:
         self.position.tokens += windows.size
         return total
 
-    def _lesson(self, windows: Windows) -> _Lesson:
-        wanted, streams = self.teacher.look(windows)
-        if self.first:
-            return _Lesson(streams[0], wanted, streams[1:])
-        tokens = torch.from_numpy(windows).long().to(self.device)
-        return _Lesson(self.module.embed(tokens), wanted, streams)
-
     def _loss(self, windows: Windows) -> Tensor:
-        lesson = self._lesson(windows)
+        wanted, wanted_streams = self.teacher.look(windows)
         with self._autocast():
-            streams = self.module.streams_from(self.first, lesson.entry)
-            loss = self._divergence(streams[-1], lesson.wanted)
+            streams = self.module.streams(self._ids(windows))
+            loss = self._divergence(streams[-1], wanted)
             if self.pairs:
-                found = [streams[layer + 1 - self.first] for layer, _ in self.pairs]
-                loss = loss + self.settings.hidden * residual_error(found, lesson.streams)
+                found = [streams[layer + 1] for layer, _ in self.pairs]
+                loss = loss + self.settings.hidden * residual_error(found, wanted_streams)
         return loss
 
     def _divergence(self, stream: Tensor, wanted: Tensor) -> Tensor:
@@ -181,12 +167,11 @@ class Run:
     @torch.no_grad()
     def _held_out_divergence(self) -> float:
         total, count = 0.0, 0
-        for lesson in self.held_out:
-            n_windows = len(lesson.entry)
+        for windows, wanted in self.held_out:
             with self._autocast():
-                stream = self.module.streams_from(self.first, lesson.entry)[-1]
-                total += float(self._divergence(stream, lesson.wanted)) * n_windows
-            count += n_windows
+                stream = self.module.streams(self._ids(windows))[-1]
+                total += float(self._divergence(stream, wanted)) * len(windows)
+            count += len(windows)
         return total / count
 
     def _evaluate_when_due(self) -> None:
@@ -257,22 +242,12 @@ class Run:
         self.best = {name: value.to(self.device) for name, value in content["best"].items()}
         self.optimizer.load_state_dict(content["optimizer"])
 
+    def _ids(self, windows: Windows) -> Tensor:
+        return torch.from_numpy(windows).long().to(self.device)
+
     def _autocast(self) -> Any:
         low = self.low is torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Lesson:
-    """What the first trained layer reads of some windows, and what the teacher makes of them.
-
-    ``entry`` and each of ``streams``: [windows, tokens, channels]; ``wanted``: normalised last
-    hidden states, [windows * tokens, channels].
-    """
-
-    entry: Tensor
-    wanted: Tensor
-    streams: list[Tensor]
 
 
 @dataclasses.dataclass

@@ -54,13 +54,9 @@ class TorchModel(nn.Module):
 
     def streams(self, tokens: Tensor) -> list[Tensor]:
         """The residual stream before the first and after every layer, each [..., n_channels]."""
-        return self.streams_from(0, self.embed(tokens))
-
-    def streams_from(self, first: int, stream: Tensor) -> list[Tensor]:
-        """The same from the layer ``first`` on, given what enters it."""
-        rotations = _Rotations(stream.shape[-2], stream.device)
-        found = [stream]
-        for layer in self.layers[first:]:
+        rotations = _Rotations(tokens.shape[-1], tokens.device)
+        found = [self._embed(tokens)]
+        for layer in self.layers:
             found.append(layer(found[-1], rotations))
         return found
 
@@ -69,8 +65,7 @@ class TorchModel(nn.Module):
         logits = F.linear(self.final_norm(self.streams(tokens)[-1]), self.head_weight)
         return soft_cap(logits, self.config.logit_soft_cap)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """The residual stream before the first layer, [..., n_channels]."""
+    def _embed(self, tokens: Tensor) -> Tensor:
         stream = self.embedding(tokens).float() * self.config.embedding_scale
         if self.config.learned_positions:
             first = self.config.position_offset

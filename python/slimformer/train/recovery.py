@@ -12,8 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import ConfigError, RecipeError
 from slimformer.progress import Progress, silent
@@ -22,9 +20,6 @@ from slimformer.prune.surgery import apply
 from slimformer.train.optional import require_torch
 from slimformer.train.settings import Recovery, Report, Settings, ignore
 from slimformer.train.windows import training_windows
-
-_ENTRY = ("embedding", "positions", "token_types")
-"""How the names of tensors begin that the first layer's input is made of."""
 
 
 def recover(
@@ -77,7 +72,6 @@ def recover(
     require_torch("recovery")
     pairs = stream_pairs(student, teacher)
     teacher = _in_vocabulary_of(student, teacher)
-    intact = intact_layers(student, teacher)
     if student.config.vocab_size != teacher.config.vocab_size:
         raise ConfigError(
             f"recover: the teacher has {teacher.config.vocab_size} tokens, the student "
@@ -93,7 +87,7 @@ def recover(
         threads=threads,
         progress=progress,
     )
-    run = Run(student, teacher, settings, intact, pairs, train, held_out, threads)
+    run = Run(student, teacher, settings, pairs, train, held_out, threads)
     return run.to_the_end(state, report)
 
 
@@ -115,32 +109,6 @@ def stream_pairs(student: Checkpoint, teacher: Checkpoint) -> list[tuple[int, in
     else:
         return []
     return [(index, after - 1) for index, after in enumerate(sources[1:])]
-
-
-def intact_layers(student: Checkpoint, teacher: Checkpoint) -> int:
-    """How many first layers are the teacher's own, a fifth of the student's at most.
-
-    More of them may be whole because what is behind them has gone, and then they have to learn.
-    """
-    theirs = dataclasses.replace(teacher.config, layers=student.config.layers)
-    if theirs != student.config or not _same(student, teacher, _ENTRY):
-        return 0
-    most = min(len(student.config.layers) // 5, len(teacher.config.layers))
-    for index in range(most):
-        alike = student.config.layers[index] == teacher.config.layers[index]
-        if not alike or not _same(student, teacher, f"layers.{index}."):
-            return index
-    return most
-
-
-def _same(student: Checkpoint, teacher: Checkpoint, prefix: str | tuple[str, ...]) -> bool:
-    """Whether tensors with names that begin so are the teacher's, rounded as they are stored."""
-    for name in student.config.tensor_shapes():
-        if name.startswith(prefix):
-            own = student.read(name)
-            if not np.array_equal(own, teacher.read_f32(name).astype(own.dtype)):
-                return False
-    return True
 
 
 def _in_vocabulary_of(student: Checkpoint, teacher: Checkpoint) -> Checkpoint:

@@ -14,6 +14,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import BudgetError, DataError
 from slimformer.prune.recipe import Recipe
 from slimformer.prune.vocabulary.description import Description
+from slimformer.prune.vocabulary.words import word_shares
 from slimformer.tokenizer import Tokenizer
 
 Counts = npt.NDArray[np.int64]
@@ -29,6 +30,13 @@ PRIOR = 0.5
 A vocabulary is made by merging what is frequent first, so a token's place in it says how often it
 was found in far more text than anyone counts on: of two tokens that this text has once, the one
 with the lower id will be needed more often."""
+
+WORDS = 1.5
+"""How many times the text's own length is added in words of its languages, where they are given.
+
+Of Gemma 3's 262 thousand tokens a third then misses 0.7 to 2.1 % of five English texts instead of
+2.0 to 3.5 %. Twice as much is better there, but leaves too little room for names and figures in a
+vocabulary that is cut to the bone."""
 
 ZIPF_START = 50
 """Tokens at the start of a vocabulary are bytes and special ones, and not more frequent."""
@@ -59,7 +67,10 @@ def count_tokens(checkpoint: Checkpoint, texts: Iterable[str]) -> Counts:
 
 
 def needed_elsewhere(
-    counts: Counts, token_texts: Sequence[str], texts: Sequence[str]
+    counts: Counts,
+    token_texts: Sequence[str],
+    texts: Sequence[str],
+    words: npt.NDArray[np.float64] | float = 0.0,
 ) -> npt.NDArray[np.float64]:
     """The share of each token in other text of the kind that was counted, [vocab_size].
 
@@ -71,11 +82,13 @@ def needed_elsewhere(
         What each of them stands for.
     texts
         What was counted on.
+    words
+        The share of each token in the words of the languages that it is in, [vocab_size].
     """
     usual = _usual_characters(texts)
     weights = [1.0 if usual.issuperset(text) else STRANGE_WEIGHT for text in token_texts]
     zipf = np.asarray(weights) / (np.arange(len(counts)) + ZIPF_START)
-    expected = counts + PRIOR * counts.sum() * zipf / zipf.sum()
+    expected = counts + counts.sum() * (PRIOR * zipf / zipf.sum() + WORDS * words)
     return np.asarray(expected / expected.sum())
 
 
@@ -129,6 +142,7 @@ def cut_to_text(
     *,
     size: int | None = None,
     share: float | None = None,
+    languages: Sequence[str] = (),
 ) -> Recipe:
     """The recipe that keeps the tokens that text like this needs, and everything else.
 
@@ -143,13 +157,18 @@ def cut_to_text(
     share
         Instead, how much of other text of this kind is to be written with the tokens that stay;
         99 % by default. What is left is written with shorter ones.
+    languages
+        Codes of the languages that the text is in, such as ``en``: tokens that their other words
+        need are kept, too, by lists of words in the package wordfreq (extra ``words``).
 
     Raises
     ------
     BudgetError
         The size is below what always stays, or the share is none; or both are given.
     DataError
-        The model has no tokenizer, or the text no tokens.
+        The model has no tokenizer, or the text no tokens; or a language's words are not known.
+    MissingPackageError
+        Languages are given, and wordfreq is not installed.
     UnsupportedModelError
         Its tokenizer is of a kind whose vocabulary is not cut here.
     """
@@ -161,9 +180,10 @@ def cut_to_text(
     assert checkpoint.tokenizer is not None
     tokenizer = Tokenizer(checkpoint.tokenizer)
     spellings = [tokenizer.decode([token], skip_special=False) for token in range(len(counts))]
+    words = word_shares(tokenizer, len(counts), languages) if languages else 0.0
     rows = choose_rows(
         Description(checkpoint.tokenizer, len(counts)),
-        needed_elsewhere(counts, spellings, texts),
+        needed_elsewhere(counts, spellings, texts, words),
         size=size,
         share=COVERED if share is None else share,
     )

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+
+from reference.vocabularies import KINDS
+from slimformer.errors import DataError
+from slimformer.prune.vocabulary.words import word_shares
+from slimformer.tokenizer import Tokenizer
+
+
+def test_words_come_from_the_lists_of_wordfreq() -> None:
+    tokenizer = Tokenizer(KINDS["byte_level"]())
+    shares = word_shares(tokenizer, tokenizer.vocab_size, ["en"])
+    assert shares.sum() == pytest.approx(1)
+    ids = tokenizer.encode(" the", add_bos=False)
+    assert shares[ids].min() > 0.003
+    with pytest.raises(DataError, match="found 'tlh'"):
+        word_shares(tokenizer, tokenizer.vocab_size, ["tlh"])

@@ -27,6 +27,7 @@ PYTHON_LEVELS = {
     "errors": 0,
     "progress": 0,
     "arrays": 1,
+    "optional": 1,
     "checks": 1,
     "rope": 1,
     "ffn": 1,

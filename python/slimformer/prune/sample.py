@@ -117,9 +117,9 @@ def draw(logits: npt.NDArray[np.float32], rng: np.random.Generator) -> list[int]
     additions in float64 instead of one a token of the vocabulary.
     """
     drawn = []
+    starts = np.arange(0, logits.shape[1], BLOCK)
     for row, uniform in zip(logits, rng.random(len(logits)), strict=True):
         weights = np.exp(row - row.max())
-        starts = np.arange(0, len(row), BLOCK)
         blocks = np.add.reduceat(weights, starts, dtype=np.float64).cumsum()
         threshold = uniform * blocks[-1]
         block = int(np.searchsorted(blocks, threshold, side="right"))

@@ -43,8 +43,7 @@ def attend(shape: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, *, causal: b
     short = q.device.type == "cpu" and n_tokens <= LONGEST
     if short and causal and shape.soft_cap is None:
         return _grouped(shape, q, k, v)
-    reads = torch.tensor(shape.q_to_kv, device=q.device)
-    k, v = k[:, reads], v[:, reads]
+    k, v = _copied(shape, k), _copied(shape, v)
     if shape.window is None and shape.soft_cap is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=shape.scale)
     seen = _seen(n_tokens, shape.window, q.device) | (not causal)
@@ -67,12 +66,16 @@ def _seen(n_tokens: int, window: int | None, device: torch.device) -> Tensor:
     return (past >= 0) & (past < (window or n_tokens))
 
 
+def _copied(shape: AttentionConfig, x: Tensor) -> Tensor:
+    """Keys or values of KV heads once for each query head that reads them."""
+    return x[:, torch.tensor(shape.q_to_kv, device=x.device)]
+
+
 def _grouped(shape: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention, the query heads of each KV head side by side."""
     groups = _equal_groups(shape.q_to_kv)
     if groups is None:
-        reads = torch.tensor(shape.q_to_kv)
-        k, v, groups = k[:, reads], v[:, reads], shape.n_heads
+        k, v, groups = _copied(shape, k), _copied(shape, v), shape.n_heads
     n_sequences, n_heads, n_tokens, _ = q.shape
     beside = n_heads // groups
     mask = _mask(n_tokens, shape.window, q.dtype)

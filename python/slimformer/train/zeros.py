@@ -16,9 +16,9 @@ class Zeros:
     def __init__(self, module: nn.Module) -> None:
         self._masks: list[tuple[Tensor, Tensor]] = []
         self._places: list[tuple[Tensor, Tensor]] = []
-        for weight in module.parameters():
+        for weight in (weight for weight in module.parameters() if weight.ndim == 2):
             mask = weight.detach() == 0
-            count = int(mask.sum()) if weight.ndim == 2 else 0
+            count = int(mask.sum())
             if count > FEW * weight.numel():
                 self._masks.append((weight, mask))
             elif count:

@@ -7,13 +7,13 @@ how often they are used, counted on billions, know the rest.
 from __future__ import annotations
 
 import collections
-import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from slimformer.errors import DataError, MissingPackageError
+from slimformer.errors import DataError
+from slimformer.optional import require_package
 from slimformer.tokenizer import Tokenizer
 
 FORMS = ((" ", False, 0.75), (" ", True, 0.15), ("\n", True, 0.06), ("\n", False, 0.04))
@@ -41,11 +41,7 @@ def word_shares(
     DataError
         It has no list for a language.
     """
-    if importlib.util.find_spec("wordfreq") is None:
-        raise MissingPackageError(
-            "words of a language are counted by wordfreq, which is not installed: "
-            "pip install 'slimformer[words]'"
-        )
+    require_package("wordfreq", "wordfreq", "counting a language's words", extra="words")
     from wordfreq import available_languages, get_frequency_dict
 
     known = available_languages()

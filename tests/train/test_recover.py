@@ -12,6 +12,7 @@ from prune.test_allocate import uniform_model
 from reference.models import random_checkpoint, random_config
 from slimformer.checkpoint import cast
 from slimformer.checkpoint.checkpoint import Checkpoint
+from slimformer.engine import Engine
 from slimformer.errors import ConfigError, DataError, FormatError
 from slimformer.progress import silent
 from slimformer.prune import Recipe, apply, cut_to_text, explicit, prune
@@ -43,7 +44,7 @@ def run(student: Checkpoint, dense: Checkpoint, **changes: Any) -> Recovery:
 @pytest.mark.parametrize("lora", [None, 4])
 def test_a_pruned_model_comes_closer_to_the_dense_one(lora: int | None) -> None:
     dense, student = pair()
-    found = run(student, dense, lora=lora)
+    found = run(student, dense, lora=lora, labels=0.0)
     assert found.after < 0.8 * found.before
     assert found.tokens == 4096
     assert found.checkpoint.config == student.config
@@ -53,13 +54,26 @@ def test_a_pruned_model_comes_closer_to_the_dense_one(lora: int | None) -> None:
             np.testing.assert_array_equal(found.checkpoint.read(name), student.read(name))
 
 
+def test_text_teaches_what_its_teacher_does_not_know() -> None:
+    dense, student = pair()
+    assert dense.tokenizer is not None
+    text = Tokenizer(dense.tokenizer).encode(TEXT[0], add_bos=False)[:64]
+
+    def surprise(model: Checkpoint) -> float:
+        return -float(np.mean(Engine(model, threads=1).score([text])[0]))
+
+    alone, both = (run(student, dense, labels=share).checkpoint for share in (0.0, 0.5))
+    assert surprise(alone) > 0.9 * surprise(dense)
+    assert surprise(both) < 0.5 * surprise(dense)
+
+
 def test_a_model_without_some_tokens_learns_from_one_without_them() -> None:
     dense, _ = pair()
     tokens = cut_to_text(dense, TEXT, size=270)
     cut = apply(dense, tokens)
     recipe = tokens.then(explicit(cut, drop_layers=[2], neurons=32))
     student = prune(dense, recipe, repair="none")
-    found = run(student, dense)
+    found = run(student, dense, labels=0.0)
     assert found.after < 0.8 * found.before
     assert found.checkpoint.config.vocab_size == 270
     assert stream_pairs(student, dense) == [(0, 0), (1, 2)]
@@ -102,7 +116,7 @@ def test_what_held_out_text_does_not_confirm_is_not_kept() -> None:
 def test_the_dense_model_has_nothing_to_recover() -> None:
     dense, _ = pair()
     student = prune(dense, Recipe.identity(dense), repair="none")
-    assert run(student, dense).before < 1e-3
+    assert run(student, dense, labels=0.0).before < 1e-3
 
 
 def test_interrupted_work_goes_on_to_the_same_bytes(
@@ -207,6 +221,7 @@ def test_what_cannot_be_used_is_refused() -> None:
         {"window": 1},
         {"batch": 8},
         {"hidden": -1.0},
+        {"labels": 1.5},
         {"seed": -1},
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -237,10 +252,10 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_every_window_is_read_once_before_any_is_read_again() -> None:
     feed = Feed(np.arange(7, dtype=np.int32)[:, None], seed=3)
-    read = np.concatenate([feed.batch(first, 3) for first in range(0, 21, 3)]).reshape(3, 7)
+    read = np.concatenate([feed.batch(first, 3)[0] for first in range(0, 21, 3)]).reshape(3, 7)
     assert (np.sort(read) == np.arange(7)).all()
     assert (read[0] != read[1]).any()
-    np.testing.assert_array_equal(feed.batch(5, 4)[:, 0], read.reshape(-1)[5:9])
+    np.testing.assert_array_equal(feed.batch(5, 4)[0][:, 0], read.reshape(-1)[5:9])
 
 
 def test_text_read_often_enough_is_written_on_by_the_teacher() -> None:
@@ -250,7 +265,7 @@ def test_text_read_often_enough_is_written_on_by_the_teacher() -> None:
     feed = Feed(windows, 3, TeacherWriter(dense, threads=1))
 
     def epoch(index: int) -> list[list[int]]:
-        return sorted(feed.batch(5 * index, 5).tolist())
+        return sorted(feed.batch(5 * index, 5)[0].tolist())
 
     text = sorted(windows.tolist())
     last = READINGS - 1
@@ -263,4 +278,8 @@ def test_text_read_often_enough_is_written_on_by_the_teacher() -> None:
             assert old[4:] != new[4:]
     again = Feed(windows, 3, TeacherWriter(dense, threads=1))
     place = 5 * READINGS
-    np.testing.assert_array_equal(again.batch(place + 2, 2), feed.batch(place, 5)[2:4])
+    np.testing.assert_array_equal(again.batch(place + 2, 2)[0], feed.batch(place, 5)[0][2:4])
+    read, labels = feed.batch(place - 2, 4)
+    np.testing.assert_array_equal(labels[:2, :-1], read[:2, 1:])
+    assert (labels[:2, -1] == -1).all()
+    assert (labels[2:] == -1).all()

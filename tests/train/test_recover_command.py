@@ -46,7 +46,7 @@ def test_a_folder_is_recovered_in_its_place(
     options = ("--teacher", dense, "--data", text, "--tokens", 8192, "--learning-rate", 0.003)
     result = run("recover", slim, *options, "--json")
     assert result.exit_code == 0, result.stderr
-    assert '"divergence_after"' in result.stdout
+    assert '"loss_after"' in result.stdout
     assert "tokens/s" in result.stderr
     assert load(slim).fingerprint != fingerprint
     assert load(slim).recipe == recipe

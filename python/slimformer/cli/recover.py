@@ -1,4 +1,4 @@
-"""``slimformer recover``: train a pruned model to predict what the dense one predicts."""
+"""``slimformer recover``: train a pruned model on text and what the dense one makes of it."""
 
 from __future__ import annotations
 
@@ -66,11 +66,20 @@ def recover(
         float | None, typer.Option(help="Highest learning rate of AdamW.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Tokens of a step.")] = None,
+    labels: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the text's own next tokens in what is learnt; 0 learns from the "
+            "teacher alone.",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Train a pruned model on what the dense one predicts; needs the extra `train`.
+    """Train a pruned model on text and what the dense one makes of it; needs the extra `train`.
 
     Weights are kept only where held-out text confirms them. Interrupted work goes on when the
     command is given again.
@@ -84,7 +93,13 @@ def recover(
     require_torch("slimformer recover")
     target = output or folder
     check_output(target)
-    chosen = {"lora": lora, "learning_rate": learning_rate, "batch": batch, "tokens": tokens}
+    chosen = {
+        "tokens": tokens,
+        "lora": lora,
+        "learning_rate": learning_rate,
+        "batch": batch,
+        "labels": labels,
+    }
     settings = Settings(
         minutes=10.0 if minutes is None and tokens is None else minutes,
         seed=seed,
@@ -113,7 +128,7 @@ def recover(
         read += f" ({recovery.written:,} of them continuations that the teacher wrote)"
     note = (
         f"Recovered on {recovery.tokens:,} tokens of {read} in {recovery.seconds / 60:.1f} "
-        f"minutes; divergence from {teacher} on held-out text {recovery.before:.4f} before, "
+        f"minutes, with {teacher} as teacher; loss on held-out text {recovery.before:.4f} before, "
         f"{recovery.after:.4f} after."
     )
     _save_outline(teacher, dense, target, calibrated_on, note)
@@ -157,8 +172,8 @@ def _tell(recovery: Recovery, target: Path, note: str, *, json: bool) -> None:
                 "tokens": recovery.tokens,
                 "tokens_written": recovery.written,
                 "seconds": recovery.seconds,
-                "divergence_before": recovery.before,
-                "divergence_after": recovery.after,
+                "loss_before": recovery.before,
+                "loss_after": recovery.after,
             }
         )
         return

@@ -1,4 +1,4 @@
-"""How far a student's predictions are from the teacher's, without their logits in memory.
+"""How far a student's predictions are from the teacher's and from the text, without their logits.
 
 The divergence of two distributions over a vocabulary of 49 thousand takes more memory than all
 else in a step. Here logits are made a block of tokens at a time, and the gradient with them.
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from slimformer.train.attention import soft_cap as capped
+
 BLOCK = 256
 """Tokens whose logits exist at once: enough rows for a matrix product at full speed, few enough
 that their logits (50 MB in float32 for 49 thousand words) stay near the caches."""
@@ -23,8 +25,15 @@ def divergence(
     wanted: Tensor,
     wanted_head: Tensor,
     soft_cap: float | None = None,
+    *,
+    labels: Tensor | None = None,
+    share: float = 0.0,
 ) -> Tensor:
-    """Kullback-Leibler divergence of the student's predictions from the teacher's, in nats.
+    """Divergence of the student's predictions from the teacher's and from the text, in nats.
+
+    ``(1 - share)`` of the Kullback-Leibler divergence from what the teacher predicts and ``share``
+    of the cross entropy with the token that follows (Hinton et al. 2015, arXiv 1503.02531); the
+    divergence alone where that token is not known.
 
     Parameters
     ----------
@@ -35,12 +44,18 @@ def divergence(
         ``student`` gets a gradient.
     soft_cap
         The models' soft cap of logits.
+    labels
+        The tokens that follow, [tokens]; below 0 where they are not known. Without any, none is.
+    share
+        0 to 1.
 
     Returns
     -------
     The mean over the tokens, a scalar.
     """
-    result: Tensor = _Divergence.apply(student, head, wanted, wanted_head, soft_cap)
+    if labels is None:
+        labels = torch.full(student.shape[:1], -1, device=student.device)
+    result: Tensor = _Divergence.apply(student, head, wanted, wanted_head, soft_cap, labels, share)
     return result
 
 
@@ -54,7 +69,7 @@ def residual_error(streams: list[Tensor], wanted: list[Tensor]) -> Tensor:
 
 
 class _Divergence(torch.autograd.Function):
-    """KL(teacher || student). Its gradient by the logits is the difference of probabilities."""
+    """Its gradient by the logits is the difference of probabilities, found and wanted."""
 
     @staticmethod
     def forward(
@@ -64,7 +79,10 @@ class _Divergence(torch.autograd.Function):
         wanted: Tensor,
         wanted_head: Tensor,
         soft_cap: float | None,
+        labels: Tensor,
+        share: float,
     ) -> Tensor:
+        of_text = share * (labels >= 0)
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=student.device)
         for start in range(0, len(student), BLOCK):
@@ -73,9 +91,15 @@ class _Divergence(torch.autograd.Function):
             wanted_logits = _logits(wanted[rows], wanted_head, soft_cap)
             slope = None if soft_cap is None else 1 - (logits / soft_cap).square()
             found, probabilities = logits.softmax(-1), wanted_logits.softmax(-1)
-            total += (_normaliser(logits, found) - _normaliser(wanted_logits, probabilities)).sum()
+            normaliser = _normaliser(logits, found)
+            apart = normaliser - _normaliser(wanted_logits, probabilities)
+            label = labels[rows, None].clamp(min=0)
+            surprise = normaliser - logits.gather(1, label).squeeze(1)
+            total += torch.lerp(apart, surprise, of_text[rows]).sum()
+            probabilities.mul_(1 - of_text[rows, None])
             total += torch.dot(probabilities.view(-1), wanted_logits.sub_(logits).view(-1))
             if gradient is not None:
+                probabilities.scatter_add_(1, label, of_text[rows, None])
                 difference = found.sub_(probabilities).div_(len(student))
                 if slope is not None:
                     difference.mul_(slope)
@@ -86,7 +110,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer, None, None, None, None
+        return gradient * outer, *[None] * 6
 
 
 def _normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
@@ -96,5 +120,4 @@ def _normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 def _logits(hidden: Tensor, head: Tensor, soft_cap: float | None) -> Tensor:
     """[tokens, vocab_size] in float32, computed in the head's type."""
-    logits = (hidden.to(head.dtype) @ head.T).float()
-    return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+    return capped((hidden.to(head.dtype) @ head.T).float(), soft_cap)

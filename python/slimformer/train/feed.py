@@ -15,6 +15,7 @@ from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.engine import Engine
 from slimformer.prune.sample import SEQUENCES, write_on, writing_engine
 from slimformer.prune.stream import Windows
+from slimformer.train.windows import next_tokens
 
 READINGS = 3
 """How often text is read before the teacher writes on. Writing takes a fifth of the time, and what
@@ -68,20 +69,33 @@ class Feed:
         self._block: tuple[int, int] | None = None  # what was written last, by epoch and place
         self._written = windows[:0]
 
-    def batch(self, first: int, count: int) -> Windows:
-        """``count`` windows from the ``first`` of the endless order on, [count, tokens]."""
-        return np.concatenate([self._window(place) for place in range(first, first + count)])
+    def batch(self, first: int, count: int) -> tuple[Windows, Windows]:
+        """``count`` windows from the ``first`` of the endless order on, [count, tokens].
+
+        Returns
+        -------
+        The windows, and the token that follows each: -1 where none does, and in what the teacher
+        wrote, for that is one draw from predictions which are known whole.
+        """
+        places = range(first, first + count)
+        windows = np.concatenate([self._window(place) for place in places])
+        labels = next_tokens(windows)
+        labels[[self._is_written(place) for place in places]] = -1
+        return windows, labels
 
     def written(self, count: int) -> int:
         """How many tokens of the first ``count`` windows are from the writer's hand."""
-        known, length = READINGS * len(self._windows), self._windows.shape[1]
-        return 0 if self._writer is None else max(0, count - known) * length
+        length: int = self._windows.shape[1]
+        return sum(map(self._is_written, range(count))) * length
+
+    def _is_written(self, place: int) -> bool:
+        return self._writer is not None and place >= READINGS * len(self._windows)
 
     def _window(self, place: int) -> Windows:
         """One window, [1, tokens]."""
         epoch, within = divmod(place, len(self._windows))
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._windows))
-        if epoch < READINGS or self._writer is None:
+        if self._writer is None or not self._is_written(place):
             return self._windows[order[within : within + 1]]
         block, within = divmod(within, SEQUENCES)
         if self._block != (epoch, block):

@@ -26,6 +26,7 @@ from slimformer.train.schedule import rate
 from slimformer.train.settings import Recovery, Report, Settings, Step
 from slimformer.train.state import load_state, save_state
 from slimformer.train.teacher import make_teacher
+from slimformer.train.windows import next_tokens
 from slimformer.train.zeros import Zeros
 
 MICRO_TOKENS = 1024
@@ -95,7 +96,8 @@ class Run:
             weight.detach().to(self.low) for weight in (self.module.head_weight, self.teacher.head)
         )
         self.held_out = [
-            (part, self.teacher.look(part)[0]) for part in _parts(held_out, self.micro)
+            (part, next_tokens(part), self.teacher.look(part)[0])
+            for part in _parts(held_out, self.micro)
         ]
         self.identity = _identity(student, teacher, settings, train, held_out)
         self.position = _Position()
@@ -111,7 +113,7 @@ class Run:
             if state is not None and state.exists():
                 self._restore(load_state(state, self.identity))
             else:
-                self.position.before = self.position.best = self._held_out_divergence()
+                self.position.before = self.position.best = self._held_out_loss()
                 self.best = self._snapshot()
             started = saved = time.monotonic() - self.position.seconds
             while not self._finished():
@@ -135,10 +137,11 @@ class Run:
         """One step of the optimiser; the loss before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate(self._share())
-        windows = self.feed.batch(self.position.windows, self.batch)
+        windows, labels = self.feed.batch(self.position.windows, self.batch)
         total = 0.0
-        for part in _parts(windows, self.micro):
-            loss = self._loss(part) * (len(part) / len(windows))
+        for start in range(0, len(windows), self.micro):
+            part = slice(start, start + self.micro)
+            loss = self._loss(windows[part], labels[part]) * (len(windows[part]) / len(windows))
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.trained().values(), LONGEST_GRADIENT)
@@ -149,28 +152,34 @@ class Run:
         self.position.tokens += windows.size
         return total
 
-    def _loss(self, windows: Windows) -> Tensor:
+    def _loss(self, windows: Windows, labels: Windows) -> Tensor:
         wanted, wanted_streams = self.teacher.look(windows)
         with self._autocast():
             streams = self.module.streams(self._ids(windows))
-            loss = self._divergence(streams[-1], wanted)
+            loss = self._divergence(streams[-1], wanted, labels)
             if self.pairs:
                 found = [streams[layer + 1] for layer, _ in self.pairs]
                 loss = loss + self.settings.hidden * residual_error(found, wanted_streams)
         return loss
 
-    def _divergence(self, stream: Tensor, wanted: Tensor) -> Tensor:
-        normed = self.module.final_norm(stream).flatten(0, 1)
-        cap = self.module.config.logit_soft_cap
-        return divergence(normed, self.head, wanted, self.wanted_head, cap)
+    def _divergence(self, stream: Tensor, wanted: Tensor, labels: Windows) -> Tensor:
+        return divergence(
+            self.module.final_norm(stream).flatten(0, 1),
+            self.head,
+            wanted,
+            self.wanted_head,
+            self.module.config.logit_soft_cap,
+            labels=self._ids(labels).flatten(),
+            share=self.settings.labels,
+        )
 
     @torch.no_grad()
-    def _held_out_divergence(self) -> float:
+    def _held_out_loss(self) -> float:
         total, count = 0.0, 0
-        for windows, wanted in self.held_out:
+        for windows, labels, wanted in self.held_out:
             with self._autocast():
                 stream = self.module.streams(self._ids(windows))[-1]
-                total += float(self._divergence(stream, wanted)) * len(windows)
+                total += float(self._divergence(stream, wanted, labels)) * len(windows)
             count += len(windows)
         return total / count
 
@@ -180,7 +189,7 @@ class Run:
         if place.tokens - place.evaluated < self._interval() and self._share() < 1:
             return
         place.evaluated = place.tokens
-        found = self._held_out_divergence()
+        found = self._held_out_loss()
         if found < place.best:
             place.best, place.fruitless = found, 0
             self.best = self._snapshot()
@@ -214,7 +223,7 @@ class Run:
             merge_low_rank(self.module)
             rounded = from_torch(self.module, self.student)
             self.module.load_state_dict(to_torch(rounded).state_dict())
-            found = self._held_out_divergence()
+            found = self._held_out_loss()
             if found < place.before:
                 result, after = rounded, found
         written = self.feed.written(place.windows)
@@ -252,7 +261,7 @@ class Run:
 
 @dataclasses.dataclass
 class _Position:
-    """How far training has come; divergences are those of held-out text."""
+    """How far training has come; ``before`` and ``best`` are losses on held-out text."""
 
     windows: int = 0
     tokens: int = 0

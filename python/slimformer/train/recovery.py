@@ -1,9 +1,9 @@
 """Recovery by training: a pruned model learns from the dense one what it has lost.
 
 Distillation end to end (Hinton et al. 2015, arXiv 1503.02531): the student's predictions are drawn
-to the teacher's on every token, and its residual streams to the teacher's. Embedding and head stay
-as they are: of them pruning takes rows, and changes none. Of a student that has lost tokens the
-teacher is the dense model without those tokens.
+to the teacher's on every token and to the text's own next one, its residual streams to the
+teacher's. Embedding and head stay as they are: of them pruning takes rows, and changes none. Of a
+student that has lost tokens the teacher is the dense model without those tokens.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def recover(
     progress: Progress = silent,
     report: Report = ignore,
 ) -> Recovery:
-    """Train a pruned model to predict what the dense one predicts.
+    """Train a pruned model to predict what the dense one predicts and what the text goes on with.
 
-    What comes back predicts held-out text at least as closely as the student did: weights are
+    What comes back predicts held-out text at least as well as the student did: weights are
     kept only where that text confirms them. It has the student's shape, types and zeros.
 
     Parameters
@@ -87,6 +87,8 @@ def recover(
         threads=threads,
         progress=progress,
     )
+    if texts is None:
+        settings = dataclasses.replace(settings, labels=0.0)
     run = Run(student, teacher, settings, pairs, train, held_out, threads)
     return run.to_the_end(state, report)
 

@@ -14,6 +14,13 @@ LEARNING_RATE = 1e-4
 half a million tokens at this rate in steps of 1024 take the divergence on held-out text from 0.373
 to 0.293; at three times the rate to 0.311."""
 
+LABELS = 0.5
+"""A teacher of 135 million parameters that was trained to answer predicts text worse than it could,
+and text itself says so: 98,304 tokens took perplexity on WikiText-2 from 1.37 times that of the
+teacher to 1.28 by its predictions alone, to 1.22 with a share of 0.3 and to 1.18 by labels alone;
+on the text of LAMBADA, far from what was read, from 1.42 to 1.32, 1.27 and 1.24, and multiple
+choice gained most where text did. Half keeps to the teacher where text is little or its own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -33,6 +40,9 @@ class Settings:
         2021, arXiv 2106.09685) and merged at the end.
     window, batch
         Tokens of a sequence, and of a step; a step has whole windows.
+    labels
+        Share of the text's own next tokens in what the predictions are drawn to, 0 to 1; the rest
+        is what the teacher predicts. In text that the teacher has written it counts as 0.
     hidden
         Weight of the residual streams' relative error beside the divergence of the predictions.
     patience
@@ -53,6 +63,7 @@ class Settings:
     lora: int | None = None
     window: int = 512
     batch: int = 1024
+    labels: float = LABELS
     hidden: float = 0.1
     patience: int = 8
     seed: int = 0
@@ -70,6 +81,8 @@ class Settings:
             raise ConfigError(
                 f"batch: expected at least one window of {self.window}, found {self.batch}"
             )
+        if not 0 <= self.labels <= 1:
+            raise ConfigError(f"labels: expected a share of 0 to 1, found {self.labels}")
         if not 0 <= self.hidden < math.inf:
             raise ConfigError(f"hidden: expected 0 or more, found {self.hidden}")
         if not 0 <= self.seed < 1 << 63:
@@ -86,8 +99,8 @@ class Settings:
 class Step:
     """Where a recovery stands.
 
-    ``share`` of the budget, ``loss`` of the last steps, the best ``held_out`` divergence so far
-    (nats a token), ``seconds_left`` if it goes on like this.
+    ``share`` of the budget, ``loss`` of the last steps, the lowest ``held_out`` loss of predictions
+    so far (nats a token), ``seconds_left`` if it goes on like this.
     """
 
     share: float
@@ -103,8 +116,9 @@ class Recovery:
     """The recovered model, and what that took.
 
     Of the ``tokens`` that were read so many were ``written`` by the teacher, because the text had
-    been read. ``before`` and ``after`` are divergences from the teacher on held-out text, in nats
-    a token.
+    been read. ``before`` and ``after`` are losses of the predictions on held-out text, in nats a
+    token: the divergence from the teacher's, and for a share of ``Settings.labels`` the cross
+    entropy of what follows.
     """
 
     checkpoint: Checkpoint

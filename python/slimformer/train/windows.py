@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.errors import DataError
 from slimformer.progress import Progress, silent
@@ -66,3 +68,8 @@ def training_windows(
         raise DataError(f"recover: the text does not fill two windows of {window} tokens")
     count = max(1, min(HELD_OUT_TOKENS // window, len(found) // HELD_OUT))
     return found[count:], found[:count]
+
+
+def next_tokens(windows: Windows) -> Windows:
+    """The token that follows each, [windows, tokens]; -1 after the last of a window."""
+    return np.pad(windows[:, 1:], ((0, 0), (0, 1)), constant_values=-1)

@@ -29,6 +29,7 @@ from slimformer.evaluate import Contender, measure_speed, read_text
 from slimformer.prune import Recipe, load_calibration, plan, prune
 
 DECODED = 64
+LASTING = ("text", "calibration", "tokens", "windows", "seed")
 LLAMA_TYPES = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 
@@ -51,6 +52,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    if different := other_settings(options):
+        parser.error(f"{options.work} holds a sweep with another {different}; name another --work")
     sweep = Sweep(options)
     for step in sweep.steps():
         print(step, file=sys.stderr, flush=True)
@@ -65,6 +68,16 @@ def main() -> int:
     (options.output / "mixes.json").write_text(points_json(rows), encoding="utf-8")
     print(text)
     return 0
+
+
+def other_settings(options: argparse.Namespace) -> str:
+    """Which of the settings that decide what is found are others than those of the work begun."""
+    given = {name: str(getattr(options, name)) for name in LASTING}
+    path = options.work / "settings.json"
+    if not path.exists():
+        path.write_text(json.dumps(given, indent=1), encoding="utf-8")
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    return ", ".join(name for name in LASTING if begun.get(name) != given[name])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ import numpy.typing as npt
 
 from slimformer.checkpoint import Checkpoint, TokenizerAssets, load
 from slimformer.engine import Engine
-from slimformer.errors import DataError, MissingPackageError, VerificationError
+from slimformer.errors import DataError, VerificationError
 from slimformer.export.exporting import Export, Format
+from slimformer.optional import require_package
 from slimformer.tokenizer import Tokenizer
 
 ENGINES: dict[Format, str] = {"gguf": "llama_cpp", "huggingface": "transformers"}
@@ -86,10 +86,7 @@ def verify(checkpoint: Checkpoint, exported: Export, *, threads: int = 0) -> Ver
         The model has no tokenizer.
     """
     module, name = ENGINES[exported.format], NAMES[exported.format]
-    if importlib.util.find_spec(module) is None:
-        raise MissingPackageError(
-            f"not verified: {name} is not installed; pip install 'slimformer[parity]'"
-        )
+    require_package(module, name, "verification of an export", extra="parity")
     if checkpoint.tokenizer is None:
         raise DataError(f"{checkpoint.name}: not verified: the model has no tokenizer")
     if not checkpoint.config.causal:

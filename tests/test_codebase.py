@@ -51,6 +51,7 @@ PYTHON_LEVELS = {
     "report": 6,
     "demo": 7,
     "cli": 8,
+    "__main__": 8,
 }
 """A module imports from its own level or below."""
 

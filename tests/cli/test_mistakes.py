@@ -20,7 +20,7 @@ from slimformer.cli import options
 from slimformer.cli.console import finite
 
 Run = Callable[..., Any]
-PROGRAM = [sys.executable, "-c", "from slimformer.cli.main import main; main()"]
+PROGRAM = [sys.executable, "-m", "slimformer"]
 
 
 def assert_failed(result: Any, *parts: str) -> None:

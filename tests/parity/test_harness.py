@@ -206,13 +206,12 @@ def test_the_command(model: Path, tasks: Path) -> None:
     import subprocess
     import sys
 
-    script = "import sys; from slimformer.cli.main import main; main()"
     options = [
         *("--model_args", f"pretrained={model},weights=int8", "--tasks", "local_choice"),
         *("--include_path", str(tasks), "--limit", "3"),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", script, "lm-eval", *options],
+        [sys.executable, "-m", "slimformer", "lm-eval", *options],
         capture_output=True,
         text=True,
         check=False,

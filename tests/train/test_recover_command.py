@@ -89,10 +89,9 @@ def test_a_terminal_sees_bars(folders: tuple[Path, Path, Path]) -> None:
 
     dense, slim, text = folders
     mine, theirs = pty.openpty()
-    program = "from slimformer.cli.main import main; main()"
     options = ("recover", slim, "--teacher", dense, "--data", text, "--tokens", 2048)
     process = subprocess.run(
-        [sys.executable, "-c", program, *map(str, options)],
+        [sys.executable, "-m", "slimformer", *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=theirs,
         check=False,

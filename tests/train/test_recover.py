@@ -21,7 +21,7 @@ from slimformer.tokenizer import Tokenizer
 from slimformer.train import Recovery, Settings, Step, recover
 from slimformer.train.feed import READINGS, Feed, TeacherWriter
 from slimformer.train.recovery import stream_pairs
-from slimformer.train.schedule import rate
+from slimformer.train.schedule import cooled, rate
 from slimformer.train.windows import training_windows
 
 TEXT = ["the river of light and the stone engine in the layer of it 0123456789 " * 400]
@@ -107,10 +107,45 @@ def test_zeros_stay_zero_and_types_stay(lora: int | None) -> None:
 
 def test_what_held_out_text_does_not_confirm_is_not_kept() -> None:
     dense, student = pair()
-    found = run(student, dense, learning_rate=1e3, patience=2)
+    steps: list[Step] = []
+    found = run(student, dense, learning_rate=1e3, patience=2, report=steps.append)
     assert found.checkpoint.fingerprint == student.fingerprint
     assert found.after == found.before
-    assert found.tokens < 4096  # it gave up
+    # It gave up at the second look, and let the rate fall.
+    assert found.tokens == 2 * 1024 + 256
+    assert [step.share for step in steps[-2:]] == [0.5, 1.0]
+    assert steps[-1].seconds_left == 0
+
+
+def test_the_rate_falls_from_the_best_weights_when_nothing_is_gained_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from slimformer.train import loop
+
+    monkeypatch.setattr(loop, "COOLING", 0.25)
+    dense, student = pair()
+    looks = iter((5.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0))
+    rates: list[float] = []
+    weights: list[float] = []
+
+    def look(self: loop.Run) -> float:
+        weights.append(float(self.module.final_norm.weight.detach().sum()))
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return next(looks)
+
+    put: list[float] = []
+    original = loop.Run._put
+
+    def remember(self: loop.Run, values: Any) -> None:
+        original(self, values)
+        put.append(float(self.module.final_norm.weight.detach().sum()))
+
+    monkeypatch.setattr(loop.Run, "_held_out_loss", look)
+    monkeypatch.setattr(loop.Run, "_put", remember)
+    found = run(student, dense, patience=2, tokens=8192)
+    assert found.tokens == 1.25 * 3 * 2048
+    assert put[0] == weights[1] != weights[3]
+    assert rates[-1] < 0.3 * rates[3]
 
 
 def test_the_dense_model_has_nothing_to_recover() -> None:
@@ -248,6 +283,8 @@ def test_the_rate_rises_and_falls() -> None:
     assert rate(0) == rate(1) == pytest.approx(0.05)
     assert rate(0.05) == 1
     assert 0.4 < rate(0.525) < 0.6
+    assert cooled(0) == 1
+    assert cooled(1) == pytest.approx(0.05)
 
 
 def test_every_window_is_read_once_before_any_is_read_again() -> None:

@@ -22,7 +22,7 @@ from slimformer.train.divergence import divergence, residual_error
 from slimformer.train.feed import Feed, TeacherWriter
 from slimformer.train.low_rank import add_low_rank, merge_low_rank
 from slimformer.train.memory import kept_memory
-from slimformer.train.schedule import rate
+from slimformer.train.schedule import COOLING, cooled, rate
 from slimformer.train.settings import Recovery, Report, Settings, Step
 from slimformer.train.state import load_state, save_state
 from slimformer.train.teacher import make_teacher
@@ -128,15 +128,20 @@ class Run:
             return self._confirmed()
 
     def _finished(self) -> bool:
-        return self._share() >= 1 or self.position.fruitless >= self.settings.patience
+        return self._share() >= 1 or self._cooled() >= 1
 
     def _share(self) -> float:
         return self.settings.share(self.position.tokens, self.position.seconds)
 
+    def _cooled(self) -> float:
+        """How much of the cooling is over, 0 to 1."""
+        began = self.position.cooling_from
+        return 0.0 if began is None else (self.position.tokens - began) / (COOLING * began)
+
     def _step(self) -> float:
         """One step of the optimiser; the loss before it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * rate(self._share())
+            group["lr"] = self.settings.learning_rate * rate(self._share()) * cooled(self._cooled())
         windows, labels = self.feed.batch(self.position.windows, self.batch)
         total = 0.0
         for start in range(0, len(windows), self.micro):
@@ -186,15 +191,18 @@ class Run:
     def _evaluate_when_due(self) -> None:
         """Look at held-out text every so many tokens and at the end; keep what it confirms."""
         place = self.position
-        if place.tokens - place.evaluated < self._interval() and self._share() < 1:
+        if place.tokens - place.evaluated < self._interval() and not self._finished():
             return
         place.evaluated = place.tokens
         found = self._held_out_loss()
         if found < place.best:
             place.best, place.fruitless = found, 0
             self.best = self._snapshot()
-        else:
-            place.fruitless += 1
+            return
+        place.fruitless += 1
+        if place.fruitless >= self.settings.patience and place.cooling_from is None:
+            self._put(self.best)
+            place.cooling_from = place.tokens
 
     def _interval(self) -> int:
         """Tokens between evaluations; a short run has several, too."""
@@ -204,14 +212,17 @@ class Run:
     def _progress(self, loss: float) -> Step:
         place = self.position
         place.loss = loss if place.loss is None else SMOOTHING * place.loss + (1 - SMOOTHING) * loss
-        share = self._share()
+        share, over = self._share(), min(1.0, self._cooled())
+        left = place.seconds * (1 - share) / max(share, 1e-9)
+        if place.cooling_from is not None:
+            left = min(left, place.seconds * COOLING * (1 - over))
         return Step(
-            share=share,
+            share=share + (1 - share) * over,
             tokens=place.tokens,
             loss=place.loss,
             held_out=place.best,
             tokens_per_second=place.tokens / max(place.seconds, 1e-9),
-            seconds_left=place.seconds * (1 - share) / max(share, 1e-9),
+            seconds_left=left,
         )
 
     def _confirmed(self) -> Recovery:
@@ -261,13 +272,17 @@ class Run:
 
 @dataclasses.dataclass
 class _Position:
-    """How far training has come; ``before`` and ``best`` are losses on held-out text."""
+    """How far training has come; ``before`` and ``best`` are losses on held-out text.
+
+    ``cooling_from`` is how many tokens it had taken when held-out text gained nothing any more.
+    """
 
     windows: int = 0
     tokens: int = 0
     seconds: float = 0.0
     evaluated: int = 0
     fruitless: int = 0
+    cooling_from: int | None = None
     before: float = math.inf
     best: float = math.inf
     loss: float | None = None

@@ -46,8 +46,8 @@ class Settings:
     hidden
         Weight of the residual streams' relative error beside the divergence of the predictions.
     patience
-        Evaluations without progress on held-out text after which training stops; the last of them
-        may still bring some, when the rate has fallen.
+        Evaluations without progress on held-out text after which training goes back to the best
+        weights, lets the rate fall within a tenth of the tokens so far, and stops.
     seed
         Of the choice and order of text, and of the low-rank updates.
 

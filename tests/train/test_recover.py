@@ -279,6 +279,33 @@ def test_streams_are_compared_where_both_models_should_agree() -> None:
     assert stream_pairs(dense, dense) == [(0, 0), (1, 1), (2, 2)]
 
 
+def test_the_rate_goes_by_the_size_of_the_weights() -> None:
+    from slimformer.train.settings import RELATIVE_RATE
+
+    dense, student = pair()
+    rates = []
+    for scale in (1.0, 0.25):
+        sizes = [
+            float(np.sqrt(np.square(scale * student.read_f32(name)).mean()))
+            for name in student.tensors
+            if name.startswith("layers.") and len(student.tensors[name].shape) == 2
+        ]
+        rates.append(RELATIVE_RATE * float(np.median(sizes)))
+    assert rates[1] == pytest.approx(rates[0] / 4)
+    given = run(student, dense, learning_rate=rates[0], tokens=512)
+    chosen = run(student, dense, learning_rate=None, tokens=512)
+    other = run(student, dense, learning_rate=rates[1], tokens=512)
+    largest = [
+        max(
+            float(np.abs(found.checkpoint.read_f32(name) - student.read_f32(name)).max())
+            for name in student.tensors
+        )
+        for found in (given, chosen, other)
+    ]
+    assert largest[1] == pytest.approx(largest[0], rel=1e-3)
+    assert largest[2] < 0.5 * largest[0]
+
+
 def test_the_rate_rises_and_falls() -> None:
     assert rate(0) == rate(1) == pytest.approx(0.05)
     assert rate(0.05) == 1

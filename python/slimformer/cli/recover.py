@@ -63,7 +63,7 @@ def recover(
         typer.Option(min=1, metavar="RANK", help="Train low-rank updates, merged at the end."),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate of AdamW.")
+        float | None, typer.Option(help="Highest rate of AdamW; else by the weights' size.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Tokens of a step.")] = None,
     labels: Annotated[

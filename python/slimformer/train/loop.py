@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from slimformer.train.feed import Feed, TeacherWriter
 from slimformer.train.low_rank import add_low_rank, merge_low_rank
 from slimformer.train.memory import kept_memory
 from slimformer.train.schedule import COOLING, cooled, rate
-from slimformer.train.settings import Recovery, Report, Settings, Step
+from slimformer.train.settings import RELATIVE_RATE, Recovery, Report, Settings, Step
 from slimformer.train.state import load_state, save_state
 from slimformer.train.teacher import make_teacher
 from slimformer.train.windows import next_tokens
@@ -80,6 +81,7 @@ class Run:
         self.micro = max(1, MICRO_TOKENS // train.shape[1])
         self.module = to_torch(student).to(self.device)
         self.zeros = Zeros(self.module.layers)
+        self.rate = settings.learning_rate or RELATIVE_RATE * _size(self.module.layers)
         self.module.requires_grad_(False)
         if settings.lora is None:
             self.module.layers.requires_grad_()
@@ -141,7 +143,7 @@ class Run:
     def _step(self) -> float:
         """One step of the optimiser; the loss before it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * rate(self._share()) * cooled(self._cooled())
+            group["lr"] = self.rate * rate(self._share()) * cooled(self._cooled())
         windows, labels = self.feed.batch(self.position.windows, self.batch)
         total = 0.0
         for start in range(0, len(windows), self.micro):
@@ -286,6 +288,13 @@ class _Position:
     before: float = math.inf
     best: float = math.inf
     loss: float | None = None
+
+
+def _size(module: torch.nn.Module) -> float:
+    """The median of the matrices' root mean squares, those of zeros left out."""
+    matrices = (value for value in module.parameters() if value.ndim > 1)
+    sizes = [float(value.detach().square().mean().sqrt()) for value in matrices]
+    return statistics.median([size for size in sizes if size] or [1.0])
 
 
 def _parts(windows: Windows, size: int) -> list[Windows]:

@@ -67,7 +67,10 @@ def test_verifying_without_the_other_engine_says_so(
     monkeypatch.setitem(verifying.ENGINES, "gguf", "no_such_module")
     result = run("export", slim, tmp_path / "slim.gguf", "--to", "gguf", "--verify")
     assert result.exit_code == 0
-    assert "verification of an export needs llama.cpp, which is not installed" in result.stderr
+    assert (
+        "verification of an export needs llama.cpp, which is not installed: pip install"
+        in result.stderr
+    )
 
 
 def test_a_difference_is_a_failure(

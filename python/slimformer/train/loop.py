@@ -81,7 +81,7 @@ class Run:
         self.micro = max(1, MICRO_TOKENS // train.shape[1])
         self.module = to_torch(student).to(self.device)
         self.zeros = Zeros(self.module.layers)
-        self.rate = settings.learning_rate or RELATIVE_RATE * _size(self.module.layers)
+        self.highest_rate = settings.learning_rate or RELATIVE_RATE * _size(self.module.layers)
         self.module.requires_grad_(False)
         if settings.lora is None:
             self.module.layers.requires_grad_()
@@ -138,12 +138,14 @@ class Run:
     def _cooled(self) -> float:
         """How much of the cooling is over, 0 to 1."""
         began = self.position.cooling_from
-        return 0.0 if began is None else (self.position.tokens - began) / (COOLING * began)
+        if began is None:
+            return 0.0
+        return min(1.0, (self.position.tokens - began) / (COOLING * began))
 
     def _step(self) -> float:
         """One step of the optimiser; the loss before it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * rate(self._share()) * cooled(self._cooled())
+            group["lr"] = self.highest_rate * rate(self._share()) * cooled(self._cooled())
         windows, labels = self.feed.batch(self.position.windows, self.batch)
         total = 0.0
         for start in range(0, len(windows), self.micro):
@@ -214,7 +216,7 @@ class Run:
     def _progress(self, loss: float) -> Step:
         place = self.position
         place.loss = loss if place.loss is None else SMOOTHING * place.loss + (1 - SMOOTHING) * loss
-        share, over = self._share(), min(1.0, self._cooled())
+        share, over = self._share(), self._cooled()
         left = place.seconds * (1 - share) / max(share, 1e-9)
         if place.cooling_from is not None:
             left = min(left, place.seconds * COOLING * (1 - over))

@@ -10,9 +10,10 @@ from slimformer.tokenizer import Tokenizer
 
 def test_words_come_from_the_lists_of_wordfreq() -> None:
     tokenizer = Tokenizer(KINDS["byte_level"]())
-    shares = word_shares(tokenizer, tokenizer.vocab_size, ["en"])
+    texts = [tokenizer.decode([i], skip_special=False) for i in range(tokenizer.vocab_size)]
+    shares = word_shares(tokenizer, texts, ["en"])
     assert shares.sum() == pytest.approx(1)
     ids = tokenizer.encode(" the", add_bos=False)
     assert shares[ids].min() > 0.003
     with pytest.raises(DataError, match="found 'tlh'"):
-        word_shares(tokenizer, tokenizer.vocab_size, ["tlh"])
+        word_shares(tokenizer, texts, ["tlh"])

@@ -83,7 +83,7 @@ def needed_elsewhere(
     texts
         What was counted on.
     words
-        The share of each token in the words of the languages that it is in, [vocab_size].
+        The share of each token in the words and marks of some languages, [vocab_size].
     """
     usual = _usual_characters(texts)
     weights = [1.0 if usual.issuperset(text) else STRANGE_WEIGHT for text in token_texts]
@@ -180,7 +180,7 @@ def cut_to_text(
     assert checkpoint.tokenizer is not None
     tokenizer = Tokenizer(checkpoint.tokenizer)
     spellings = [tokenizer.decode([token], skip_special=False) for token in range(len(counts))]
-    words = word_shares(tokenizer, len(counts), languages) if languages else 0.0
+    words = word_shares(tokenizer, spellings, languages) if languages else 0.0
     rows = choose_rows(
         Description(checkpoint.tokenizer, len(counts)),
         needed_elsewhere(counts, spellings, texts, words),

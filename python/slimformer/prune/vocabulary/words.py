@@ -1,12 +1,14 @@
 """What the words of a language need of a vocabulary.
 
 A few megabytes of text hold a tenth of the words that other text will use. Lists of words and of
-how often they are used, counted on billions, know the rest.
+how often they are used, counted on billions, know the rest. What stands between words they do not
+know, and it differs from one publisher to the next: quotation marks, dashes, brackets.
 """
 
 from __future__ import annotations
 
 import collections
+import string
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,18 +21,30 @@ from slimformer.tokenizer import Tokenizer
 FORMS = ((" ", False, 0.75), (" ", True, 0.15), ("\n", True, 0.06), ("\n", False, 0.04))
 """How words stand in text: what is before one, whether it begins with a capital, how often so."""
 
+MARKS = frozenset(string.punctuation + "".join(map(chr, range(0x2010, 0x2028))))
+"""What stands between words, but for spaces: of ASCII, and dashes, quotation marks and dots."""
+
+MARKS_SHARE = 0.02
+"""Share of text that is counted as marks of any kind. Most text has more, but the same few: this is
+for the others. A language model is at a loss where a usual one is spelt in an unusual way: of
+Gemma 3's tokens a third, without two thirds of its tokens of marks, took 12 % more bits for text
+that quotes ``like this'', though only 1 token in 200 was such a mark."""
+
+FIRST_MARKS = 10
+"""Marks at the start of a vocabulary are not more frequent."""
+
 
 def word_shares(
-    tokenizer: Tokenizer, n_rows: int, languages: Sequence[str]
+    tokenizer: Tokenizer, token_texts: Sequence[str], languages: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """The share of each token in text of some languages, by their words alone, [n_rows].
+    """The share of each token in text of some languages, by words and marks alone, [vocab_size].
 
     Parameters
     ----------
     tokenizer
         Whose tokens.
-    n_rows
-        Rows of the embedding.
+    token_texts
+        What each of them stands for.
     languages
         Their codes, such as ``en``: those of wordfreq (Speer 2022, doi 10.5281/zenodo.7199437).
 
@@ -45,15 +59,24 @@ def word_shares(
     from wordfreq import available_languages, get_frequency_dict
 
     known = available_languages()
-    total = np.zeros(n_rows)
+    n_rows = len(token_texts)
+    total = MARKS_SHARE * _mark_shares(token_texts)
     for language in languages:
         if language not in known:
             raise DataError(
                 f"expected languages among {', '.join(sorted(known))}, found {language!r}"
             )
         of_language = _shares(tokenizer, n_rows, get_frequency_dict(language))
-        total += of_language / len(languages)
+        total += (1 - MARKS_SHARE) / len(languages) * of_language
     return total
+
+
+def _mark_shares(token_texts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Of tokens that are marks, with or without spaces, by their order in the vocabulary."""
+    spaceless = [text.strip(" ") for text in token_texts]
+    shares = np.array([bool(text) and MARKS.issuperset(text) for text in spaceless], np.float64)
+    shares[shares > 0] = 1 / (np.arange(np.count_nonzero(shares)) + FIRST_MARKS)
+    return shares / (shares.sum() or 1.0)
 
 
 def _shares(

@@ -4,13 +4,13 @@ import pytest
 
 from reference.vocabularies import KINDS
 from slimformer.errors import DataError
-from slimformer.prune.vocabulary.words import word_shares
+from slimformer.prune.vocabulary.words import spellings, word_shares
 from slimformer.tokenizer import Tokenizer
 
 
 def test_words_come_from_the_lists_of_wordfreq() -> None:
     tokenizer = Tokenizer(KINDS["byte_level"]())
-    texts = [tokenizer.decode([i], skip_special=False) for i in range(tokenizer.vocab_size)]
+    texts = spellings(tokenizer, tokenizer.vocab_size)
     shares = word_shares(tokenizer, texts, ["en"])
     assert shares.sum() == pytest.approx(1)
     ids = tokenizer.encode(" the", add_bos=False)

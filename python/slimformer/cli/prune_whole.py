@@ -42,8 +42,8 @@ VocabularyLanguageOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CODE",
-        help="A language that the text is in, such as en: tokens that other words of it need stay, "
-        "too; may repeat. Needs wordfreq: pip install 'slimformer[words]'.",
+        help="A language that the text is in, such as en: tokens that other words and marks of it "
+        "need stay, too; may repeat. Needs wordfreq: pip install 'slimformer[words]'.",
         rich_help_panel=WHOLE,
     ),
 ]

@@ -32,7 +32,6 @@ from slimformer.cli.prune_whole import (
     RotateOption,
     VocabularyFromOption,
     VocabularyKeepOption,
-    VocabularyLanguageOption,
     VocabularyOption,
     Whole,
 )
@@ -107,7 +106,6 @@ def prune(
     vocabulary_from: VocabularyFromOption = None,
     vocabulary: VocabularyOption = None,
     vocabulary_keep: VocabularyKeepOption = None,
-    vocabulary_language: VocabularyLanguageOption = None,
     channels: ChannelsOption = None,
     rotate: RotateOption = False,
     drop_layers: Annotated[
@@ -281,7 +279,7 @@ def prune(
     size = parse_size(max_bytes)
     budgets = (keep, size, speedup, decode_tokens_per_second)
     choices = [*(budget is not None for budget in budgets), recipe is not None, any(lists.values())]
-    tokens = (vocabulary_from, vocabulary, vocabulary_keep, vocabulary_language)
+    tokens = (vocabulary_from, vocabulary, vocabulary_keep)
     whole = Whole(*tokens, channels, rotate)
     filling = sparsity is not None or pattern != "any"
     if vocabulary_sparsity and not filling:

@@ -38,15 +38,6 @@ VocabularyKeepOption = Annotated[
         rich_help_panel=WHOLE,
     ),
 ]
-VocabularyLanguageOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="CODE",
-        help="A language that the text is in, such as en: tokens that other words and marks of it "
-        "need stay, too; may repeat. Needs wordfreq: pip install 'slimformer[words]'.",
-        rich_help_panel=WHOLE,
-    ),
-]
 ChannelsOption = Annotated[
     int | None,
     typer.Option(
@@ -73,7 +64,6 @@ class Whole:
     vocabulary_from: list[Path] | None
     vocabulary: int | None
     vocabulary_keep: float | None
-    vocabulary_language: list[str] | None
     channels: int | None
     rotate: bool
 
@@ -86,8 +76,8 @@ class Whole:
         """Raise BadParameter for options that do not go together."""
         if recipe is not None and self.asked:
             raise typer.BadParameter("expected --recipe alone: it says which tokens stay, too")
-        how = (self.vocabulary, self.vocabulary_keep, self.vocabulary_language)
-        if not self.vocabulary_from and any(option not in (None, []) for option in how):
+        how = (self.vocabulary, self.vocabulary_keep)
+        if not self.vocabulary_from and any(option is not None for option in how):
             raise typer.BadParameter("expected --vocabulary-from, the text to count tokens on")
         if self.rotate and self.channels is None:
             raise typer.BadParameter("expected --channels, for which --rotate finds a basis")
@@ -113,7 +103,9 @@ class Whole:
                 load_calibration(self.vocabulary_from),
                 size=self.vocabulary,
                 share=self.vocabulary_keep,
-                languages=self.vocabulary_language or (),
+                seed=options["seed"],
+                threads=options["threads"],
+                progress=options["progress"],
             )
             kept = tokens.vocabulary
             chosen = dataclasses.replace(chosen or tokens, vocabulary=kept)

@@ -183,6 +183,13 @@ def advance(engine: Engine, stream: Hidden) -> Hidden:
     return between
 
 
+def pass_through(engine: Engine, stream: Hidden) -> None:
+    """Take a stream [..., windows, tokens, channels] through the engine's layer, in place."""
+    windows = stream.reshape(-1, *stream.shape[-2:])
+    for rows, after, _ in chunks(engine, windows):
+        windows[rows] = after
+
+
 def grown(stream: Hidden, read: Hidden, after: Hidden) -> Hidden:
     """The stream behind a sub-block, given what that made of what it reads.
 

@@ -31,11 +31,11 @@ from slimformer.prune.stream import (
     Hidden,
     Windows,
     advance,
-    chunks,
     embed,
     head_engine,
     inverse_lengths,
     layer_engine,
+    pass_through,
     precision,
 )
 
@@ -120,7 +120,7 @@ class Trials:
         stream = self._entry[1][self._trial].copy()
         for index in range(len(dense.config.layers)):
             progress("read the dense model", index, len(dense.config.layers))
-            _advance(self._engine(dense, index), stream)
+            pass_through(self._engine(dense, index), stream)
         self._predictions = Predictions(self._logits(stream))
 
     def run(
@@ -154,7 +154,7 @@ class Trials:
         for index in range(first, len(draft.config.layers)):
             self._progress(what, index, len(draft.config.layers))
             engine = self._engine(draft, index)
-            _advance(engine, trials[: len(chosen)])
+            pass_through(engine, trials[: len(chosen)])
             if index > cuts[-1].layer:
                 continue
             untouched = self._untouched(draft, index)
@@ -200,7 +200,7 @@ class Trials:
         if start > first:
             start, stream = 0, embed(self._dense, self._windows)
         for index in range(start, first):
-            _advance(self._engine(self._dense, index), stream)
+            pass_through(self._engine(self._dense, index), stream)
         self._entry = (first, stream)
         return self._entry
 
@@ -311,7 +311,7 @@ class Trials:
             return stream + output
         stream = stream.copy()
         ffn = layer_engine(draft, cut.layer, attention=False, threads=self._threads)
-        _advance(ffn, stream)
+        pass_through(ffn, stream)
         return stream
 
     def _energy(self, values: Hidden) -> float:
@@ -346,10 +346,3 @@ def _without(cut: Cut, here: _Steps) -> Hidden:
 def _steps(engine: Engine, stream: Hidden) -> _Steps:
     after = stream.copy()
     return _Steps(stream, advance(engine, after), after)
-
-
-def _advance(engine: Engine, stream: Hidden) -> None:
-    """Take a stream through the engine's layer, in place; [..., windows, tokens, channels]."""
-    windows = stream.reshape(-1, *stream.shape[-2:])
-    for rows, after, _ in chunks(engine, windows):
-        windows[rows] = after

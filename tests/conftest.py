@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None, max_examples=40
 )
 settings.load_profile("repeatable")
+
+# A shell lets its jobs in the background ignore Ctrl-C, and so would the programs that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

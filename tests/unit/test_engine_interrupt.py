@@ -12,7 +12,6 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
-import signal
 import numpy as np
 from reference.models import random_checkpoint
 from slimformer.config import AttentionConfig, FfnConfig, LayerConfig, ModelConfig, RopeConfig
@@ -22,7 +21,6 @@ attention = AttentionConfig(8, 8, 32, 32, tuple(range(8)), 0.2, RopeConfig(32))
 layer = LayerConfig(attention, FfnConfig(1000))
 config = ModelConfig("llama", 100, 256, 256, 1e-5, True, 1 << 20, (layer,) * 8)
 engine = Engine(random_checkpoint(config, 1), weights="f32", tier="scalar", threads=1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 session = engine.session()
 session.extend([1, 2, 3])
 expected = session.fork().extend([5])

@@ -97,20 +97,8 @@ def choose_rows(
         How much of a text each token is, [vocab_size].
     size
         How many rows may stay; if not given, as many as ``share`` of a text takes.
-
-    Raises
-    ------
-    BudgetError
-        The size is below what always stays, or the share is none.
     """
     kept = description.required()
-    if size is not None and size < len(kept):
-        raise BudgetError(
-            f"vocabulary: expected at least {len(kept)} rows, which hold the special tokens and "
-            f"those that any text can be written with, found {size}"
-        )
-    if not 0 < share <= 1:
-        raise BudgetError(f"vocabulary: expected a share above 0 and at most 1, found {share}")
     covered = float(shares[sorted(kept)].sum())
     for token in np.argsort(-shares, kind="stable").tolist():
         if len(kept) == size if size is not None else covered >= share:
@@ -163,12 +151,12 @@ def cut_to_text(
     UnsupportedModelError
         Its tokenizer is of a kind whose vocabulary is not cut here.
     """
-    if size is not None and share is not None:
-        raise BudgetError("vocabulary: expected a size or a share, found both")
     counts = count_tokens(checkpoint, texts)
     if not counts.any():
         raise DataError("vocabulary: the text to count on has no tokens; give more text")
     assert checkpoint.tokenizer is not None
+    description = Description(checkpoint.tokenizer, len(counts))
+    _check_budget(description, size, share)
     if checkpoint.config.causal:
         added = PREDICTED * predicted_shares(
             checkpoint, texts, seed=seed, threads=threads, progress=progress
@@ -179,12 +167,26 @@ def cut_to_text(
         added = ZIPF * zipf_shares(spelled, texts)
     expected = counts / counts.sum() + added
     rows = choose_rows(
-        Description(checkpoint.tokenizer, len(counts)),
+        description,
         expected / expected.sum(),
         size=size,
         share=COVERED if share is None else share,
     )
     return dataclasses.replace(Recipe.identity(checkpoint), vocabulary=rows)
+
+
+def _check_budget(description: Description, size: int | None, share: float | None) -> None:
+    """Raise BudgetError for what cannot be met; choosing takes minutes."""
+    if size is not None and share is not None:
+        raise BudgetError("vocabulary: expected a size or a share, found both")
+    least = len(description.required())
+    if size is not None and size < least:
+        raise BudgetError(
+            f"vocabulary: expected at least {least} rows, which hold the special tokens and "
+            f"those that any text can be written with, found {size}"
+        )
+    if share is not None and not 0 < share <= 1:
+        raise BudgetError(f"vocabulary: expected a share above 0 and at most 1, found {share}")
 
 
 def _usual_characters(texts: Sequence[str]) -> set[str]:

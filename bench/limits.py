@@ -1,7 +1,8 @@
 """What the machine can do at most, measured beside everything else.
 
 Neighbours of a virtual machine take their share of it, from one second to the next: so a limit is
-measured right before and right after what is compared with it, and the better of both counts.
+measured right before and right after what is compared with it. Of operations the better of both
+counts; of what memory gives, which swings by a factor of two whoever reads, their mean.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class Limits:
     gbytes: float
 
     @staticmethod
-    def measure(threads: int, seconds: float = 0.3) -> Limits:
+    def measure(threads: int, seconds: float = 1.0) -> Limits:
         """Take both now."""
         found = measure_roofline(threads=threads, seconds=seconds)
         return Limits(found["gflops"], found["gbytes_per_s"])
 
-    def most(self, other: Limits) -> Limits:
-        """The better of two measurements: a neighbour can only slow one down."""
-        return Limits(max(self.gflops, other.gflops), max(self.gbytes, other.gbytes))
+    def until(self, other: Limits) -> Limits:
+        """The limits between two measurements."""
+        return Limits(max(self.gflops, other.gflops), (self.gbytes + other.gbytes) / 2)
 
     def peak(self, engine: Engine) -> float:
         """Operations per second with an engine's weights on its tier."""
@@ -54,5 +55,5 @@ class Measured(Contender):
         """See Runner."""
         before = Limits.measure(self.engine.threads)
         times = super().run(prompt, generate)
-        self.limits.append(before.most(Limits.measure(self.engine.threads)))
+        self.limits.append(before.until(Limits.measure(self.engine.threads)))
         return times

@@ -20,17 +20,25 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Calls run(), which returns how much it did, for `seconds` and at least twice; the best rate.
+// What calls of run(), which returns how much it did, came to per second.
+struct Rate {
+  double best;
+  double mean;
+};
+
+// Calls run() for `seconds` and at least twice.
 template <class Run>
-double BestRate(double seconds, Run run) {
+Rate MeasureRate(double seconds, Run run) {
   const Clock::time_point begin = Clock::now();
   double best = 0.0;
+  double done = 0.0;
   for (int runs = 0; runs < 2 || SecondsSince(begin) < seconds; ++runs) {
     const Clock::time_point start = Clock::now();
     const double work = run();
     best = std::max(best, work / SecondsSince(start));
+    done += work;
   }
-  return best;
+  return {best, done / SecondsSince(begin)};
 }
 
 }  // namespace
@@ -38,7 +46,7 @@ double BestRate(double seconds, Run run) {
 Roofline MeasureRoofline(ThreadPool& pool, const kernels::KernelTable& kernels, double seconds) {
   constexpr double kGiga = 1e9;
   const auto threads = static_cast<std::size_t>(pool.size());
-  const double gflops = BestRate(seconds / 2, [&] {
+  const Rate operations_rate = MeasureRate(seconds / 2, [&] {
     const std::size_t tasks = 8 * threads;
     std::atomic<std::size_t> operations{0};
     pool.ParallelFor(tasks, [&](std::size_t, int) {
@@ -53,14 +61,14 @@ Roofline MeasureRoofline(ThreadPool& pool, const kernels::KernelTable& kernels, 
   pool.ParallelFor(strips, [&](std::size_t strip, int) {
     std::fill_n(buffer.data() + strip * kStripFloats, kStripFloats, 1.0F);
   });
-  const double bytes = BestRate(seconds / 2, [&] {
+  const Rate bytes_rate = MeasureRate(seconds / 2, [&] {
     pool.ParallelFor(strips, [&](std::size_t strip, int) {
       float sink[3];
       kernels.probe_read(buffer.data() + strip * kStripFloats, kStripFloats, sink);
     });
     return static_cast<double>(buffer.bytes());
   });
-  return {gflops / kGiga, bytes / kGiga};
+  return {operations_rate.best / kGiga, bytes_rate.mean / kGiga};
 }
 
 }  // namespace slimformer::ops

@@ -17,8 +17,10 @@ from slimformer.prune.channels.choice import (
 from slimformer.prune.channels.rotation import check_rotatable, rotate
 from slimformer.prune.recipe import Recipe
 
-TOKENS = 8192
-"""What is measured are sums over all layers and tokens, and needs few of these."""
+TOKENS = 24576
+"""What is measured are sums over all layers and tokens, and needs few of these: a basis found on
+8,192 leaves smollm2-135m, narrowed from 576 to 512, 1.77 to 1.88 times the perplexity, one found on
+24,576 1.69 to 1.79 times, and one on 65,536 1.75 to 1.82 times; selections are alike."""
 
 
 def plan_channels(

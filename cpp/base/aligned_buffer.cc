@@ -29,4 +29,7 @@ void* AllocateAligned(std::size_t bytes) {
 
 void FreeAligned(void* memory) noexcept { std::free(memory); }
 
+// Advice only: where it is refused, the memory stays.
+void OfferToSystem(void* memory, std::size_t bytes) noexcept { madvise(memory, bytes, MADV_FREE); }
+
 }  // namespace slimformer

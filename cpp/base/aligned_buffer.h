@@ -15,6 +15,10 @@ namespace slimformer {
 void* AllocateAligned(std::size_t bytes);
 void FreeAligned(void* memory) noexcept;
 
+// The system may take this memory as soon as it needs it, and what is in it is lost; if it does
+// not, the next who writes to it pays no page fault.
+void OfferToSystem(void* memory, std::size_t bytes) noexcept;
+
 template <class T>
 class AlignedBuffer {
   static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);

@@ -10,7 +10,7 @@ namespace slimformer::model {
 
 // Memory of one page, zeroed. Pages lie side by side in chunks of huge pages, whoever they belong
 // to: a decoding step reads them all, and a fresh one costs no page fault of its own. A chunk is
-// given back when its last page is.
+// free when its last page is; some free ones wait for the next sequences, lent to the system.
 class KvPage {
  public:
   explicit KvPage(std::size_t bytes);

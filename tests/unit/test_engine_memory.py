@@ -1,4 +1,4 @@
-"""Packing a model takes the packed model and one tensor, never two models."""
+"""Packing takes the packed model and one tensor; sequences take memory that others have left."""
 
 from __future__ import annotations
 
@@ -64,3 +64,41 @@ def test_peak_memory_while_packing(weights: str) -> None:
     peak, packed, largest = map(int, output.split())
     assert packed > 20e6
     assert peak < 1.15 * packed + largest
+
+
+SEQUENCES = """
+import resource
+import numpy as np
+from reference.models import random_checkpoint
+from slimformer.config import AttentionConfig, LayerConfig, ModelConfig, RopeConfig
+from slimformer.engine import Engine
+
+attention = AttentionConfig(8, 8, 128, 128, tuple(range(8)), 0.1, RopeConfig(128))
+config = ModelConfig("llama", 50, 16, 16, 1e-5, True, 1024, (LayerConfig(attention, None),) * 12)
+engine = Engine(random_checkpoint(config, 1), weights="f32", threads=1)
+tokens = np.arange(1000, dtype=np.int32) % 50
+found = []
+for _ in range(4):
+    session = engine.session()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    found.append(session.extend(tokens))
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    print(faults, session.kv_bytes)
+    del session
+assert all((one == found[0]).all() for one in found)
+"""
+
+
+def test_a_sequence_takes_the_memory_that_another_has_left() -> None:
+    path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
+    output = subprocess.run(
+        [sys.executable, "-c", SEQUENCES],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = [tuple(map(int, line.split())) for line in output.splitlines()]
+    faults, kv_bytes = zip(*lines, strict=True)
+    assert min(kv_bytes) > 96e6  # 48 huge pages, or thousands of small ones
+    assert min(faults[1:]) < 24

@@ -50,17 +50,22 @@ print(peak - before, engine.weight_bytes, largest)
 """
 
 
-@pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
-@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
-def test_peak_memory_while_packing(weights: str) -> None:
+def run(script: str, *arguments: str) -> str:
+    """What a script prints in a process of its own."""
     path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
-    output = subprocess.run(
-        [sys.executable, "-c", SCRIPT, weights],
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
+def test_peak_memory_while_packing(weights: str) -> None:
+    output = run(SCRIPT, weights)
     peak, packed, largest = map(int, output.split())
     assert packed > 20e6
     assert peak < 1.15 * packed + largest
@@ -90,14 +95,7 @@ assert all((one == found[0]).all() for one in found)
 
 
 def test_a_sequence_takes_the_memory_that_another_has_left() -> None:
-    path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
-    output = subprocess.run(
-        [sys.executable, "-c", SEQUENCES],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    output = run(SEQUENCES)
     lines = [tuple(map(int, line.split())) for line in output.splitlines()]
     faults, kv_bytes = zip(*lines, strict=True)
     assert min(kv_bytes) > 96e6  # 48 huge pages, or thousands of small ones

@@ -8,7 +8,7 @@ stream, however large the model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -188,6 +188,24 @@ def pass_through(engine: Engine, stream: Hidden) -> None:
     windows = stream.reshape(-1, *stream.shape[-2:])
     for rows, after, _ in chunks(engine, windows):
         windows[rows] = after
+
+
+def behind_layers(
+    checkpoint: Checkpoint,
+    windows: Windows,
+    *,
+    threads: int = 0,
+    told: Callable[[int], None] = lambda done: None,
+) -> Hidden:
+    """The residual stream behind the last layer, [windows, tokens, channels].
+
+    Memory holds one layer at a time. ``told`` hears before each how many are done.
+    """
+    stream = embed(checkpoint, windows)
+    for index in range(len(checkpoint.config.layers)):
+        told(index)
+        pass_through(layer_engine(checkpoint, index, threads=threads), stream)
+    return stream
 
 
 def grown(stream: Hidden, read: Hidden, after: Hidden) -> Hidden:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.progress import Progress
 from slimformer.prune.calibrate import make_windows
-from slimformer.prune.stream import embed, head_engine, layer_engine, pass_through
+from slimformer.prune.stream import behind_layers, head_engine
 
 WINDOW = 64
 """Tokens of a window. Of what a model has read little, it expects much: half as many tokens in
@@ -46,14 +46,14 @@ def predicted_shares(
     DataError
         The model has no tokenizer, or the texts have fewer than two tokens.
     """
-    what = "predict tokens"
-    layers = range(len(checkpoint.config.layers))
+    n_layers = len(checkpoint.config.layers)
+
+    def told(done: int) -> None:
+        progress("predict tokens", done, n_layers + 1)
+
     windows = make_windows(checkpoint, texts, tokens=TOKENS, seed=seed, window=WINDOW)
-    stream = embed(checkpoint, windows)
-    for index in layers:
-        progress(what, index, len(layers) + 1)
-        pass_through(layer_engine(checkpoint, index, threads=threads), stream)
-    progress(what, len(layers), len(layers) + 1)
+    stream = behind_layers(checkpoint, windows, threads=threads, told=told)
+    told(n_layers)
     head = head_engine(checkpoint, threads=threads)
     places = stream.reshape(-1, stream.shape[-1])
     step = max(1, LOGITS // checkpoint.config.vocab_size)
@@ -62,5 +62,5 @@ def predicted_shares(
         for row in head.logits(places[first : first + step]):
             likely = np.exp((row - row.max()) / np.float32(TEMPERATURE))
             total += likely / likely.sum()
-    progress(what, len(layers) + 1, len(layers) + 1)
+    told(n_layers + 1)
     return total / len(places)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from slimformer.checkpoint.checkpoint import Checkpoint
 from slimformer.engine import Moments
 from slimformer.prune.outputs import normed
-from slimformer.prune.stream import Hidden, Windows, chunks, embed, layer_engine, precision
+from slimformer.prune.stream import Hidden, Windows, behind_layers, precision
 from slimformer.prune.zeros.choice import Zeros
 from slimformer.prune.zeros.problem import Inputs, Solver
 
@@ -56,12 +56,9 @@ def fill_vocabulary(
 
 def _head_moments(checkpoint: Checkpoint, windows: Windows, threads: int) -> Array:
     """Second moments of what the head reads, [channels, channels]."""
-    config = checkpoint.config
-    stream = embed(checkpoint, windows[: max(1, MOMENT_TOKENS // windows.shape[1])])
-    for index in range(len(config.layers)):
-        engine = layer_engine(checkpoint, index, threads=threads)
-        stream = np.concatenate([after for _, after, _ in chunks(engine, stream)])
-    if config.final_norm:
+    some = windows[: max(1, MOMENT_TOKENS // windows.shape[1])]
+    stream = behind_layers(checkpoint, some, threads=threads)
+    if checkpoint.config.final_norm:
         stream = normed(checkpoint, "final_norm", stream)
     moments = Moments(stream.shape[-1], products=precision(checkpoint), threads=threads)
     moments.update(stream.reshape(-1, stream.shape[-1]).astype(np.float32))

@@ -12,9 +12,9 @@ struct Roofline {
 };
 
 // Takes about `seconds`, half of them for each probe. Of operations it is the best of several short
-// runs: whatever else runs can only slow them down. Of reads, of a buffer far larger than the caches
-// (256 MiB), it is the mean: memory gives twice as much in one instant as in the next, and what reads
-// it for a while gets neither.
+// runs: whatever else runs can only slow them down. Of reads, of a buffer far larger than the
+// caches (256 MiB), it is the mean: memory gives twice as much in one instant as in the next, and
+// what reads it for a while gets neither.
 Roofline MeasureRoofline(ThreadPool& pool, const kernels::KernelTable& kernels, double seconds);
 
 }  // namespace slimformer::ops

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from slimformer.engine import Engine, measure_roofline
+from slimformer.engine import measure_roofline
 from slimformer.evaluate import Contender, Times
 
 DOT_PRODUCTS: Mapping[tuple[str, str], int] = {
@@ -40,9 +40,9 @@ class Limits:
         """The limits between two measurements."""
         return Limits(max(self.gflops, other.gflops), (self.gbytes + other.gbytes) / 2)
 
-    def peak(self, engine: Engine) -> float:
-        """Operations per second with an engine's weights on its tier."""
-        return self.gflops * DOT_PRODUCTS.get((engine.tier, engine.weights), 1)
+    def peak(self, tier: str, weights: str) -> float:
+        """Operations per second, in thousands of millions, with weights of a type on a tier."""
+        return self.gflops * DOT_PRODUCTS.get((tier, weights), 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,10 +183,8 @@ def _makers(options: argparse.Namespace, calibration: list[str]) -> dict[str, Ma
 
     def recovered(dense: Checkpoint, keep: float) -> Checkpoint:
         settings = Settings(minutes=options.minutes, seed=options.seed)
-        if not options.calibration:  # what the model wrote says nothing that it does not predict
-            settings = dataclasses.replace(settings, labels=0.0)
-        slim = ours(dense, keep)
-        found = recover(slim, dense, settings, texts=calibration, threads=options.threads)
+        texts = calibration if options.calibration else None  # the teacher then writes some
+        found = recover(ours(dense, keep), dense, settings, texts=texts, threads=options.threads)
         return found.checkpoint
 
     return {

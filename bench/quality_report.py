@@ -44,12 +44,15 @@ class Row:
 def table(options: argparse.Namespace, rows: list[Row]) -> Iterator[str]:
     """Markdown lines."""
     texts = list(rows[0].perplexity)
+    given = options.calibration or []
+    source = ", ".join(path.name for path in given) or "the model's own writing"
     yield "# Quality against speed"
     yield ""
     yield (
         f"Written by `python bench/quality.py` on `{options.model}`: calibrated on "
-        f"{options.tokens:,} tokens, seed {options.seed}; perplexity on up to {options.windows} "
-        "windows in float32, speed in bf16, both as multiples of the dense model's."
+        f"{options.tokens:,} tokens ({source}), seed {options.seed}; perplexity on up to "
+        f"{options.windows} windows in float32, speed in bf16, both as multiples of the dense "
+        "model's."
     )
     yield ""
     yield "| keep | method | share left | " + " | ".join(texts) + " | prefill | decode | seconds |"

@@ -15,7 +15,14 @@ from typing import get_args
 
 from encoders import encode_section, installed_encoders
 from lineup import line_up
-from sections import Workload, batch_section, compare, sparse_section, threads_section
+from sections import (
+    Workload,
+    batch_section,
+    compare,
+    products_section,
+    sparse_section,
+    threads_section,
+)
 from slimformer.checkpoint import load, pull
 from slimformer.engine import Engine, Weights
 from slimformer.evaluate import SHORT_PROMPT
@@ -23,7 +30,9 @@ from slimformer.evaluate.peers import installed_peers
 
 MODEL = "smollm2-135m-instruct"
 
-SECTIONS = ("prefill", "decode", "long", "batch", "threads", "sparse", "encode")
+SECTIONS = ("prefill", "decode", "long", "products", "batch", "threads", "sparse", "encode")
+PRODUCT_ROUNDS = 50
+"""A matrix product takes a millisecond or so, and the best of these counts."""
 LONG_PROMPT = 4096
 LONG_GENERATE = 32
 
@@ -103,6 +112,11 @@ def results(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         for workload in chosen:
             yield ""
             yield from compare(teams, workload, rounds=rounds)
+    if "products" in options.only:
+        yield ""
+        yield from products_section(
+            tier, options.weights, options.prompt, rounds=PRODUCT_ROUNDS, threads=threads
+        )
     if "batch" in options.only:
         yield ""
         yield from batch_section(

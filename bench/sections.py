@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import kernels
 from limits import Limits
 from lineup import Team, own_engine
 from slimformer.checkpoint import Checkpoint
@@ -92,7 +93,7 @@ def _used(
     """
     if figure == "prefill":
         work = prefill_flops(engine.config, workload.prompt)
-        most = [each.peak(engine) for each in limits]
+        most = [each.peak(engine.tier, engine.weights) for each in limits]
     else:
         context = workload.prompt + workload.generate / 2
         read = decode_bytes(engine) + kv_bytes(engine.config, engine.kv) * context
@@ -111,6 +112,32 @@ def _limits_meanwhile(limits: Sequence[Limits]) -> str:
         f"{min(gbytes):.0f} to {max(gbytes):.0f} GB/s; shares are of the limit measured right "
         "before and after each run."
     )
+
+
+def products_section(
+    tier: str, weights: Sequence[Weights], rows: int, *, rounds: int, threads: int
+) -> Iterator[str]:
+    """The matrix products of the model's layers by themselves, as shares of the limit."""
+    layer = [
+        shape for shape in kernels.shapes(kernels.SHAPES / "smollm2-135m.txt") if shape[2] != "head"
+    ]
+    yield f"## Matrix products of {rows} rows"
+    yield ""
+    yield "Shares of the operations that the machine can do at most; where the weights want it,"
+    yield "activations are quantised in the time that is measured."
+    yield ""
+    yield f"| weights | {' | '.join(f'{a} to {b}: {name}' for a, b, name in layer)} |"
+    yield f"|---|{'---:|' * len(layer)}"
+    for kind in weights:
+        cells = []
+        for inputs, outputs, _ in layer:
+            before = Limits.measure(threads)
+            taken, _ = kernels.seconds(
+                tier, kind, rows, inputs, outputs, threads=threads, rounds=rounds
+            )
+            limit = before.until(Limits.measure(threads)).peak(tier, kind)
+            cells.append(f"{2 * rows * inputs * outputs / taken / 1e9 / limit:.0%}")
+        yield f"| {kind} | {' | '.join(cells)} |"
 
 
 def kv_bytes(config: ModelConfig, kv: str) -> int:

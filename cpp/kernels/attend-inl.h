@@ -16,9 +16,6 @@
 // fetch as they go, a line for each that they read: the values while they read the keys, the keys
 // of the next page while they read the values. All at once the fetches would fill the buffers for
 // misses, and computing would wait for them.
-//
-// Maximum, sum and rescaling cost a row some 60 cycles a page whatever the page holds; its products
-// cost 128 positions * 128 multiply-adds / 16 lanes = 1024. That is why pages are not shorter.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +23,7 @@
 
 #include "kernels/exp-inl.h"
 #include "kernels/kernel_table.h"
-#include "kernels/tanh-inl.h"
+#include "kernels/softmax-inl.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -50,7 +47,10 @@ struct F32Page {
   static Vector::F MulAdd(Vector::F x, W w, Vector::F sum) noexcept {
     return Vector::MulAdd(x, w, sum);
   }
-  static Vector::F Weight(Vector::F below_max) noexcept { return Exp(below_max); }
+  // exp(score - max)
+  static Vector::F Weight(Vector::F score, Vector::F max) noexcept {
+    return Exp(Vector::Sub(score, max));
+  }
   static void Store(float* to, Vector::F x) noexcept { Vector::Store(to, x); }
 };
 
@@ -186,56 +186,6 @@ inline void LastValues(const typename Page::Multiplier* weights, const typename 
   }
   const Vector::F before = Vector::Load(out, columns);
   Vector::Store(out, columns, Vector::MulAdd(before, Vector::Set(factor), sum));
-}
-
-// Scales the scores if the page is scaled, caps them where soft_cap is above 0, turns those of
-// positions [begin, end) of one row into weights exp(score - max), those of the other positions in
-// [first, last) into 0, and updates max and sum; then it multiplies weights by the scales of
-// values. Returns what the sums so far are to be multiplied by. `first` and `last` are multiples of
-// kLanes; weights may be scores.
-template <class Page>
-inline float Softmax(float* scores, const float* key_scales, const float* value_scales,
-                     float soft_cap, std::int32_t first, std::int32_t last, std::int32_t begin,
-                     std::int32_t end, float* max, float* sum,
-                     typename Page::Multiplier* weights) noexcept {
-  const auto lanes = static_cast<std::int32_t>(Vector::kLanes);
-  if (begin >= end) {
-    for (std::int32_t at = first; at < last; at += lanes) {
-      Page::Store(weights + at, Vector::Zero());
-    }
-    return 1.0F;
-  }
-  Vector::F highest = Vector::Set(*max);
-  for (std::int32_t at = first; at < last; at += lanes) {
-    Vector::F score = Vector::Load(scores + at);
-    if constexpr (Page::kScaled) {
-      score = Vector::Mul(score, Vector::Load(key_scales + at));
-      Vector::Store(scores + at, score);
-    }
-    if (soft_cap > 0.0F) {
-      score = CapSoftly(score, Vector::Set(soft_cap), Vector::Set(1.0F / soft_cap));
-      Vector::Store(scores + at, score);
-    }
-    if (at < begin || at + lanes > end) {
-      score = Vector::Select(score, Vector::Set(-__builtin_inff()), begin - at, end - at);
-      Vector::Store(scores + at, score);
-    }
-    highest = Vector::Max(score, highest);
-  }
-  const float new_max = Vector::MaxLanes(highest);
-  Vector::F total = Vector::Zero();
-  for (std::int32_t at = first; at < last; at += lanes) {
-    const Vector::F below_max = Vector::Sub(Vector::Load(scores + at), Vector::Set(new_max));
-    Vector::F weight = Page::Weight(below_max);
-    total = Vector::Add(total, weight);
-    if constexpr (Page::kScaled) weight = Vector::Mul(weight, Vector::Load(value_scales + at));
-    Page::Store(weights + at, weight);
-  }
-  // Later pages seldom hold a new maximum.
-  const float factor = new_max == *max ? 1.0F : Vector::FirstLane(Exp(Vector::Set(*max - new_max)));
-  *sum = *sum * factor + Vector::SumLanes(total);
-  *max = new_max;
-  return factor;
 }
 
 // What one call of Attend works on; rows are taken off the front.

@@ -16,6 +16,9 @@ using Chunk = AlignedBuffer<std::byte>;
 constexpr std::size_t kChunkBytes = std::size_t{16} << 20;
 constexpr std::size_t kAlignment = 64;
 
+// Free chunks that wait at most; the system takes what it needs of them.
+constexpr std::size_t kMostFree = 8;
+
 // Free chunks. Fresh huge pages cost the system milliseconds each, while all threads wait for the
 // one that needs them: 2 to 5 % of a prompt.
 class FreeChunks {
@@ -32,7 +35,7 @@ class FreeChunks {
   static void Return(Chunk* chunk) noexcept;
 
   std::mutex mutex_;
-  std::array<std::unique_ptr<Chunk>, 8> chunks_;
+  std::array<std::unique_ptr<Chunk>, kMostFree> chunks_;
   std::size_t count_ = 0;
 };
 
@@ -47,7 +50,7 @@ void FreeChunks::Return(Chunk* chunk) noexcept {
   OfferToSystem(owned->data(), owned->bytes());
   FreeChunks& free = Free();
   const std::lock_guard lock(free.mutex_);
-  if (free.count_ < free.chunks_.size()) free.chunks_[free.count_++] = std::move(owned);
+  if (free.count_ < kMostFree) free.chunks_[free.count_++] = std::move(owned);
 }
 
 // Where the next page goes. The chunk is not kept alive from here.

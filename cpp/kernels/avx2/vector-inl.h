@@ -56,6 +56,11 @@ struct Vector {
     return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(inside));
   }
 
+  // Whether a is above b in any lane.
+  static bool AnyAbove(F a, F b) noexcept {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+  }
+
   static float FirstLane(F x) noexcept { return _mm256_cvtss_f32(x); }
   static float SumLanes(F x) noexcept {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

@@ -63,6 +63,9 @@ struct Vector {
     return _mm512_mask_blend_ps(inside, other, x);
   }
 
+  // Whether a is above b in any lane.
+  static bool AnyAbove(F a, F b) noexcept { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+
   static float FirstLane(F x) noexcept { return _mm512_cvtss_f32(x); }
   static float SumLanes(F x) noexcept { return _mm512_reduce_add_ps(x); }
   static float MaxLanes(F x) noexcept { return _mm512_reduce_max_ps(x); }

@@ -52,24 +52,21 @@ struct Bf16DotPanel {
   static float Widen(std::uint16_t w) noexcept { return FloatFromBf16(w); }
 };
 
-// exp(x) for x <= 0, off by 2^-17 at most where the rounding that follows is off by 2^-9: x log2 e
-// is a whole number n plus f, |f| <= 1/2, and 2^f a polynomial of degree 4 fitted for the least
-// greatest relative error. Adding 1.5 * 2^23 rounds to n and leaves it in the low bits of the sum,
-// from where a shift brings it to the exponent: six operations for the pipes that multiply, the
-// rest for those that add. 0 below -87.3, where results would not be normal numbers; NaN for NaN.
-inline Vector::F CoarseExp(Vector::F x) noexcept {
-  const Vector::F magic = Vector::Set(0x1.8p23F);
-  x = Vector::Mul(x, Vector::Set(1.44269504F));
-  const __mmask16 normal = _mm512_cmp_ps_mask(x, Vector::Set(-126.0F), _CMP_NLE_UQ);
-  const Vector::F shifted = Vector::Add(x, magic);
-  const Vector::F f = Vector::Sub(x, Vector::Sub(shifted, magic));
-  Vector::F p = Vector::Set(9.57010195e-03F);
-  p = Vector::MulAdd(p, f, Vector::Set(5.59178616e-02F));
-  p = Vector::MulAdd(p, f, Vector::Set(2.40247448e-01F));
-  p = Vector::MulAdd(p, f, Vector::Set(6.93121815e-01F));
-  p = Vector::MulAdd(p, f, Vector::Set(9.99999261e-01F));
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), exponent));
+// exp(score - max), off by 2^-18 at most where the rounding that follows is off by 2^-9: the
+// difference times log2 e is a whole number and a fraction f in [0, 1), and 2^f a polynomial of
+// degree 4 fitted for the least greatest relative error. 0 for -inf; NaN for NaN. max log2 e is
+// rounded before it is subtracted, which multiplies all weights beside a maximum by one factor, and
+// so changes none of their shares.
+inline Vector::F CoarseExp(Vector::F score, Vector::F max) noexcept {
+  const Vector::F log2_e = Vector::Set(1.44269504F);
+  const Vector::F x = _mm512_fmsub_ps(score, log2_e, Vector::Mul(max, log2_e));
+  const Vector::F f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  Vector::F p = Vector::Set(1.35341678e-02F);
+  p = Vector::MulAdd(p, f, Vector::Set(5.20114601e-02F));
+  p = Vector::MulAdd(p, f, Vector::Set(2.41442755e-01F));
+  p = Vector::MulAdd(p, f, Vector::Set(6.93003833e-01F));
+  p = Vector::MulAdd(p, f, Vector::Set(1.00000262F));
+  return _mm512_scalef_ps(p, x);
 }
 
 // Pairs of bfloat16, multiplied by pairs of bfloat16.
@@ -93,7 +90,7 @@ struct Bf16DotPage {
   static Vector::F MulAdd(__m512i x, W w, Vector::F sum) noexcept {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
   }
-  static Vector::F Weight(Vector::F below_max) noexcept { return CoarseExp(below_max); }
+  static Vector::F Weight(Vector::F score, Vector::F max) noexcept { return CoarseExp(score, max); }
   static void Store(std::uint16_t* to, Vector::F x) noexcept {
     const __m256bh halves = _mm512_cvtneps_pbh(x);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(halves));

@@ -47,6 +47,7 @@ def test_a_folder_is_recovered_in_its_place(
     result = run("recover", slim, *options, "--json")
     assert result.exit_code == 0, result.stderr
     assert '"loss_after"' in result.stdout
+    assert '"text_tokens"' in result.stdout
     assert "tokens/s" in result.stderr
     assert load(slim).fingerprint != fingerprint
     assert load(slim).recipe == recipe
@@ -65,6 +66,15 @@ def test_or_beside_it(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     assert "better" in result.stdout
     assert load(slim).fingerprint == fingerprint
     assert load(tmp_path / "better").config == load(slim).config
+
+
+def test_text_that_is_read_again_is_told(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    dense, slim, _ = folders
+    short = tmp_path / "short.txt"
+    short.write_text(SENTENCE * 200)
+    result = run("recover", slim, "--teacher", dense, "--data", short, "--tokens", 8192)
+    assert result.exit_code == 0, result.stderr
+    assert "times, and what is read again teaches less" in result.stdout
 
 
 def test_mistakes_are_told(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:

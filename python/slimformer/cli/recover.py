@@ -171,6 +171,7 @@ def _tell(recovery: Recovery, target: Path, note: str, *, json: bool) -> None:
                 "output": str(target),
                 "tokens": recovery.tokens,
                 "tokens_written": recovery.written,
+                "text_tokens": recovery.text_tokens,
                 "seconds": recovery.seconds,
                 "loss_before": recovery.before,
                 "loss_after": recovery.after,
@@ -180,6 +181,11 @@ def _tell(recovery: Recovery, target: Path, note: str, *, json: bool) -> None:
     typer.echo(f"{target}: {note}")
     if recovery.after >= recovery.before:
         typer.echo("Held-out text confirmed nothing, so the model is as it was.")
+    if recovery.readings > 1:
+        typer.echo(
+            f"Its {recovery.text_tokens:,} tokens of text were read {recovery.readings:.1f} times, "
+            "and what is read again teaches less: with more text (--data) more comes back."
+        )
 
 
 @contextlib.contextmanager

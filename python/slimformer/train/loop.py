@@ -241,8 +241,8 @@ class Run:
             found = self._held_out_loss()
             if found < place.before:
                 result, after = rounded, found
-        written = self.feed.written(place.windows)
-        return Recovery(result, place.tokens, written, place.seconds, place.before, after)
+        read = (place.tokens, self.feed.written(place.windows), self.feed.text_tokens)
+        return Recovery(result, *read, place.seconds, place.before, after)
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.trained().items()}

@@ -119,18 +119,24 @@ class Step:
 class Recovery:
     """The recovered model, and what that took.
 
-    Of the ``tokens`` that were read so many were ``written`` by the teacher, because the text had
-    been read. ``before`` and ``after`` are losses of the predictions on held-out text, in nats a
-    token: the divergence from the teacher's, and for a share of ``Settings.labels`` the cross
-    entropy of what follows.
+    Of the ``tokens`` that were read so many were ``written`` by the teacher, because the text of
+    ``text_tokens`` had been read. ``before`` and ``after`` are losses of the predictions on
+    held-out text, in nats a token: the divergence from the teacher's, and for a share of
+    ``Settings.labels`` the cross entropy of what follows.
     """
 
     checkpoint: Checkpoint
     tokens: int
     written: int
+    text_tokens: int
     seconds: float
     before: float
     after: float
+
+    @property
+    def readings(self) -> float:
+        """How often the text was read."""
+        return (self.tokens - self.written) / self.text_tokens
 
 
 Report = Callable[[Step], None]

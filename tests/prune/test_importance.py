@@ -194,13 +194,29 @@ def test_greedy_removes_the_block_that_matters_least() -> None:
     )
     assert [kept.source for kept in by_influence.layers] == [0, 1, 3]
     windows = windows_of(model)
-    engine = Engine(model)
-    losses = [
-        -np.mean(np.concatenate(engine.score(list(windows), mask=Mask.skip_layers([layer]))))
-        for layer in range(4)
-    ]
-    layers = [rated.layers for rated in rate(model, "greedy_loss")]
-    assert int(np.argmin(losses)) == min(range(4), key=lambda layer: layers[layer] or 0.0)
+    engine = Engine(model, weights="f32")
+
+    def loss(*skipped: int) -> float:
+        scores = engine.score(list(windows), mask=Mask.skip_layers(skipped))
+        return -float(np.mean(np.concatenate(scores)))
+
+    def added(keep: float) -> list[float | None]:
+        scores = score_model(
+            model,
+            windows,
+            keep_budget(model, keep),
+            criterion="greedy_loss",
+            structures=("layers",),
+            protect=frozenset(),
+        )
+        return [rated.layers for rated in scores]
+
+    first = [loss(layer) - loss() for layer in range(4)]
+    assert int(np.argmin(first)) == 2
+    np.testing.assert_allclose(np.array(added(0.9), float), first, atol=1e-5)
+    second = [loss(2, layer) - loss(2) for layer in (0, 1, 3)]
+    found = added(0.6)
+    np.testing.assert_allclose(np.array([*found[:2], found[3]], float), second, atol=1e-5)
 
 
 def test_greedy_over_sub_blocks_meets_its_budget() -> None:

@@ -18,7 +18,7 @@ from slimformer.progress import Progress, silent
 from slimformer.prune.budget import Budget
 from slimformer.prune.importance.scores import LayerScores, Scores
 from slimformer.prune.remainder import whole
-from slimformer.prune.stream import Windows
+from slimformer.prune.stream import Hidden, Windows, precision
 from slimformer.prune.structures import Structure
 
 Part = tuple[int, Literal["attention", "ffn"], int | None]
@@ -45,12 +45,12 @@ def score_model(
     it added in its round, or in the last one if it stayed; scores per weight never fall from
     round to round, so that ranking by them gives the greedy order.
     """
-    engine = Engine(checkpoint, threads=threads)
+    trials = _Trials(Engine(checkpoint, weights=precision(checkpoint), threads=threads), windows)
     prices = _part_prices(checkpoint, budget)
     blocks = _blocks(prices, structures, protect)
     scores: dict[Block, float] = {}
     gone: frozenset[Part] = frozenset()
-    loss = _loss(engine, windows, gone)
+    loss = trials.loss(gone)
     reached = -float("inf")
     while budget.fixed + sum(prices[part] for part in prices.keys() - gone) > budget.limit:
         left = {
@@ -61,9 +61,10 @@ def score_model(
         if not left:
             break
         ratios = {}
+        trials.start(gone)
         for tried, (block, parts) in enumerate(left.items()):
             progress(f"try blocks, round {len(gone) + 1}", tried, len(left))
-            added = _loss(engine, windows, gone | parts) - loss
+            added = trials.loss(gone | parts, first=block[0]) - loss
             ratios[block] = added / sum(prices[part] for part in parts - gone)
         chosen = min(left, key=lambda block: ratios[block])
         reached = max(reached, ratios[chosen])
@@ -147,8 +148,46 @@ def _leaves_an_expert(block: Block, gone: frozenset[Part], config: ModelConfig) 
     return bool({(index, "ffn", other) for other in others} - gone)
 
 
-def _loss(engine: Engine, windows: Windows, gone: frozenset[Part]) -> float:
-    """Mean negative log-likelihood of the windows' tokens without those parts."""
+class _Trials:
+    """The loss of some text without parts of the model, tried from the first layers to the last.
+
+    Layers before the one that is tried are run once in a round: the text waits behind them.
+    """
+
+    def __init__(self, engine: Engine, windows: Windows) -> None:
+        self._engine = engine
+        self._lengths = [windows.shape[1]] * len(windows)
+        self._embedded = engine.embed(windows.reshape(-1), self._lengths)
+        self._targets = windows[:, 1:].reshape(-1)
+        self.start(frozenset())
+
+    def start(self, gone: frozenset[Part]) -> None:
+        """Begin a round, in which those parts are gone."""
+        self._gone = gone
+        self._stream, self._reached = self._embedded, 0
+
+    def loss(self, gone: frozenset[Part], *, first: int = 0) -> float:
+        """Mean negative log-likelihood of the text's tokens without those parts.
+
+        Up to layer ``first`` they are those of the round; it never falls within one.
+        """
+        self._stream = self._run(self._stream, self._reached, first, self._gone)
+        self._reached = first
+        hidden = self._run(self._stream, first, len(self._engine.config.layers), gone)
+        shape = (len(self._lengths), self._lengths[0], -1)
+        places = hidden.reshape(shape)[:, :-1].reshape(len(self._targets), -1)
+        scores = self._engine.score_hidden(places, self._targets)
+        return -float(np.mean(scores, dtype=np.float64))
+
+    def _run(self, stream: Hidden, first: int, last: int, gone: frozenset[Part]) -> Hidden:
+        if first == last:
+            return stream
+        mask = _mask(self._engine.config, gone)
+        return self._engine.run_layers(stream, self._lengths, first=first, last=last, mask=mask)[0]
+
+
+def _mask(config: ModelConfig, gone: frozenset[Part]) -> Mask:
+    """What skips those parts."""
 
     def skipped(sub_block: str) -> tuple[int, ...]:
         return tuple(sorted(i for i, part, expert in gone if part == sub_block and expert is None))
@@ -156,10 +195,8 @@ def _loss(engine: Engine, windows: Windows, gone: frozenset[Part]) -> float:
     skip_ffn = skipped("ffn")
     experts: dict[int, tuple[int, ...]] = {}
     for index in {i for i, _, expert in gone if expert is not None} - set(skip_ffn):
-        ffn = engine.config.layers[index].ffn
+        ffn = config.layers[index].ffn
         assert isinstance(ffn, RoutedFfnConfig)
         every = range(len(ffn.experts))
         experts[index] = tuple(e for e in every if (index, "ffn", e) not in gone)
-    mask = Mask(skip_attention=skipped("attention"), skip_ffn=skip_ffn, experts=experts)
-    scores = engine.score(list(windows), mask=mask)
-    return -float(np.mean(np.concatenate(scores), dtype=np.float64))
+    return Mask(skip_attention=skipped("attention"), skip_ffn=skip_ffn, experts=experts)

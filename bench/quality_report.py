@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 MARKERS = "os^vDP*X<>h"
+TICKS = (1, 1.2, 1.5, 2, 3, 4, 6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ def plot(rows: list[Row]) -> str:
     timed = all(row.decode is not None for row in rows)
     dense, pruned = rows[0], rows[1:]
     for number, method in enumerate(dict.fromkeys(row.method for row in pruned)):
-        curve = [dense, *(row for row in pruned if row.method == method)]
+        points = [row for row in pruned if row.method == method]
+        curve = [dense, *sorted(points, key=lambda row: -row.share)]
         places = [(row.decode if timed else row.share) or 0.0 for row in curve]
         axes.plot(
             places,
@@ -82,7 +84,9 @@ def plot(rows: list[Row]) -> str:
             label=method,
         )
     axes.set_yscale("log")
-    axes.set_ylim(0.9, 20)
+    axes.set_ylim(0.95, 6)  # what is above has collapsed
+    axes.set_yticks(TICKS, labels=[f"{tick:g}" for tick in TICKS])
+    axes.minorticks_off()
     axes.set_xlabel("decode speed, × dense" if timed else "share of the parameters left")
     axes.set_ylabel("perplexity, × dense")
     axes.grid(linewidth=0.4, alpha=0.6)

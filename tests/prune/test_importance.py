@@ -213,6 +213,8 @@ def test_greedy_removes_the_block_that_matters_least() -> None:
 
     first = [loss(layer) - loss() for layer in range(4)]
     assert int(np.argmin(first)) == 2
+    layers = [rated.layers for rated in rate(model, "greedy_loss")]
+    assert int(np.argmin(first)) == min(range(4), key=lambda layer: layers[layer] or 0.0)
     np.testing.assert_allclose(np.array(added(0.9), float), first, atol=1e-5)
     second = [loss(2, layer) - loss(2) for layer in (0, 1, 3)]
     found = added(0.6)

@@ -241,8 +241,15 @@ class Run:
             found = self._held_out_loss()
             if found < place.before:
                 result, after = rounded, found
-        read = (place.tokens, self.feed.written(place.windows), self.feed.text_tokens)
-        return Recovery(result, *read, place.seconds, place.before, after)
+        return Recovery(
+            result,
+            tokens=place.tokens,
+            written=self.feed.written(place.windows),
+            text_tokens=self.feed.text_tokens,
+            seconds=place.seconds,
+            before=place.before,
+            after=after,
+        )
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.trained().items()}

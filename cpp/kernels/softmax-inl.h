@@ -1,9 +1,9 @@
 // The online softmax of attention over the positions of one page. To be included after the tier's
 // vector-inl.h; what a Page is says attend-inl.h.
 //
-// Sum and rescaling, and at times a new maximum, cost a row some 50 cycles a page whatever the page
-// holds; its products cost 128 positions * 128 multiply-adds / 16 lanes = 1024. That is why pages
-// are not shorter.
+// Sum and rescaling, and at times a new maximum, cost a row dozens of cycles a page whatever the
+// page holds; its products cost 128 positions * 128 multiply-adds / 16 lanes = 1024. That is why
+// pages are not shorter.
 #pragma once
 
 #include <cstdint>

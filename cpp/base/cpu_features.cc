@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace slimformer {
@@ -31,6 +35,17 @@ std::uint64_t EnabledState() noexcept {
   std::uint32_t high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+// Asks for the use of tile registers, for all threads of the process.
+bool MayUseTiles() noexcept {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 #endif
@@ -67,12 +82,19 @@ std::uint32_t DetectCpuFeatures() noexcept {
   set(CpuFeature::avx512vbmi2, extended.ecx, 6);
   set(CpuFeature::avx512vnni, extended.ecx, 11);
   set(CpuFeature::avx512bf16, extended1.eax, 5);
+  constexpr std::uint64_t kTileState = 0x60000;  // shapes and contents of tiles
+  constexpr int kAmxTile = 24;
+  const bool has_tiles = ((extended.edx >> kAmxTile) & 1U) != 0;
+  if (!has_tiles || (state & kTileState) != kTileState || !MayUseTiles()) return features;
+  set(CpuFeature::amx_tile, extended.edx, kAmxTile);
+  set(CpuFeature::amx_int8, extended.edx, 25);
+  set(CpuFeature::amx_bf16, extended.edx, 22);
 #endif
   return features;
 }
 
 std::vector<std::string> CpuFeatureNames(std::uint32_t features) {
-  static constexpr std::array<std::pair<CpuFeature, const char*>, 13> kNames = {{
+  static constexpr std::array<std::pair<CpuFeature, const char*>, 16> kNames = {{
       {CpuFeature::avx, "avx"},
       {CpuFeature::avx2, "avx2"},
       {CpuFeature::fma, "fma"},
@@ -86,6 +108,9 @@ std::vector<std::string> CpuFeatureNames(std::uint32_t features) {
       {CpuFeature::avx512bf16, "avx512bf16"},
       {CpuFeature::avx512vbmi, "avx512vbmi"},
       {CpuFeature::avx512vbmi2, "avx512vbmi2"},
+      {CpuFeature::amx_tile, "amx_tile"},
+      {CpuFeature::amx_int8, "amx_int8"},
+      {CpuFeature::amx_bf16, "amx_bf16"},
   }};
   std::vector<std::string> names;
   for (const auto& [feature, name] : kNames) {

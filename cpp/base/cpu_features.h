@@ -1,4 +1,4 @@
-// What this CPU can run and this operating system lets it run (CPUID and XGETBV).
+// What this CPU can run and this operating system lets it run (CPUID, XGETBV, arch_prctl).
 #pragma once
 
 #include <cstdint>
@@ -21,9 +21,14 @@ enum class CpuFeature : std::uint32_t {
   avx512bf16 = 1U << 10,
   avx512vbmi2 = 1U << 11,
   avx512vbmi = 1U << 12,
+  amx_tile = 1U << 13,
+  amx_int8 = 1U << 14,
+  amx_bf16 = 1U << 15,
 };
 
 // Bits of CpuFeature. A feature whose registers the operating system does not save is not set.
+// Linux saves tile registers for processes that ask for it: if the CPU has them, this does, and
+// they are not set where the answer is no.
 std::uint32_t DetectCpuFeatures() noexcept;
 
 std::vector<std::string> CpuFeatureNames(std::uint32_t features);

@@ -207,7 +207,7 @@ struct Attention {
   float* sum;
   float* out;
   std::size_t out_stride;
-  // Of kAttendRows rows each:
+  // Of as many rows as the highest tile has:
   typename Page::Multiplier* multipliers;  // [rows, steps * kPerStep], the queries
   float* scores;                           // [rows, kPagePositions]
   typename Page::Multiplier* weights;      // [rows, kPagePositions], which may be the scores
@@ -218,11 +218,10 @@ inline std::size_t KeySteps(const Attention<Page>& a) noexcept {
   return (a.head_dim + Page::kPerStep - 1) / Page::kPerStep;
 }
 
-// The queries as multipliers, padded to whole steps.
-template <class Page, std::size_t kRows>
-inline void CopyQueries(const Attention<Page>& a) noexcept {
-  const std::size_t padded = KeySteps(a) * Page::kPerStep;
-  for (std::size_t r = 0; r < kRows; ++r) {
+// The queries as multipliers, with zeros up to `padded`, fewer than a vector and a half behind.
+template <class Page>
+inline void CopyQueries(const Attention<Page>& a, std::size_t rows, std::size_t padded) noexcept {
+  for (std::size_t r = 0; r < rows; ++r) {
     const float* from = a.q + r * a.q_stride;
     typename Page::Multiplier* to = a.multipliers + r * padded;
     std::size_t d = 0;
@@ -230,28 +229,38 @@ inline void CopyQueries(const Attention<Page>& a) noexcept {
       Page::Store(to + d, Vector::Load(from + d));
     }
     if (d == padded) continue;
-    typename Page::Multiplier rest[Vector::kLanes];
+    typename Page::Multiplier rest[3 * Vector::kLanes] = {};
     Page::Store(rest, Vector::Load(from + d, a.head_dim - d));
     for (std::size_t i = d; i < padded; ++i) to[i] = rest[i - d];
   }
 }
 
+// The positions [first, last) of the page that any of `rows` rows sees; none if first >= last.
+struct Seen {
+  std::int32_t first;
+  std::int32_t last;
+};
+template <class Page>
+inline Seen SeenBy(const Attention<Page>& a, std::size_t rows) noexcept {
+  Seen seen{static_cast<std::int32_t>(kPagePositions), 0};
+  for (std::size_t r = 0; r < rows; ++r) {
+    if (a.begin[r] >= a.end[r]) continue;
+    if (a.begin[r] < seen.first) seen.first = a.begin[r];
+    if (a.end[r] > seen.last) seen.last = a.end[r];
+  }
+  return seen;
+}
+
 template <class Page, std::size_t kRows>
 inline void AttendRows(const Attention<Page>& a) noexcept {
-  auto first = static_cast<std::int32_t>(kPagePositions);
-  std::int32_t last = 0;
-  for (std::size_t r = 0; r < kRows; ++r) {
-    if (a.begin[r] >= a.end[r]) continue;
-    if (a.begin[r] < first) first = a.begin[r];
-    if (a.end[r] > last) last = a.end[r];
-  }
+  const auto [first, last] = SeenBy(a, kRows);
   if (first >= last) return;
 
-  CopyQueries<Page, kRows>(a);
+  const std::size_t key_steps = KeySteps(a);
+  CopyQueries(a, kRows, key_steps * Page::kPerStep);
   constexpr auto kAtOnce = static_cast<std::int32_t>(kKeysAtOnce);
   const std::int32_t first_group = first / kAtOnce * kAtOnce;
   const std::int32_t last_group = (last + kAtOnce - 1) / kAtOnce * kAtOnce;
-  const std::size_t key_steps = KeySteps(a);
   for (std::int32_t group = first_group; group < last_group; group += kAtOnce) {
     const auto at = static_cast<std::size_t>(group);
     const std::size_t lines = at / kKeysAtOnce * key_steps * kKeyVectors;
@@ -294,27 +303,35 @@ inline void AttendRows(const Attention<Page>& a) noexcept {
   }
 }
 
-// The highest tile that fits into `rows` rows takes the first of them; returns its height.
-template <class Page, std::size_t kRows = kAttendRows>
-inline std::size_t AttendSome(const Attention<Page>& a, std::size_t rows) noexcept {
-  if (rows >= kRows) {
-    AttendRows<Page, kRows>(a);
-    return kRows;
-  }
-  if constexpr (kRows > 4) return AttendSome<Page, kRows == 12 ? 6 : 4>(a, rows);
-  if constexpr (kRows > 1 && kRows <= 4) return AttendSome<Page, kRows - 1>(a, rows);
-  return 0;
-}
-
+// Register tiles of vectors.
 template <class Page>
+struct VectorTiles {
+  static constexpr std::size_t kMostRows = kAttendRows;
+
+  // The highest tile that fits into `rows` rows takes the first of them; returns its height.
+  template <std::size_t kRows = kMostRows>
+  static std::size_t AttendSome(const Attention<Page>& a, std::size_t rows) noexcept {
+    if (rows >= kRows) {
+      AttendRows<Page, kRows>(a);
+      return kRows;
+    }
+    if constexpr (kRows > 4) return AttendSome<kRows == 12 ? 6 : 4>(a, rows);
+    if constexpr (kRows > 1 && kRows <= 4) return AttendSome<kRows - 1>(a, rows);
+    return 0;
+  }
+};
+
+// Tiles say how many rows they take at once: see VectorTiles.
+template <class Page, template <class> class Tiles = VectorTiles>
 void Attend(const float* q, std::size_t q_stride, std::size_t rows, const KvPart& page,
             std::size_t head_dim, std::size_t value_dim, const std::int32_t* begin,
             const std::int32_t* end, float soft_cap, float* max, float* sum, float* out,
             std::size_t out_stride, float* scratch) noexcept {
   using Multiplier = typename Page::Multiplier;
+  constexpr std::size_t kTallest = Tiles<Page>::kMostRows;
   float* scores = scratch;
   float* weights = scores;
-  if constexpr (sizeof(Multiplier) < sizeof(float)) weights += kAttendRows * kPagePositions;
+  if constexpr (sizeof(Multiplier) < sizeof(float)) weights += kTallest * kPagePositions;
   Attention<Page> a{
       .q = q,
       .q_stride = q_stride,
@@ -332,11 +349,11 @@ void Attend(const float* q, std::size_t q_stride, std::size_t rows, const KvPart
       .sum = sum,
       .out = out,
       .out_stride = out_stride,
-      .multipliers = reinterpret_cast<Multiplier*>(weights + kAttendRows * kPagePositions),
+      .multipliers = reinterpret_cast<Multiplier*>(weights + kTallest * kPagePositions),
       .scores = scores,
       .weights = reinterpret_cast<Multiplier*>(weights)};
   while (rows > 0) {
-    const std::size_t done = AttendSome(a, rows);
+    const std::size_t done = Tiles<Page>::AttendSome(a, rows);
     a.q += done * q_stride;
     a.begin += done;
     a.end += done;
@@ -371,7 +388,7 @@ inline void WidenInt8(const void* from, std::size_t n, const void* ahead,
 
 // A page of int8, as pages of bfloat16 are read. Few rows then wait for some two instructions a
 // vector of keys or values, which memory takes longer to deliver; for many it is nothing.
-template <class Page, class Widener>
+template <class Page, class Widener, template <class> class Tiles = VectorTiles>
 void AttendInt8(const float* q, std::size_t q_stride, std::size_t rows, const KvPart& page,
                 std::size_t head_dim, std::size_t value_dim, const std::int32_t* begin,
                 const std::int32_t* end, float soft_cap, float* max, float* sum, float* out,
@@ -383,7 +400,7 @@ void AttendInt8(const float* q, std::size_t q_stride, std::size_t rows, const Kv
   WidenInt8<Widener>(page.keys, n_keys, page.values, keys);
   WidenInt8<Widener>(page.values, n_values, page.next_keys, values);
   const KvPart widened{keys, values, page.key_scales, page.value_scales, keys};
-  Attend<ScaledPage<Page>>(q, q_stride, rows, widened, head_dim, value_dim, begin, end, soft_cap,
+  Attend<ScaledPage<Page>, Tiles>(q, q_stride, rows, widened, head_dim, value_dim, begin, end, soft_cap,
                            max, sum, out, out_stride, scratch + (n_keys + n_values) / 2);
 }
 

@@ -11,7 +11,7 @@
 
 namespace slimformer::kernels {
 
-enum class Tier { scalar, avx2, avx512, avx512_vnni, avx512_bf16 };
+enum class Tier { scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx };
 
 // One weight type's matrix product: kernel, packer and tile geometry are one unit, and a
 // higher tier inherits the unit whole or replaces it whole.
@@ -118,8 +118,9 @@ struct KvPart {
 // Floats that attention needs to work with: queries, scores and weights of a tile, and a page of
 // bfloat16 made from int8.
 constexpr std::size_t AttendScratch(std::size_t head_dim, std::size_t value_dim) noexcept {
-  constexpr std::size_t kMostRows = 12;
-  return kMostRows * (head_dim + 1 + 2 * kPagePositions) +
+  constexpr std::size_t kMostRows = 32;
+  constexpr std::size_t kMostPadding = 31;
+  return kMostRows * (head_dim + kMostPadding + 2 * kPagePositions) +
          kPagePositions * (head_dim + 1 + value_dim) / 2;
 }
 

@@ -91,6 +91,8 @@ std::string_view TierName(Tier tier) noexcept {
       return "avx512_vnni";
     case Tier::avx512_bf16:
       return "avx512_bf16";
+    case Tier::amx:
+      return "amx";
   }
   return "unknown";
 }

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from kernels.memory import place
+from reference.tiers import BF16_DOTS
 from slimformer import _kernels as kernels
 
 EPS = 2.0**-24
@@ -150,7 +151,7 @@ def test_attend(
     case = Case(rng, rows, head_dim, value_dim, pages)
     case.round_pages(kv)
     got = case.run(tier, kv, placement)
-    expected, bound = case.expected(rounded=kv != "f32" and tier == "avx512_bf16")
+    expected, bound = case.expected(rounded=kv != "f32" and tier in BF16_DOTS)
     blind = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(got), blind)
     assert (np.abs(got - expected) <= bound)[~blind].all()
@@ -162,7 +163,7 @@ def test_soft_cap(tier: str, kv: str, rng: np.random.Generator) -> None:
     case.q *= 3
     case.soft_cap = 2.5
     case.round_pages(kv)
-    expected, bound = case.expected(rounded=kv != "f32" and tier == "avx512_bf16")
+    expected, bound = case.expected(rounded=kv != "f32" and tier in BF16_DOTS)
     seen = ~np.isnan(expected)
     assert (np.abs(case.run(tier, kv, "misaligned") - expected) <= bound)[seen].all()
 

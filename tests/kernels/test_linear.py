@@ -17,6 +17,7 @@ from reference.quantised import (
     int8_weights,
     rotated,
 )
+from reference.tiers import BF16_DOTS
 from slimformer import _kernels as kernels
 
 F32 = npt.NDArray[np.float32]
@@ -71,7 +72,7 @@ def operands(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.nd
         return int8_inputs(x, rotate=False), kept, 4 * largest_of_groups(kept, INT4_GROUP)
     if weights == "int8":
         return int8_inputs(x, rotate=True), int8_weights(w), np.abs(int8_weights(w))
-    if tier == "avx512_bf16" and weights == "bf16":  # its dot products take bfloat16 inputs
+    if tier in BF16_DOTS and weights == "bf16":  # its dot products take bfloat16 inputs
         x = x.astype(ml_dtypes.bfloat16).astype(np.float32)
     kept = rounded(w, tier, weights).astype(np.float64)
     return x.astype(np.float64), kept, np.abs(kept)
@@ -86,7 +87,7 @@ def reference(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.n
     """
     x64, w64, magnitudes = operands(x, w, tier, weights)
     bound = (4 + np.sqrt(x.shape[1])) * EPS * (np.abs(x64) @ magnitudes.T)
-    if tier == "avx512_bf16" and weights == "int4":
+    if tier in BF16_DOTS and weights == "int4":
         # Minima, at most twice the largest weight, multiply sums that are rounded to bfloat16.
         sums = np.add.reduceat(x64, np.arange(0, x.shape[1], INT4_GROUP), axis=1)
         bound += 2.0**-9 * (np.abs(sums) @ (2 * largest_of_groups(w64, INT4_GROUP)).T[::INT4_GROUP])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from kernels.memory import place
+from reference.tiers import BF16_DOTS
 from slimformer import _kernels as kernels
 
 F32 = npt.NDArray[np.float32]
@@ -142,7 +143,7 @@ def test_zeros_are_found_in_every_source(tier: str, source: str, rng: np.random.
 
 def pays(tier: str, weights: str) -> bool:
     """Whether the tier's sparse form is the faster one when most weights are zero."""
-    return tier == "avx512_bf16" if weights == "int8" else tier != "scalar"
+    return tier in BF16_DOTS if weights == "int8" else tier != "scalar"
 
 
 def test_sparse_is_chosen_where_it_pays(

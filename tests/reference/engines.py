@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reference.forward import Read, ReferenceMask, forward
 from reference.models import random_checkpoint, random_config
 from reference.quantised import int8_weights, rotated
+from reference.tiers import BF16_DOTS
 from slimformer import _kernels
 from slimformer.checkpoint.checkpoint import DTYPES, Checkpoint
 from slimformer.config import AttentionConfig, ModelConfig
@@ -80,7 +81,7 @@ def median_tolerance(engine: Engine) -> float | None:
     """How far off the median token may be; None where no input is rounded."""
     if engine.weights in ("int8", "int4"):
         return WHOLE_INPUTS
-    return ROUNDED_INPUTS if (engine.tier, engine.weights) == ("avx512_bf16", "bf16") else None
+    return ROUNDED_INPUTS if engine.tier in BF16_DOTS and engine.weights == "bf16" else None
 
 
 def packed_read(checkpoint: Checkpoint, weights: Weights) -> Read:

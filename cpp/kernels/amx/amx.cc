@@ -1,0 +1,25 @@
+// The amx tier: matrix products and attention by tiles.
+#include "kernels/avx512/vector-inl.h"
+#include "kernels/avx512_bf16/expand-inl.h"
+#include "kernels/avx512_bf16/widen-inl.h"
+// The bodies below are written in terms of Vector.
+#include "kernels/attend-inl.h"
+#include "kernels/avx512_bf16/bf16_page-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/avx512_bf16/bf16_panel-inl.h"
+#include "kernels/amx/attend-inl.h"
+#include "kernels/amx/gemm_bf16-inl.h"
+#include "kernels/overlay.h"
+
+namespace slimformer::kernels {
+
+template <>
+void Overlay<Tier::amx>(KernelTable& table) noexcept {
+  table.gemm_bf16 = MakeBf16Gemm();
+  table.gemm_bf16.tile_rows = amx::kMostRows;
+  table.gemm_bf16.multiply = &amx::MultiplyBf16;
+  table.attend_bf16 = &Attend<Bf16DotPage, amx::Tiles>;
+  table.attend_int8 = &AttendInt8<Bf16DotPage, LookUpWidener, amx::Tiles>;
+}
+
+}  // namespace slimformer::kernels

@@ -69,6 +69,7 @@ struct GemmKernel {
 struct SparseKernel {
   GemmKernel dense;   // the panels that are compressed
   float least_zeros;  // the share of zeros from which one row is faster by a fifth, or kNeverFaster
+  std::size_t most_rows;  // that `multiply` takes
 
   // Bytes of a panel of `dense` once compressed, a multiple of 64.
   std::size_t (*compressed_bytes)(const void* panel, std::size_t k) noexcept;
@@ -84,8 +85,8 @@ struct SparseKernel {
   // Makes dense.panel_bytes(k) bytes (64-byte aligned) of it again.
   void (*expand)(const void* compressed, std::size_t k, void* panel) noexcept;
 
-  // dense.multiply of the panel, for few rows (<= dense.tile_rows): weights are expanded on their
-  // way to the registers. For more rows expanding the panel first takes less time.
+  // dense.multiply of the panel, for up to most_rows rows: weights are expanded on their way to the
+  // registers. For more rows expanding the panel first takes less time.
   void (*multiply)(const void* x, std::size_t x_stride, std::size_t rows, const void* compressed,
                    std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
                    bool accumulate) noexcept;

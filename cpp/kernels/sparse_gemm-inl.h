@@ -92,6 +92,7 @@ template <class Form, class Expander>
 constexpr SparseKernel MakeSparse(const GemmKernel& dense, float least_zeros) noexcept {
   return {.dense = dense,
           .least_zeros = least_zeros,
+          .most_rows = kTileRows,
           .compressed_bytes = &CompressedBytes<Form>,
           .stored_bytes = &StoredBytes<Form>,
           .compress = &Compress<Form>,

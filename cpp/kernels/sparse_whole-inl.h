@@ -132,6 +132,7 @@ constexpr SparseKernel MakeSparseInt8(float least_zeros) noexcept {
   using Form = WholeForm<Int8Weights<Dot>>;
   return {.dense = whole::MakeGemm<Int8Weights<Dot>>(),
           .least_zeros = least_zeros,
+          .most_rows = whole::kTileRows,
           .compressed_bytes = &CompressedBytes<Form>,
           .stored_bytes = &StoredBytes<Form>,
           .compress = &Compress<Form>,

@@ -151,7 +151,7 @@ void PackedMatrix::MultiplyPanel(std::size_t i, const void* x, std::size_t x_str
                                  std::byte* scratch) const noexcept {
   const void* panel = Panel(i);
   auto* multiply = kernel_->multiply;
-  if (is_sparse() && rows <= kernel_->tile_rows) {
+  if (is_sparse() && rows <= sparse_->most_rows) {
     multiply = sparse_->multiply;
   } else if (is_sparse()) {
     sparse_->expand(panel, cols_, scratch);

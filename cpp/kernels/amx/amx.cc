@@ -9,6 +9,8 @@
 #include "kernels/avx512_bf16/bf16_panel-inl.h"
 #include "kernels/amx/attend-inl.h"
 #include "kernels/amx/gemm_bf16-inl.h"
+#include "kernels/sparse_gemm-inl.h"
+#include "kernels/amx/sparse_bf16-inl.h"
 #include "kernels/overlay.h"
 
 namespace slimformer::kernels {
@@ -18,6 +20,7 @@ void Overlay<Tier::amx>(KernelTable& table) noexcept {
   table.gemm_bf16 = MakeBf16Gemm();
   table.gemm_bf16.tile_rows = amx::kMostRows;
   table.gemm_bf16.multiply = &amx::MultiplyBf16;
+  table.sparse_bf16 = amx::MakeSparseBf16(table.gemm_bf16, 0.25F);
   table.attend_bf16 = &Attend<Bf16DotPage, amx::Tiles>;
   table.attend_int8 = &AttendInt8<Bf16DotPage, LookUpWidener, amx::Tiles>;
 }

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/amx/few_rows-inl.h"
 #include "kernels/amx/tiles-inl.h"
 #include "kernels/avx512/vector-inl.h"
 #include "kernels/tiles-inl.h"
@@ -22,7 +23,6 @@ namespace slimformer::kernels {
 namespace {
 namespace amx {
 
-constexpr std::size_t kChunkSteps = 16;
 constexpr std::size_t kStepBytes = kPanelWidth * 2 * sizeof(std::uint16_t);
 constexpr std::size_t kChunkBytes = kChunkSteps * kStepBytes;
 constexpr std::size_t kBlockChunks = 12;
@@ -146,6 +146,20 @@ inline void ForTileRows(std::size_t rows, const Run& run) noexcept {
 void MultiplyBf16(const void* x, std::size_t, std::size_t rows, const void* panel, std::size_t k,
                   float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
   const std::size_t steps = Steps<Bf16DotPanel>(k);
+  if (rows <= kFewRows) {
+    WithFewRows(rows, y, y_stride, outputs, accumulate,
+                [&](auto tile, float* to, std::size_t to_stride) {
+                  const auto* step = static_cast<const std::byte*>(panel);
+                  MultiplyFew<decltype(tile)::kRows>(
+                      static_cast<const std::uint32_t*>(x), steps, to, to_stride, accumulate, [&] {
+                        Vector::Prefetch(step + kAheadBytes);
+                        Vector::Prefetch(step + kAheadBytes + kTileBytes);
+                        step += kStepBytes;
+                        return step - kStepBytes;
+                      });
+                });
+    return;
+  }
   Bf16Product p;
   p.x = static_cast<const std::byte*>(x);
   p.x_stride = steps * sizeof(std::uint32_t);

@@ -136,6 +136,7 @@ constexpr SparseKernel MakeSparse(const GemmKernel& dense,
                                   decltype(GemmKernel::multiply) multiply) noexcept {
   return {.dense = dense,
           .least_zeros = kNeverFaster,
+          .most_rows = 1,
           .compressed_bytes = &CompressedBytes<Form>,
           .stored_bytes = &StoredBytes<Form>,
           .compress = &Compress<Form>,

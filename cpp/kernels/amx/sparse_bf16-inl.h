@@ -1,0 +1,45 @@
+// The sparse form of the products in gemm_bf16-inl.h, which it is to be included after, and after
+// sparse_gemm-inl.h. Few rows are multiplied as the dense product does it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/amx/few_rows-inl.h"
+#include "kernels/avx512_bf16/expand-inl.h"
+
+namespace slimformer::kernels {
+namespace {
+namespace amx {
+
+using SparseForm = sparse::PanelForm<Bf16DotPanel>;
+using SparseExpander = RegisterExpander<sizeof(std::uint16_t)>;
+
+void MultiplySparseBf16(const void* x, std::size_t, std::size_t rows, const void* compressed,
+                        std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
+                        bool accumulate) noexcept {
+  const sparse::Shape shape = SparseForm::ShapeOf(k);
+  WithFewRows(rows, y, y_stride, outputs, accumulate,
+              [&](auto tile, float* to, std::size_t to_stride) {
+                sparse::Cursor<SparseForm> cursor(compressed, shape);
+                alignas(64) std::byte step[kStepBytes];
+                MultiplyFew<decltype(tile)::kRows>(
+                    static_cast<const std::uint32_t*>(x), shape.steps(), to, to_stride, accumulate,
+                    [&]() [[gnu::always_inline]] {
+                      sparse::ExpandStep<SparseForm, SparseExpander>(cursor, step);
+                      return step;
+                    });
+              });
+}
+
+// The sparse form of `dense`, the product by tiles.
+constexpr SparseKernel MakeSparseBf16(const GemmKernel& dense, float least_zeros) noexcept {
+  SparseKernel kernel = sparse::MakeSparse<SparseForm, SparseExpander>(dense, least_zeros);
+  kernel.most_rows = kFewRows;
+  kernel.multiply = &MultiplySparseBf16;
+  return kernel;
+}
+
+}  // namespace amx
+}  // namespace
+}  // namespace slimformer::kernels

@@ -12,7 +12,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/amx/few_rows-inl.h"
 #include "kernels/amx/tiles-inl.h"
@@ -50,7 +49,7 @@ class LastChunk {
     for (std::size_t r = 0; r < rows; ++r) {
       _mm512_store_si512(rows_ + r * kTileBytes, _mm512_maskz_loadu_epi32(mask_, x + r * stride));
     }
-    AddBf16<kTall>(rows_, kTileBytes, {{columns_, columns_ + kTileBytes}, kStepBytes});
+    AddProduct<kTall, Bf16>(rows_, kTileBytes, {{columns_, columns_ + kTileBytes}, kStepBytes});
   }
 
  private:
@@ -98,7 +97,7 @@ inline void MultiplyTile(const Bf16Product& p, std::size_t rows, std::size_t chu
     }
     const std::size_t first = i * kLines;
     FetchAhead(p, first + kLines * share / shares, first + kLines * (share + 1) / shares);
-    AddBf16<kTall>(x, p.x_stride, columns);
+    AddProduct<kTall, Bf16>(x, p.x_stride, columns);
     columns.Advance(kChunkBytes);
     x += kTileBytes;
   }
@@ -127,19 +126,6 @@ inline void MultiplyRows(Bf16Product p, std::size_t rows, std::size_t height, st
     accumulate = true;
     p.x += (end - first) * kTileBytes;
     p.panel += (end - first) * kChunkBytes;
-  }
-}
-
-// run(first_row, rows, height, Tall) for all rows: first tiles of kMostRows, then one of the rest.
-template <class Run>
-inline void ForTileRows(std::size_t rows, const Run& run) noexcept {
-  const std::size_t whole = rows / kMostRows * kMostRows;
-  if (whole > 0) run(std::size_t{0}, whole, kMostRows, std::true_type{});
-  const std::size_t rest = rows - whole;
-  if (rest > kTileHeight) {
-    run(whole, rest, rest, std::true_type{});
-  } else if (rest > 0) {
-    run(whole, rest, rest, std::false_type{});
   }
 }
 

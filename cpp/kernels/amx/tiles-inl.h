@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace slimformer::kernels {
 namespace {
@@ -83,17 +84,23 @@ template <TileName kTile>
 }
 
 // sum += rows columns, of bfloat16 pairs to float32.
-template <TileName kSum, TileName kRows, TileName kColumns>
-[[gnu::always_inline]] inline void MulAddBf16() noexcept {
-  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kRows),
-                   "i"(kColumns));
-}
+struct Bf16 {
+  template <TileName kSum, TileName kRows, TileName kColumns>
+  [[gnu::always_inline]] static void Run() noexcept {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
+                     :
+                     : "i"(kSum), "i"(kRows), "i"(kColumns));
+  }
+};
 // The same of four int8 each, to int32.
-template <TileName kSum, TileName kRows, TileName kColumns>
-[[gnu::always_inline]] inline void MulAddInt8() noexcept {
-  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kRows),
-                   "i"(kColumns));
-}
+struct Int8 {
+  template <TileName kSum, TileName kRows, TileName kColumns>
+  [[gnu::always_inline]] static void Run() noexcept {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0"
+                     :
+                     : "i"(kSum), "i"(kRows), "i"(kColumns));
+  }
+};
 
 // The sums of `kTall` (17 to 32) rows or of up to 16, 32 columns wide.
 template <bool kTall>
@@ -106,9 +113,10 @@ template <bool kTall>
     LoadTile<kSum11>(from + kTileHeight * stride + kTileColumns, bytes);
   }
 }
-template <bool kTall>
-[[gnu::always_inline]] inline void StoreSums(float* to, std::size_t stride) noexcept {
-  const std::size_t bytes = stride * sizeof(float);
+template <bool kTall, class Sum>
+[[gnu::always_inline]] inline void StoreSums(Sum* to, std::size_t stride) noexcept {
+  static_assert(sizeof(Sum) == kTileBytes / kTileColumns);
+  const std::size_t bytes = stride * sizeof(Sum);
   StoreTile<kSum00>(to, bytes);
   StoreTile<kSum01>(to + kTileColumns, bytes);
   if constexpr (kTall) {
@@ -138,18 +146,31 @@ struct Columns {
 };
 
 // sums += a tile or two of rows, `stride` bytes apart, times two of columns.
-template <bool kTall>
-[[gnu::always_inline]] inline void AddBf16(const std::byte* rows, std::size_t stride,
-                                           const Columns& columns) noexcept {
+template <bool kTall, class MulAdd>
+[[gnu::always_inline]] inline void AddProduct(const std::byte* rows, std::size_t stride,
+                                              const Columns& columns) noexcept {
   LoadTile<kColumns0>(columns.tile[0], columns.stride);
   LoadTile<kColumns1>(columns.tile[1], columns.stride);
   LoadTile<kRows0>(rows, stride);
-  MulAddBf16<kSum00, kRows0, kColumns0>();
-  MulAddBf16<kSum01, kRows0, kColumns1>();
+  MulAdd::template Run<kSum00, kRows0, kColumns0>();
+  MulAdd::template Run<kSum01, kRows0, kColumns1>();
   if constexpr (kTall) {
     LoadTile<kRows1>(rows + kTileHeight * stride, stride);
-    MulAddBf16<kSum10, kRows1, kColumns0>();
-    MulAddBf16<kSum11, kRows1, kColumns1>();
+    MulAdd::template Run<kSum10, kRows1, kColumns0>();
+    MulAdd::template Run<kSum11, kRows1, kColumns1>();
+  }
+}
+
+// run(first_row, rows, height, Tall) for all rows: first tiles of kMostRows, then one of the rest.
+template <class Run>
+inline void ForTileRows(std::size_t rows, const Run& run) noexcept {
+  const std::size_t whole = rows / kMostRows * kMostRows;
+  if (whole > 0) run(std::size_t{0}, whole, kMostRows, std::true_type{});
+  const std::size_t rest = rows - whole;
+  if (rest > kTileHeight) {
+    run(whole, rest, rest, std::true_type{});
+  } else if (rest > 0) {
+    run(whole, rest, rest, std::false_type{});
   }
 }
 

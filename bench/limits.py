@@ -19,6 +19,9 @@ DOT_PRODUCTS: Mapping[tuple[str, str], int] = {
     ("avx512_bf16", "int8"): 4,
     ("avx512_vnni", "int4"): 4,
     ("avx512_bf16", "int4"): 4,
+    ("amx", "bf16"): 16,
+    ("amx", "int8"): 32,
+    ("amx", "int4"): 32,
 }
 """How many multiply-adds of a weight type a tier does in the time of one in float32."""
 

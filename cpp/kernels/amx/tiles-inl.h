@@ -24,8 +24,9 @@ constexpr std::size_t kMostRows = 2 * kTileHeight;
 
 enum TileName { kSum00, kSum01, kSum10, kSum11, kRows0, kRows1, kColumns0, kColumns1 };
 
-// The shapes of all tiles while it lives; afterwards the thread has no tile state that a change of
-// threads would have to save.
+// The shapes of all tiles while it lives. Afterwards they are what they were: other libraries remember
+// what they have set (oneDNN sets the same shapes once a thread), and where nothing was set, a change
+// of threads has no tiles to save.
 class TileScope {
  public:
   // `rows` <= kMostRows of `depth_bytes` <= kTileBytes summed over, a multiple of 4.
@@ -35,9 +36,16 @@ class TileScope {
     if (rows > first) SetRows({kSum10, kSum11, kRows1}, rows - first, depth_bytes);
     Set(kColumns0, depth_bytes / 4, kTileBytes);
     Set(kColumns1, depth_bytes / 4, kTileBytes);
+    __asm__ volatile("sttilecfg %0" : "=m"(before_));
     __asm__ volatile("ldtilecfg %0" : : "m"(shapes_));
   }
-  ~TileScope() { __asm__ volatile("tilerelease"); }
+  ~TileScope() {
+    if (before_.palette == 0) {
+      __asm__ volatile("tilerelease");
+    } else {
+      __asm__ volatile("ldtilecfg %0" : : "m"(before_));
+    }
+  }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 
@@ -65,6 +73,7 @@ class TileScope {
   }
 
   alignas(64) Shapes shapes_;
+  alignas(64) Shapes before_;
 };
 
 // Rows of the tile's shape, `stride` bytes apart.

@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def open_peer(
 class LlamaCpp:
     """llama.cpp through its C interface.
 
-    Keys and values are kept as float16 and attention is fused: its fastest settings.
+    Keys and values are kept as float16 and attention is fused: its fastest settings. It runs on a
+    thread of its own, because it sets the shapes of tile registers (AMX) once a thread and stops the
+    process if another engine has changed them since.
     """
 
     def __init__(self, name: str, path: Path, *, threads: int, context: int) -> None:
@@ -83,9 +86,13 @@ class LlamaCpp:
         )
         self._context = self._model.ctx
         self._vocab_size = self._model.n_vocab()
+        self._thread = ThreadPoolExecutor(max_workers=1)
 
     def run(self, prompt: int, generate: int) -> Times:
         """See `slimformer.evaluate.speed.Runner`."""
+        return self._thread.submit(self._run, prompt, generate).result()
+
+    def _run(self, prompt: int, generate: int) -> Times:
         ids = some_tokens(self._vocab_size, prompt)
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         start = time.perf_counter()

@@ -9,8 +9,10 @@ BIN := $(abspath $(VENV))/bin
 CMAKE = PATH="$(BIN):$$PATH" cmake
 CPP_FILES = $(wildcard cpp/*/*.h cpp/*/*/*.h cpp/*/*.cc cpp/*/*/*.cc)
 
-# llama.cpp is built from source, for this machine and without what a comparison does not need.
-PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF
+# llama.cpp is built from source, for this machine and without what a comparison does not need. GCC 12
+# does not know that LDTILECFG reads the shapes of tiles and drops what it takes for dead stores:
+# where the processor has tile registers (AMX), llama.cpp then dies of its first int8 product.
+PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'
 
 .PHONY: setup build test lint peers parity asan bench bench-avx2 proportion mix clean
 

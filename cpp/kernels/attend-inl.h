@@ -400,8 +400,9 @@ void AttendInt8(const float* q, std::size_t q_stride, std::size_t rows, const Kv
   WidenInt8<Widener>(page.keys, n_keys, page.values, keys);
   WidenInt8<Widener>(page.values, n_values, page.next_keys, values);
   const KvPart widened{keys, values, page.key_scales, page.value_scales, keys};
-  Attend<ScaledPage<Page>, Tiles>(q, q_stride, rows, widened, head_dim, value_dim, begin, end, soft_cap,
-                           max, sum, out, out_stride, scratch + (n_keys + n_values) / 2);
+  Attend<ScaledPage<Page>, Tiles>(q, q_stride, rows, widened, head_dim, value_dim, begin, end,
+                                  soft_cap, max, sum, out, out_stride,
+                                  scratch + (n_keys + n_values) / 2);
 }
 
 }  // namespace

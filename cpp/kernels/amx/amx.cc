@@ -1,20 +1,20 @@
-// The amx tier: matrix products and attention by tiles.
+// The amx tier: matrix products and attention by tile registers, which multiply 16 times as many
+// pairs of bfloat16 in a cycle as two FMAs do float32, and 32 times as many bytes. Panels, pages
+// and prepared rows are those of the tiers below, whose kernels do a few rows.
+//
+// int4 weights take the sums of their activations in float32: where there are tiles, dot products
+// of bfloat16 do half of what FMAs do.
 #include "kernels/avx512/vector-inl.h"
-#include "kernels/avx512_bf16/expand-inl.h"
-#include "kernels/avx512_bf16/widen-inl.h"
-#include "kernels/avx512_vnni/quad_dot-inl.h"
 // The bodies below are written in terms of Vector.
-#include "kernels/attend-inl.h"
-#include "kernels/avx512_bf16/bf16_page-inl.h"
-#include "kernels/gemm-inl.h"
-#include "kernels/avx512_bf16/bf16_panel-inl.h"
 #include "kernels/amx/attend-inl.h"
 #include "kernels/amx/gemm_bf16-inl.h"
+#include "kernels/amx/gemm_whole-inl.h"
+#include "kernels/amx/sparse_bf16-inl.h"
+#include "kernels/avx512_bf16/bf16_page-inl.h"
+#include "kernels/avx512_bf16/widen-inl.h"
+#include "kernels/avx512_vnni/quad_dot-inl.h"
 #include "kernels/int4-inl.h"
 #include "kernels/int8-inl.h"
-#include "kernels/amx/gemm_whole-inl.h"
-#include "kernels/sparse_gemm-inl.h"
-#include "kernels/amx/sparse_bf16-inl.h"
 #include "kernels/overlay.h"
 
 namespace slimformer::kernels {

@@ -1,5 +1,5 @@
-// Attention over pages of bfloat16 by tiles. To be included after attend-inl.h, whose pages, softmax
-// and order of work it shares.
+// Attention over pages of bfloat16 by tiles, with the pages, the softmax and the order of work of
+// attend-inl.h. To be included after the tier's vector-inl.h.
 //
 // Both products are those of gemm_bf16-inl.h: 32 queries by 32 keys, then 32 rows of weights by 32
 // columns of values. A page holds keys and values as tiles of columns want them: 16 keys of 32
@@ -15,6 +15,7 @@
 
 #include "kernels/amx/tiles-inl.h"
 #include "kernels/attend-inl.h"
+#include "kernels/tiles-inl.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -68,10 +69,9 @@ struct Tiles {
       Scores<kTall>(a, depth, static_cast<std::size_t>(at));
     }
     for (std::size_t r = 0; r < rows; ++r) {
-      const float factor =
-          Softmax<Page>(a.scores + r * kPagePositions, a.key_scales, a.value_scales, a.soft_cap,
-                        first, last, a.begin[r], a.end[r], a.max + r, a.sum + r,
-                        a.weights + r * kPagePositions);
+      const float factor = Softmax<Page>(
+          a.scores + r * kPagePositions, a.key_scales, a.value_scales, a.soft_cap, first, last,
+          a.begin[r], a.end[r], a.max + r, a.sum + r, a.weights + r * kPagePositions);
       if (factor != 1.0F) Scale(factor, a.value_dim, a.out + r * a.out_stride);
     }
     const auto position = static_cast<std::size_t>(first);
@@ -125,7 +125,7 @@ struct Tiles {
     for (std::size_t i = 0; i < chunks; ++i) {
       if constexpr (!kTall) FetchTiles(a.next_keys + (column / kWide * chunks + i) * 2 * kTile);
       AddProduct<kTall, Bf16>(weights + i * kTileBytes, kPagePositions * sizeof(std::uint16_t),
-                     {{from, from + kTileBytes}, stride});
+                              {{from, from + kTileBytes}, stride});
       from += kTileHeight * stride;
     }
     StoreSums<kTall>(a.out + column, a.out_stride);
@@ -139,8 +139,8 @@ struct Tiles {
     const std::size_t columns = a.value_dim - column;
     const std::size_t low = columns < kTileColumns ? columns : kTileColumns;
     const auto* weights = reinterpret_cast<const std::byte*>(a.weights + position);
-    const auto* from = reinterpret_cast<const std::byte*>(a.values) + position / 2 * stride +
-                       column * kPair;
+    const auto* from =
+        reinterpret_cast<const std::byte*>(a.values) + position / 2 * stride + column * kPair;
     alignas(64) float out[kMostRows * kWide] = {};
     for (std::size_t r = 0; r < rows; ++r) {
       __builtin_memcpy(out + r * kWide, a.out + r * a.out_stride + column, columns * sizeof(float));
@@ -151,7 +151,7 @@ struct Tiles {
       CopyTile(from, stride, kTileHeight, low * kPair, copy[0]);
       CopyTile(from + kTileBytes, stride, kTileHeight, (columns - low) * kPair, copy[1]);
       AddProduct<kTall, Bf16>(weights + i * kTileBytes, kPagePositions * sizeof(std::uint16_t),
-                     {{copy[0], copy[1]}, kTileBytes});
+                              {{copy[0], copy[1]}, kTileBytes});
       from += kTileHeight * stride;
     }
     StoreSums<kTall>(out, kWide);

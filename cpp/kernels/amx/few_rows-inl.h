@@ -1,8 +1,8 @@
-// y = x W' for one panel of bfloat16 pairs and few rows, by vectors: bit for bit what tiles give. To
-// be included after the avx512_bf16 tier's panels.
+// y = x W' for one panel of bfloat16 pairs and few rows, by vectors: bit for bit what tiles give.
+// To be included after the tier's vector-inl.h.
 //
 // A tile of columns takes as long for one row as for sixteen, and tiles that are used now and then
-// start slowly: a decoded token came out a sixth faster by vectors. TDPBF16PS multiplies and adds
+// start slowly: a token was decoded in a sixth less time by vectors. TDPBF16PS multiplies and adds
 // the first values of 16 pairs one after another, from zero, the second ones beside them, adds both
 // sums and then adds that to its tile; each step rounds to the nearest float32, and what is below
 // the normal numbers counts as zero. Multiply-adds of vectors in that order and mode give the same.
@@ -50,8 +50,8 @@ struct Widened {
         second(_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)))) {}
 };
 
-// y [kRows, kPanelWidth] (+)= x [kRows, steps] times steps of pairs, of which next_step() returns
-// where the next [2][kLanes] lie.
+// y [kRows, kPanelWidth] (+)= x [kRows, steps] times steps of pairs, of which next_step(pairs)
+// loads the next.
 template <std::size_t kRows, class NextStep>
 [[gnu::always_inline]] inline void MultiplyFew(const std::uint32_t* x, std::size_t steps, float* y,
                                                std::size_t y_stride, bool accumulate,
@@ -74,9 +74,9 @@ template <std::size_t kRows, class NextStep>
       first[r][0] = first[r][1] = second[r][0] = second[r][1] = Vector::Zero();
     }
     for (std::size_t i = begin; i < end; ++i) {
-      const auto* step = next_step();
-      const Widened w[2] = {Widened(_mm512_loadu_si512(step)),
-                            Widened(_mm512_loadu_si512(step + kTileBytes))};
+      __m512i pairs[2];
+      next_step(pairs);
+      const Widened w[2] = {Widened(pairs[0]), Widened(pairs[1])};
 #pragma GCC unroll 4
       for (std::size_t r = 0; r < kRows; ++r) {
         const Widened pair(_mm512_set1_epi32(static_cast<int>(x[r * steps + i])));
@@ -91,8 +91,7 @@ template <std::size_t kRows, class NextStep>
     for (std::size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
       for (std::size_t half = 0; half < 2; ++half) {
-        total[r][half] =
-            Vector::Add(total[r][half], Vector::Add(first[r][half], second[r][half]));
+        total[r][half] = Vector::Add(total[r][half], Vector::Add(first[r][half], second[r][half]));
       }
     }
   }

@@ -1,6 +1,6 @@
 // y = x W' for one panel of weights that are whole numbers with scales, by tiles: bit for bit what
-// gemm-whole-inl.h gives, after which it is to be included and whose panels, rows and order of sums
-// these are.
+// gemm-whole-inl.h gives, whose panels, rows and order of sums these are. To be included after the
+// tier's vector-inl.h.
 //
 // A group, or a part of one that has scales of its own, is one product of tiles. So its sums, whole
 // numbers, leave the tiles at once, and vectors scale them: for 16 sums a conversion and two
@@ -107,11 +107,10 @@ template <class Weights, std::size_t kHalf>
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kTileHeight; ++r) {
     const typename Weights::Dot::Input& row = x[r * x_stride];
-    Vector::F scaled =
-        Vector::Mul(Vector::ToFloat(_mm512_load_si512(sums[0][r])), scale[0][kHalf]);
+    Vector::F scaled = Vector::Mul(Vector::ToFloat(_mm512_load_si512(sums[0][r])), scale[0][kHalf]);
     if constexpr (Weights::kParts == 2) {
-      scaled = Vector::MulAdd(Vector::ToFloat(_mm512_load_si512(sums[1][r])), scale[1][kHalf],
-                              scaled);
+      scaled =
+          Vector::MulAdd(Vector::ToFloat(_mm512_load_si512(sums[1][r])), scale[1][kHalf], scaled);
     }
     total[r] = Vector::MulAdd(scaled, Vector::Set(row.scale), total[r]);
     if constexpr (Weights::kParts == 2) {

@@ -1,12 +1,14 @@
-// The sparse form of the products in gemm_bf16-inl.h, which it is to be included after, and after
-// sparse_gemm-inl.h. Few rows are multiplied as the dense product does it.
+// The sparse form of the products in gemm_bf16-inl.h. Few rows are multiplied as the dense product
+// does it. To be included after the tier's vector-inl.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/amx/few_rows-inl.h"
+#include "kernels/amx/gemm_bf16-inl.h"
 #include "kernels/avx512_bf16/expand-inl.h"
+#include "kernels/sparse_gemm-inl.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -19,17 +21,18 @@ void MultiplySparseBf16(const void* x, std::size_t, std::size_t rows, const void
                         std::size_t k, float* y, std::size_t y_stride, std::size_t outputs,
                         bool accumulate) noexcept {
   const sparse::Shape shape = SparseForm::ShapeOf(k);
-  WithFewRows(rows, y, y_stride, outputs, accumulate,
-              [&](auto tile, float* to, std::size_t to_stride) {
-                sparse::Cursor<SparseForm> cursor(compressed, shape);
-                alignas(64) std::byte step[kStepBytes];
-                MultiplyFew<decltype(tile)::kRows>(
-                    static_cast<const std::uint32_t*>(x), shape.steps(), to, to_stride, accumulate,
-                    [&]() [[gnu::always_inline]] {
-                      sparse::ExpandStep<SparseForm, SparseExpander>(cursor, step);
-                      return step;
-                    });
-              });
+  sparse::Cursor<SparseForm> cursor(compressed, shape);
+  const auto next_step = [&](__m512i(&pairs)[2]) {
+    alignas(64) std::byte step[kStepBytes];
+    sparse::ExpandStep<SparseForm, SparseExpander>(cursor, step);
+    pairs[0] = _mm512_load_si512(step);
+    pairs[1] = _mm512_load_si512(step + kTileBytes);
+  };
+  WithFewRows(
+      rows, y, y_stride, outputs, accumulate, [&](auto tile, float* to, std::size_t to_stride) {
+        MultiplyFew<decltype(tile)::kRows>(static_cast<const std::uint32_t*>(x), shape.steps(), to,
+                                           to_stride, accumulate, next_step);
+      });
 }
 
 // The sparse form of `dense`, the product by tiles.

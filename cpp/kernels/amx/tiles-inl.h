@@ -1,5 +1,5 @@
-// Tile registers (AMX): eight of 16 rows of 64 bytes, whose product takes as long as 16 dot products
-// of vectors and is 16 times as large.
+// Tile registers (AMX): eight of 16 rows of 64 bytes, whose product takes as long as 16 dot
+// products of vectors and is 16 times as large.
 //
 // The kernels of this tier all use them alike: four hold sums, of two tiles of rows by two of
 // columns, so that each tile that is loaded is multiplied twice. A product's sums are 16 columns
@@ -24,9 +24,9 @@ constexpr std::size_t kMostRows = 2 * kTileHeight;
 
 enum TileName { kSum00, kSum01, kSum10, kSum11, kRows0, kRows1, kColumns0, kColumns1 };
 
-// The shapes of all tiles while it lives. Afterwards they are what they were: other libraries remember
-// what they have set (oneDNN sets the same shapes once a thread), and where nothing was set, a change
-// of threads has no tiles to save.
+// The shapes of all tiles while it lives. Afterwards they are what they were: other libraries
+// remember what they have set (oneDNN sets the same shapes once a thread), and where nothing was
+// set, a change of threads has no tiles to save.
 class TileScope {
  public:
   // `rows` <= kMostRows of `depth_bytes` <= kTileBytes summed over, a multiple of 4.
@@ -79,12 +79,16 @@ class TileScope {
 // Rows of the tile's shape, `stride` bytes apart.
 template <TileName kTile>
 [[gnu::always_inline]] inline void LoadTile(const void* from, std::size_t stride) noexcept {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile)
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
+                   :
+                   : "r"(from), "r"(stride), "i"(kTile)
                    : "memory");
 }
 template <TileName kTile>
 [[gnu::always_inline]] inline void StoreTile(void* to, std::size_t stride) noexcept {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile)
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)"
+                   :
+                   : "r"(to), "r"(stride), "i"(kTile)
                    : "memory");
 }
 template <TileName kTile>

@@ -1,6 +1,6 @@
 // The avx512_bf16 tier: matrix products of bfloat16 weights with VDPBF16PS, which multiplies pairs
-// and adds both products to a float32 lane: twice the multiply-adds of an FMA per instruction, on
-// Zen 4 and on Intel twice the peak.
+// and adds both products to a float32 lane: twice the multiply-adds of an FMA per instruction and,
+// on Zen 4, twice the peak. Intel's CPUs do one every other cycle, half the peak, and have tiles.
 //
 // A step consumes two k: lane i of the panel's vectors holds output i's weights for both, and x is
 // rounded to bfloat16 pairs first (prepare_input). The panel halves the loads and broadcasts per
@@ -19,8 +19,8 @@
 // The bodies below are written in terms of Vector.
 #include "kernels/attend-inl.h"
 #include "kernels/avx512_bf16/bf16_page-inl.h"
-#include "kernels/gemm-inl.h"
 #include "kernels/avx512_bf16/bf16_panel-inl.h"
+#include "kernels/gemm-inl.h"
 #include "kernels/gemm-whole-inl.h"
 #include "kernels/int4-inl.h"
 #include "kernels/int8-inl.h"

@@ -1,10 +1,11 @@
 // KV pages of bfloat16, multiplied as they are, and an exponential as exact as they need. To be
-// included after attend-inl.h.
+// included after the tier's vector-inl.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attend-inl.h"
 #include "kernels/avx512/vector-inl.h"
 
 namespace slimformer::kernels {

@@ -1,5 +1,5 @@
-// Panels of bfloat16 pairs and the rows that they are multiplied by. To be included after
-// gemm-inl.h.
+// Panels of bfloat16 pairs and the rows that they are multiplied by. To be included after the
+// tier's vector-inl.h.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,7 @@
 
 #include "kernels/avx512/vector-inl.h"
 #include "kernels/avx512_bf16/bf16_page-inl.h"
+#include "kernels/gemm-inl.h"
 
 namespace slimformer::kernels {
 namespace {

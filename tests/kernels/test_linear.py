@@ -128,14 +128,33 @@ def test_rows_do_not_depend_on_their_neighbours(
 ) -> None:
     """Prefill, decode and batches of any size give a row the same bits."""
     w = rng.standard_normal((37, 1021), dtype=np.float32)
-    x = rng.standard_normal((31, 1021), dtype=np.float32)
+    x = rng.standard_normal((67, 1021), dtype=np.float32)
     packed = matrix(tier, weights, w)
-    together = np.empty((31, 37), np.float32)
+    together = np.empty((67, 37), np.float32)
     packed.multiply(x, together)
-    for height in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13):
+    for height in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 31, 32, 33, 49, 64):
         apart = np.empty((height, 37), np.float32)
         packed.multiply(x[:height], apart)
         np.testing.assert_array_equal(apart, together[:height])
+
+
+def test_rows_below_the_normal_numbers_do_not_depend_on_their_neighbours(
+    tier: str, rng: np.random.Generator
+) -> None:
+    """Whether such numbers count as zero is the kernel's to say, but for any number of rows."""
+    w = rng.standard_normal((37, 157), dtype=np.float32)
+    x = rng.standard_normal((31, 157), dtype=np.float32)
+    w[:, ::3] *= np.float32(1e30)
+    x[:, ::3] *= np.float32(2e-39)
+    w[:, 1::3] *= np.float32(3e-39)
+    packed = matrix(tier, "bf16", w)
+    together = np.empty((31, 37), np.float32)
+    packed.multiply(x, together)
+    for height in (1, 4, 5, 16, 17):
+        apart = np.empty((height, 37), np.float32)
+        packed.multiply(x[:height], apart)
+        np.testing.assert_array_equal(apart, together[:height])
+    assert np.float32(2e-39) * np.float32(0.5) > 0, "the thread rounds as before"
 
 
 def test_driver_gives_the_same_bits_for_any_threads(

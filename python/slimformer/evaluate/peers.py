@@ -64,8 +64,8 @@ class LlamaCpp:
     """llama.cpp through its C interface.
 
     Keys and values are kept as float16 and attention is fused: its fastest settings. It runs on a
-    thread of its own, because it sets the shapes of tile registers (AMX) once a thread and stops the
-    process if another engine has changed them since.
+    thread of its own, because it sets the shapes of tile registers (AMX) once a thread and kills
+    the process if another engine has changed them since.
     """
 
     def __init__(self, name: str, path: Path, *, threads: int, context: int) -> None:

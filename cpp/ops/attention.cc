@@ -12,9 +12,9 @@ namespace {
 
 using kernels::kPagePositions;
 
-// Query rows that pass over a page together: whole tiles of 12 or 6 for the usual numbers of heads
-// on a KV head. With heads 64 wide a page of bfloat16 keys and one of values take 32 KiB, the
-// queries and the outputs 18 KiB each: together well inside a 512 KiB L2.
+// Query rows that pass over a page together: whole tiles of 32, 12 or 6 for the usual numbers of
+// heads on a KV head. With heads 64 wide a page of bfloat16 keys and one of values take 32 KiB, the
+// queries and the outputs 24 KiB each: together well inside a 512 KiB L2.
 constexpr std::size_t kBlockRows = 96;
 
 // A few rows on a long context leave too few blocks to share between threads: their pages are cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,10 +121,19 @@ def transformers_logits(model: Any, tokens: Sequence[int]) -> Array:
 
 
 def llama_cpp_logits(model: Any, tokens: Sequence[int]) -> Array:
-    """Logits of every position of a fresh sequence, float32 [n_tokens, vocab]."""
-    model.reset()
-    model.eval(list(tokens))
-    return np.array(model.scores[: len(tokens)], dtype=np.float32)
+    """Logits of every position of a fresh sequence, float32 [n_tokens, vocab].
+
+    On a new thread: llama.cpp sets the shapes of tile registers (AMX) once a thread and kills the
+    process where another engine, such as PyTorch, has changed them since.
+    """
+
+    def run() -> Array:
+        model.reset()
+        model.eval(list(tokens))
+        return np.array(model.scores[: len(tokens)], dtype=np.float32)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(run).result()
 
 
 def open_in_llama_cpp(path: Path, *, context: int, threads: int = 2) -> Any:

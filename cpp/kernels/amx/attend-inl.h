@@ -101,12 +101,12 @@ struct Tiles {
       if constexpr (!kTall) FetchTiles(ahead + 2 * step * kTileBytes);
       const std::byte* from = keys + step * kTileBytes;
       if (step + kTileHeight <= steps) {
-        AddProduct<kTall, Bf16>(queries, stride, {{from, from + group_bytes}, kTileBytes});
+        AddBf16<kTall>(queries, stride, {{from, from + group_bytes}, kTileBytes});
       } else {
         alignas(64) std::byte copy[2][kTile];
         CopyTile(from, kTileBytes, steps - step, kTileBytes, copy[0]);
         CopyTile(from + group_bytes, kTileBytes, steps - step, kTileBytes, copy[1]);
-        AddProduct<kTall, Bf16>(queries, stride, {{copy[0], copy[1]}, kTileBytes});
+        AddBf16<kTall>(queries, stride, {{copy[0], copy[1]}, kTileBytes});
       }
       queries += kTileBytes;
     }
@@ -124,8 +124,8 @@ struct Tiles {
     LoadSums<kTall>(a.out + column, a.out_stride);
     for (std::size_t i = 0; i < chunks; ++i) {
       if constexpr (!kTall) FetchTiles(a.next_keys + (column / kWide * chunks + i) * 2 * kTile);
-      AddProduct<kTall, Bf16>(weights + i * kTileBytes, kPagePositions * sizeof(std::uint16_t),
-                              {{from, from + kTileBytes}, stride});
+      AddBf16<kTall>(weights + i * kTileBytes, kPagePositions * sizeof(std::uint16_t),
+                     {{from, from + kTileBytes}, stride});
       from += kTileHeight * stride;
     }
     StoreSums<kTall>(a.out + column, a.out_stride);
@@ -150,8 +150,8 @@ struct Tiles {
       alignas(64) std::byte copy[2][kTile];
       CopyTile(from, stride, kTileHeight, low * kPair, copy[0]);
       CopyTile(from + kTileBytes, stride, kTileHeight, (columns - low) * kPair, copy[1]);
-      AddProduct<kTall, Bf16>(weights + i * kTileBytes, kPagePositions * sizeof(std::uint16_t),
-                              {{copy[0], copy[1]}, kTileBytes});
+      AddBf16<kTall>(weights + i * kTileBytes, kPagePositions * sizeof(std::uint16_t),
+                     {{copy[0], copy[1]}, kTileBytes});
       from += kTileHeight * stride;
     }
     StoreSums<kTall>(out, kWide);

@@ -51,7 +51,7 @@ class LastChunk {
     for (std::size_t r = 0; r < rows; ++r) {
       _mm512_store_si512(rows_ + r * kTileBytes, _mm512_maskz_loadu_epi32(mask_, x + r * stride));
     }
-    AddProduct<kTall, Bf16>(rows_, kTileBytes, {{columns_, columns_ + kTileBytes}, kStepBytes});
+    AddBf16<kTall>(rows_, kTileBytes, {{columns_, columns_ + kTileBytes}, kStepBytes});
   }
 
  private:
@@ -79,7 +79,7 @@ inline void MultiplyTile(const std::byte* x, std::size_t x_stride, const std::by
   const std::size_t end = kLines * (share + 1) / shares;
   for (std::size_t i = 0; i < chunks; ++i) {
     for (std::size_t line = first; line < end; ++line) Vector::Prefetch(panel + ahead + line * 64);
-    AddProduct<kTall, Bf16>(x, x_stride, {{panel, panel + kTileBytes}, kStepBytes});
+    AddBf16<kTall>(x, x_stride, {{panel, panel + kTileBytes}, kStepBytes});
     panel += kChunkBytes;
     x += kTileBytes;
   }

@@ -38,7 +38,7 @@ inline void WidenGroup(const std::byte* steps, std::size_t n_steps, std::size_t 
         Vector::Prefetch(steps + i * Weights::kStepBytes + line + ahead);
       }
       Weights::Load(steps + i * Weights::kStepBytes, halves[0], halves[1]);
-      if constexpr (Weights::kParts == 1) {
+      if constexpr (Weights::kParts == 1) {  // int8, stored with an offset
         const __m512i offset = _mm512_set1_epi8(-128);
         halves[0] = _mm512_xor_si512(halves[0], offset);
         halves[1] = _mm512_xor_si512(halves[1], offset);
@@ -68,7 +68,7 @@ struct GroupTiles {
     LoadTile<kColumns>(columns, 2 * kTileBytes);
     LoadTile<kRows>(rows, stride);
     ZeroTile<kSums[kPart]>();
-    Int8::Run<kSums[kPart], kRows, kColumns>();
+    MulAddInt8<kSums[kPart], kRows, kColumns>();
   }
 };
 

@@ -1,8 +1,8 @@
 // Tile registers (AMX): eight of 16 rows of 64 bytes, whose product takes as long as 16 dot
 // products of vectors and is 16 times as large.
 //
-// The kernels of this tier all use them alike: four hold sums, of two tiles of rows by two of
-// columns, so that each tile that is loaded is multiplied twice. A product's sums are 16 columns
+// The kernels of this tier use them alike: four hold sums, of two tiles of rows by two of columns,
+// so that each tile that is loaded can be multiplied twice. A product's sums are 16 columns
 // wide, and each of their rows is its own: what a row comes to does not depend on the others.
 //
 // The instructions are written in assembly: the intrinsics of GCC 12 do not say that loads read
@@ -97,23 +97,17 @@ template <TileName kTile>
 }
 
 // sum += rows columns, of bfloat16 pairs to float32.
-struct Bf16 {
-  template <TileName kSum, TileName kRows, TileName kColumns>
-  [[gnu::always_inline]] static void Run() noexcept {
-    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
-                     :
-                     : "i"(kSum), "i"(kRows), "i"(kColumns));
-  }
-};
+template <TileName kSum, TileName kRows, TileName kColumns>
+[[gnu::always_inline]] inline void MulAddBf16() noexcept {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
+                   :
+                   : "i"(kSum), "i"(kRows), "i"(kColumns));
+}
 // The same of four int8 each, to int32.
-struct Int8 {
-  template <TileName kSum, TileName kRows, TileName kColumns>
-  [[gnu::always_inline]] static void Run() noexcept {
-    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0"
-                     :
-                     : "i"(kSum), "i"(kRows), "i"(kColumns));
-  }
-};
+template <TileName kSum, TileName kRows, TileName kColumns>
+[[gnu::always_inline]] inline void MulAddInt8() noexcept {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kRows), "i"(kColumns));
+}
 
 // The sums of `kTall` (17 to 32) rows or of up to 16, 32 columns wide.
 template <bool kTall>
@@ -126,10 +120,9 @@ template <bool kTall>
     LoadTile<kSum11>(from + kTileHeight * stride + kTileColumns, bytes);
   }
 }
-template <bool kTall, class Sum>
-[[gnu::always_inline]] inline void StoreSums(Sum* to, std::size_t stride) noexcept {
-  static_assert(sizeof(Sum) == kTileBytes / kTileColumns);
-  const std::size_t bytes = stride * sizeof(Sum);
+template <bool kTall>
+[[gnu::always_inline]] inline void StoreSums(float* to, std::size_t stride) noexcept {
+  const std::size_t bytes = stride * sizeof(float);
   StoreTile<kSum00>(to, bytes);
   StoreTile<kSum01>(to + kTileColumns, bytes);
   if constexpr (kTall) {
@@ -150,27 +143,22 @@ template <bool kTall>
 // Two tiles of columns.
 struct Columns {
   const std::byte* tile[2];
-  std::size_t stride;
-
-  void Advance(std::size_t bytes) noexcept {
-    tile[0] += bytes;
-    tile[1] += bytes;
-  }
+  std::size_t stride;  // bytes from row to row
 };
 
 // sums += a tile or two of rows, `stride` bytes apart, times two of columns.
-template <bool kTall, class MulAdd>
-[[gnu::always_inline]] inline void AddProduct(const std::byte* rows, std::size_t stride,
-                                              const Columns& columns) noexcept {
+template <bool kTall>
+[[gnu::always_inline]] inline void AddBf16(const std::byte* rows, std::size_t stride,
+                                           const Columns& columns) noexcept {
   LoadTile<kColumns0>(columns.tile[0], columns.stride);
   LoadTile<kColumns1>(columns.tile[1], columns.stride);
   LoadTile<kRows0>(rows, stride);
-  MulAdd::template Run<kSum00, kRows0, kColumns0>();
-  MulAdd::template Run<kSum01, kRows0, kColumns1>();
+  MulAddBf16<kSum00, kRows0, kColumns0>();
+  MulAddBf16<kSum01, kRows0, kColumns1>();
   if constexpr (kTall) {
     LoadTile<kRows1>(rows + kTileHeight * stride, stride);
-    MulAdd::template Run<kSum10, kRows1, kColumns0>();
-    MulAdd::template Run<kSum11, kRows1, kColumns1>();
+    MulAddBf16<kSum10, kRows1, kColumns0>();
+    MulAddBf16<kSum11, kRows1, kColumns1>();
   }
 }
 

@@ -7,6 +7,7 @@ fastest settings, through the interface with the least Python in it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import time
@@ -63,9 +64,7 @@ def open_peer(
 class LlamaCpp:
     """llama.cpp through its C interface.
 
-    Keys and values are kept as float16 and attention is fused: its fastest settings. It runs on a
-    thread of its own, because it sets the shapes of tile registers (AMX) once a thread and kills
-    the process if another engine has changed them since.
+    Keys and values are kept as float16 and attention is fused: its fastest settings.
     """
 
     def __init__(self, name: str, path: Path, *, threads: int, context: int) -> None:
@@ -74,7 +73,8 @@ class LlamaCpp:
         self.name = name
         self.max_positions = context
         self._api = llama_cpp
-        self._model = llama_cpp.Llama(
+        opening = _thread_of_llama_cpp().submit(
+            llama_cpp.Llama,
             str(path),
             n_ctx=context,
             n_batch=context,
@@ -84,13 +84,13 @@ class LlamaCpp:
             flash_attn=True,
             verbose=False,
         )
+        self._model = opening.result()
         self._context = self._model.ctx
         self._vocab_size = self._model.n_vocab()
-        self._thread = ThreadPoolExecutor(max_workers=1)
 
     def run(self, prompt: int, generate: int) -> Times:
         """See `slimformer.evaluate.speed.Runner`."""
-        return self._thread.submit(self._run, prompt, generate).result()
+        return _thread_of_llama_cpp().submit(self._run, prompt, generate).result()
 
     def _run(self, prompt: int, generate: int) -> Times:
         ids = some_tokens(self._vocab_size, prompt)
@@ -111,6 +111,17 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode gave {status}")
         logits = self._api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(logits, shape=(self._vocab_size,))
+
+
+@functools.cache
+def _thread_of_llama_cpp() -> ThreadPoolExecutor:
+    """A thread of its own for all that llama.cpp does.
+
+    It sets the shapes of tile registers (AMX) once a thread and kills the process if another engine
+    has changed them since. With a second thread OpenMP counts more threads than processors and lets
+    them sleep where they should spin: decoding then takes twice as long.
+    """
+    return ThreadPoolExecutor(max_workers=1)
 
 
 class OpenVino:

@@ -27,6 +27,7 @@ void Overlay<Tier::amx>(KernelTable& table) noexcept {
   table.gemm_int8 = amx::MakeWholeGemm<Int8Weights<QuadDot<true, NoSums>>>();
   table.gemm_int4 = amx::MakeWholeGemm<Int4Weights<QuadDot<false, FloatSums>>>();
   table.sparse_bf16 = amx::MakeSparseBf16(table.gemm_bf16, 0.25F);
+  table.sparse_int8.dense = amx::MakeWholeGemm<Int8Weights<QuadDot<false, NoSums>>>();
   table.attend_bf16 = &Attend<Bf16DotPage, amx::Tiles>;
   table.attend_int8 = &AttendInt8<Bf16DotPage, LookUpWidener, amx::Tiles>;
 }

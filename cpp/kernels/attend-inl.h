@@ -218,7 +218,7 @@ inline std::size_t KeySteps(const Attention<Page>& a) noexcept {
   return (a.head_dim + Page::kPerStep - 1) / Page::kPerStep;
 }
 
-// The queries as multipliers, with zeros up to `padded`, fewer than a vector and a half behind.
+// The queries as multipliers, with zeros up to `padded`, less than two vectors behind head_dim.
 template <class Page>
 inline void CopyQueries(const Attention<Page>& a, std::size_t rows, std::size_t padded) noexcept {
   for (std::size_t r = 0; r < rows; ++r) {

@@ -87,7 +87,7 @@ def reference(x: F32, w: F32, tier: str, weights: str) -> tuple[np.ndarray, np.n
     """
     x64, w64, magnitudes = operands(x, w, tier, weights)
     bound = (4 + np.sqrt(x.shape[1])) * EPS * (np.abs(x64) @ magnitudes.T)
-    if tier in BF16_DOTS and weights == "int4":
+    if tier == "avx512_bf16" and weights == "int4":
         # Minima, at most twice the largest weight, multiply sums that are rounded to bfloat16.
         sums = np.add.reduceat(x64, np.arange(0, x.shape[1], INT4_GROUP), axis=1)
         bound += 2.0**-9 * (np.abs(sums) @ (2 * largest_of_groups(w64, INT4_GROUP)).T[::INT4_GROUP])

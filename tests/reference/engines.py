@@ -25,13 +25,13 @@ TOLERANCE = 1e-4
 """Of the largest logit. Sums of a few hundred float32 products are off by some 1e-6 of their
 size; a handful of layers, each with a softmax, multiplies that. The largest seen is 2e-5."""
 
-ROUNDED_INPUTS = 5e-2
+ROUNDED_INPUTS = 3e-2
 """The same for the median token where the kernels round the inputs of matrix products, to bfloat16
 by up to 2^-9. Single tokens may be off by any amount: a random stream of two channels can pass
 so near zero that the rounding turns it round. The largest median of 1,500 models is
 2.6e-2."""
 
-WHOLE_INPUTS = 0.2
+WHOLE_INPUTS = 0.15
 """The same where they are rounded to int8 in groups, by up to 2^-8 of the group's largest. The
 largest median of 1,500 models is 0.13, with int4 weights, on every tier alike;
 unrelated logits are off by about 1."""

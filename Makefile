@@ -12,6 +12,8 @@ CPP_FILES = $(wildcard cpp/*/*.h cpp/*/*/*.h cpp/*/*.cc cpp/*/*/*.cc)
 # llama.cpp is built from source, for this machine and without what a comparison does not need. GCC 12
 # does not know that LDTILECFG reads the shapes of tiles and drops what it takes for dead stores:
 # where the processor has tile registers (AMX), llama.cpp then dies of its first int8 product.
+# Nothing comes from pip's cache: it hands out what was once built with other arguments, or on
+# another machine.
 PEER_CMAKE_ARGS = -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'
 
 .PHONY: setup build test lint peers parity asan bench bench-avx2 proportion mix clean
@@ -41,7 +43,7 @@ lint:
 
 # torch, transformers, llama.cpp and OpenVINO, which `make parity` and `make bench` compare with.
 peers: $(BIN)/pip
-	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet '.[test,parity,peers]'
+	CMAKE_ARGS="$(PEER_CMAKE_ARGS)" $(BIN)/pip install --quiet --no-cache-dir '.[test,parity,peers]'
 
 # The tests that `make test` leaves out: the real model, here and in other engines.
 parity:

@@ -13,6 +13,7 @@ from slimformer.config import LayerConfig, LinkConfig
 from slimformer.errors import FormatError
 from slimformer.prune.latency import (
     ATTEMPTS,
+    TIMINGS,
     TOLERANCE,
     Curve,
     LatencyTable,
@@ -113,3 +114,16 @@ def test_the_closest_choice_is_taken_where_none_hits() -> None:
     choice, missed = hit(100.0, lambda limit: limit, measure)
     assert len(steps) == ATTEMPTS
     assert (choice, missed) == (100.0, 0.9)
+
+
+def test_a_choice_that_was_only_lucky_is_not_taken() -> None:
+    """What takes twice the time wanted seems to take half of that the first time."""
+    timed: list[float] = []
+
+    def measure(choice: float) -> float:
+        timed.append(choice)
+        return 100.0 if len(timed) == 1 else choice
+
+    choice, missed = hit(100.0, lambda limit: 2 * limit, measure)
+    assert timed == [200.0] * 2 + [pytest.approx(200 / 1.5)] + [pytest.approx(100)] * TIMINGS
+    assert (choice, missed) == (pytest.approx(100), pytest.approx(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,6 +21,10 @@ TOLERANCE = 0.015
 
 ATTEMPTS = 5
 """Choices that are timed at most."""
+
+TIMINGS = 3
+"""Times that a choice has to come close: on a busy machine timings are off by 2 to 3 %, and one that
+is only lucky misses what was asked for by that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +191,7 @@ def hit(
     """The choice that, measured, comes closest to a time.
 
     A table is not the whole truth: after each measurement the limit moves by the factor by
-    which the last choice missed.
+    which the last choice missed. A choice that comes close enough is measured again.
 
     Parameters
     ----------
@@ -199,14 +204,22 @@ def hit(
 
     Returns
     -------
-    The choice, and its measured time as a multiple of the one wanted.
+    The choice, and its measured time as a multiple of the one wanted: the median, if it was
+    measured again.
     """
     limit = target
     measured: list[tuple[Choice, float]] = []
     while len(measured) < ATTEMPTS:
         choice = choose(limit)
-        measured.append((choice, measure(choice) / target))
-        if abs(measured[-1][1] - 1) <= TOLERANCE:
+        times = [measure(choice)]
+        while _close(times, target) and len(times) < TIMINGS:
+            times.append(measure(choice))
+        measured.append((choice, statistics.median(times) / target))
+        if _close(times, target):
             break
         limit /= measured[-1][1]
     return min(measured, key=lambda one: abs(one[1] - 1))
+
+
+def _close(times: list[float], target: float) -> bool:
+    return abs(statistics.median(times) / target - 1) <= TOLERANCE

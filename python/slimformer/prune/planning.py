@@ -37,7 +37,7 @@ PROTECT = (0, -1)
 """Layers that stay whole where a criterion does not know what their errors do to the predictions:
 the first carries the analysis of the text, the last the choice of the token."""
 
-AIM = 0.985
+AIM = 0.99
 """Share of the time asked for that plans aim at: of several choices that are timed, the one that is
 taken was rather lucky, and who asks for a speed wants it at least."""
 

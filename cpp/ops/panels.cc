@@ -1,13 +1,21 @@
 #include "ops/panels.h"
 
+#include "base/cpu_cache.h"
 #include "kernels/kernel_table.h"
 
 namespace slimformer::ops {
 namespace {
 
-// Well inside a second-level cache of 1 MiB or more.
-constexpr std::size_t kRowBlockBytes = std::size_t{384} << 10;
-constexpr std::size_t kMostBlockRows = 192;
+// A block of rows takes at most 3/8 of the second-level cache, and has a row for every 2 KiB of
+// that at most: 384 KiB and 192 rows of 1 MiB. With 2 MiB, prefill took 3 to 10 % longer in blocks
+// half as high. Of smaller and larger caches nothing was measured.
+constexpr std::size_t kLeastCacheBytes = std::size_t{1} << 20;
+constexpr std::size_t kMostCacheBytes = std::size_t{2} << 20;
+constexpr std::size_t kBytesOfRow = std::size_t{2} << 10;
+
+std::size_t RowBlockBytes() {
+  return std::clamp(SecondLevelCacheBytes(), kLeastCacheBytes, kMostCacheBytes) / 8 * 3;
+}
 
 // A task is worth handing out from half a microsecond of arithmetic or of reading weights on:
 // taking it costs a twentieth of that.
@@ -24,8 +32,9 @@ void AddBias(const float* bias, std::size_t outputs, std::size_t rows, float* y,
 }  // namespace
 
 RowBlocks CutRows(std::size_t rows, std::size_t cols, const kernels::GemmKernel& kernel) {
-  const std::size_t fitting = kRowBlockBytes / InputRowBytes(kernel, cols);
-  const std::size_t most = std::clamp(fitting, 4 * kernel.tile_rows, kMostBlockRows);
+  const std::size_t bytes = RowBlockBytes();
+  const std::size_t fitting = bytes / InputRowBytes(kernel, cols);
+  const std::size_t most = std::clamp(fitting, 4 * kernel.tile_rows, bytes / kBytesOfRow);
   const std::size_t height = RoundUp(DivideUp(rows, DivideUp(rows, most)), kernel.tile_rows);
   return {rows, height, DivideUp(rows, height)};
 }

@@ -23,8 +23,8 @@ ATTEMPTS = 5
 """Choices that are timed at most."""
 
 TIMINGS = 3
-"""Times that a choice has to come close: timings on a busy machine are off by 2 to 3 %, and a choice
-that was only lucky misses what was asked for by that."""
+"""Times that a choice has to come close: timings on a busy machine are off by 2 to 3 %, and a
+choice that was only lucky misses what was asked for by that."""
 
 
 @dataclasses.dataclass(frozen=True)

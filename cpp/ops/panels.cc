@@ -7,8 +7,8 @@ namespace slimformer::ops {
 namespace {
 
 // A block of rows takes at most 3/8 of the second-level cache, and has a row for every 2 KiB of
-// that at most: 384 KiB and 192 rows of 1 MiB. With 2 MiB, blocks half as high made a prefill of 512
-// take 3 to 14 % longer in float32 and bfloat16. Smaller and larger caches were not measured.
+// that at most: 384 KiB and 192 rows of 1 MiB. With 2 MiB, a prefill of 512 took 3 to 14 % longer
+// in blocks half as high, in float32 and bfloat16. Other caches were not measured.
 constexpr std::size_t kLeastCacheBytes = std::size_t{1} << 20;
 constexpr std::size_t kMostCacheBytes = std::size_t{2} << 20;
 constexpr std::size_t kBytesOfRow = std::size_t{2} << 10;

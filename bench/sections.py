@@ -128,14 +128,16 @@ def products_section(
     yield ""
     yield f"| weights | {' | '.join(f'{a} to {b}: {name}' for a, b, name in layer)} |"
     yield f"|---|{'---:|' * len(layer)}"
+    before = Limits.measure(threads)
     for kind in weights:
         cells = []
         for inputs, outputs, _ in layer:
-            before = Limits.measure(threads)
             taken, _ = kernels.seconds(
                 tier, kind, rows, inputs, outputs, threads=threads, rounds=rounds
             )
-            limit = before.until(Limits.measure(threads)).peak(tier, kind)
+            after = Limits.measure(threads)
+            limit = before.until(after).peak(tier, kind)
+            before = after
             cells.append(f"{2 * rows * inputs * outputs / taken / 1e9 / limit:.0%}")
         yield f"| {kind} | {' | '.join(cells)} |"
 

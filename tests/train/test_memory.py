@@ -35,7 +35,5 @@ def test_freed_blocks_are_used_again_within_and_given_back_behind() -> None:
         pytest.skip("not glibc")
     output = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True)
     usual, again, behind = map(int, output.stdout.split())
-    if usual == 0:
-        pytest.skip("this system counts no page faults")
     assert again < usual / 4
     assert behind > usual / 4

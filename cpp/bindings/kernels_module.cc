@@ -106,8 +106,8 @@ class Matrix {
     AlignedBuffer<std::byte> prepared(rows * kernel.input_row_bytes(matrix_.cols()));
     const void* input = x.data();
     if (kernel.prepare_input != nullptr) {
-      kernel.prepare_input(x.data(), matrix_.cols(), rows, matrix_.cols(), prepared.data(),
-                           kernel.input_row_bytes(matrix_.cols()));
+      kernel.prepare_input(x.data(), matrix_.cols(), rows, {0, matrix_.cols(), matrix_.cols()},
+                           prepared.data());
       input = prepared.data();
     }
     AlignedBuffer<std::byte> scratch(matrix_.scratch_bytes());

@@ -5,8 +5,8 @@
 // Two policies make a kernel. A Dot says which instruction multiplies, and so how x is prepared
 // and how many inputs a step has; Weights<Dot> says how a step of weights is stored, into how many
 // parts with scales of their own a group is cut, and what a sum is worth. A panel is a row of
-// groups, each its scales and [steps] weights; only the last group may have fewer steps. x is
-// groups too: its whole numbers, its scale, and what the policies need of them.
+// groups, each its scales and [steps] weights; only the last group may have fewer steps. x is rows
+// of whole_rows-inl.h.
 //
 // A tile is kTileRows rows of x by the two vectors of a step. Both its int32 sums, of the part at
 // hand, and its float32 sums, of all groups, stay in registers:
@@ -36,6 +36,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/quantise-inl.h"
 #include "kernels/tiles-inl.h"
+#include "kernels/whole_rows-inl.h"
 
 namespace slimformer::kernels {
 namespace {
@@ -45,11 +46,6 @@ constexpr std::size_t kTileRows = Vector::kLanes == 8 ? 3 : 6;
 constexpr std::size_t kBlockBytes = std::size_t{24} << 10;
 
 constexpr std::size_t kAheadBytes = std::size_t{16} << 10;
-
-template <class Dot>
-constexpr std::size_t Groups(std::size_t k) noexcept {
-  return DivideUp(k, Dot::kGroup);
-}
 
 template <class Weights>
 constexpr std::size_t kGroupSteps = Weights::Dot::kGroup / Weights::Dot::kPerStep;
@@ -66,8 +62,7 @@ struct Index {
 // What one call of Multiply works on.
 template <class Weights>
 struct Product {
-  const typename Weights::Dot::Input* x;  // [rows, groups]
-  std::size_t x_stride;                   // groups from one row to the next
+  Rows<typename Weights::Dot> x;
   const std::byte* panel;
   std::size_t ahead;  // bytes to what is fetched
   float* y;           // [rows, kPanelWidth]
@@ -76,15 +71,15 @@ struct Product {
 
 // dots [kRows][2] = steps [first, last) of a group of the panel times the same of every row.
 template <class Weights, std::size_t kRows, bool kFetchNext>
-[[gnu::always_inline]] inline void DotSteps(const typename Weights::Dot::Input* x,
-                                            std::size_t x_stride, const std::byte* weights,
-                                            std::size_t first, std::size_t last, std::size_t ahead,
+[[gnu::always_inline]] inline void DotSteps(const Rows<typename Weights::Dot>& x,
+                                            const std::byte* weights, std::size_t first,
+                                            std::size_t last, std::size_t ahead,
                                             typename Weights::Dot::I (&dots)[kRows][2]) noexcept {
   using Dot = typename Weights::Dot;
   using I = typename Dot::I;
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    dots[r][0] = dots[r][1] = Weights::Start(x[r * x_stride]);
+    dots[r][0] = dots[r][1] = Weights::Start(x.FactsOf(r));
   }
 #pragma GCC unroll 4
   for (std::size_t i = first; i < last; ++i) {
@@ -99,7 +94,7 @@ template <class Weights, std::size_t kRows, bool kFetchNext>
     Weights::Load(step, low, high);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kRows; ++r) {
-      const I values = Vector::SetInt(x[r * x_stride].steps[i]);
+      const I values = x.Step(r, i);
       dots[r][0] = Dot::MulAdd(values, low, dots[r][0]);
       dots[r][1] = Dot::MulAdd(values, high, dots[r][1]);
     }
@@ -115,7 +110,7 @@ template <class Weights, std::size_t kRows, bool kFetchNext>
   constexpr std::size_t kOfPart = kGroupSteps<Weights> / Weights::kParts;
   const std::byte* scales = p.panel + group * kGroupBytes<Weights>;
   const std::byte* weights = scales + Weights::kScaleBytes;
-  const typename Weights::Dot::Input* x = p.x + group;
+  const Rows<typename Weights::Dot> x = p.x.From(group);
   if constexpr (kFetchNext) {
     for (std::size_t line = 0; line < Weights::kScaleBytes; line += 64) {
       Vector::Prefetch(scales + line + p.ahead);
@@ -126,8 +121,8 @@ template <class Weights, std::size_t kRows, bool kFetchNext>
     constexpr std::size_t kPart = decltype(part)::value;
     const std::size_t end = kPart + 1 == Weights::kParts ? steps : (kPart + 1) * kOfPart;
     I dots[kRows][2];
-    DotSteps<Weights, kRows, kFetchNext>(x, p.x_stride, weights, kPart * kOfPart,
-                                         end < steps ? end : steps, p.ahead, dots);
+    DotSteps<Weights, kRows, kFetchNext>(x, weights, kPart * kOfPart, end < steps ? end : steps,
+                                         p.ahead, dots);
     Vector::F scale[2];
     Weights::template LoadScales<kPart>(scales, scale);
 #pragma GCC unroll 16
@@ -145,10 +140,11 @@ template <class Weights, std::size_t kRows, bool kFetchNext>
   const typename Weights::Minima minima(scales);
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    const Vector::F x_scale = Vector::Set(x[r * p.x_stride].scale);
+    const typename Weights::Dot::Facts& facts = x.FactsOf(r);
+    const Vector::F x_scale = Vector::Set(facts.scale);
     sums[r][0] = Vector::MulAdd(scaled[r][0], x_scale, sums[r][0]);
     sums[r][1] = Vector::MulAdd(scaled[r][1], x_scale, sums[r][1]);
-    minima.Add(x[r * p.x_stride], sums[r]);
+    minima.Add(facts, sums[r]);
   }
 }
 
@@ -203,7 +199,7 @@ inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool acc
     ForTiles<kTileRows>(rows, [&](auto tile, std::size_t first) {
       constexpr std::size_t kRows = decltype(tile)::kRows;
       Product<Weights> at = p;
-      at.x += first * p.x_stride;
+      at.x = p.x.Below(first);
       at.y += first * p.y_stride;
       if (first == 0) {
         Tile<Weights, kRows, true>(at, n, last_steps, accumulate);
@@ -212,7 +208,7 @@ inline void Blocks(Product<Weights> p, std::size_t rows, std::size_t k, bool acc
       }
     });
     accumulate = true;
-    p.x += n;
+    p.x = p.x.From(n);
     p.panel += n * kGroupBytes<Weights>;
     groups -= n;
   }
@@ -224,44 +220,22 @@ std::size_t PanelBytes(std::size_t k) noexcept {
   return RoundUp(whole + Weights::kScaleBytes + LastSteps<Weights>(k) * Weights::kStepBytes, 64);
 }
 
-template <class Dot>
-std::size_t InputRowBytes(std::size_t k) noexcept {
-  return Groups<Dot>(k) * sizeof(typename Dot::Input);
-}
-
-template <class Dot>
-void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                  void* prepared, std::size_t prepared_stride) noexcept {
-  constexpr std::size_t kGroup = Dot::kGroup;
-  for (std::size_t r = 0; r < rows; ++r) {
-    auto* row = static_cast<std::byte*>(prepared) + r * prepared_stride;
-    auto* to = reinterpret_cast<typename Dot::Input*>(row);
-    const float* from = x + r * stride;
-    std::size_t i = 0;
-    // Inlined, so that several groups are under way at once: each is a chain of some 120 cycles.
-    for (; i + kGroup <= k; i += kGroup) Dot::Prepare(from + i, kGroup, *to++);
-    if (i < k) Dot::Prepare(from + i, k - i, *to);
-  }
-}
-
 template <class Weights>
 void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, std::size_t k,
               float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
-  Product<Weights> p;
-  p.x = static_cast<const typename Weights::Dot::Input*>(x);
-  p.x_stride = Groups<typename Weights::Dot>(k);
-  p.panel = static_cast<const std::byte*>(panel);
-  p.ahead = rows <= kTileRows ? kAheadBytes : PanelBytes<Weights>(k);
+  const Product<Weights> p{.x = Rows<typename Weights::Dot>(x, k),
+                           .panel = static_cast<const std::byte*>(panel),
+                           .ahead = rows <= kTileRows ? kAheadBytes : PanelBytes<Weights>(k),
+                           .y = y,
+                           .y_stride = y_stride};
   if (outputs == kPanelWidth) {
-    p.y = y;
-    p.y_stride = y_stride;
     Blocks(p, rows, k, accumulate);
     return;
   }
   ThroughCopy<4 * kTileRows>(y, y_stride, rows, outputs, accumulate,
                              [&](std::size_t first, std::size_t height, float* copy) {
                                Product<Weights> at = p;
-                               at.x += first * p.x_stride;
+                               at.x = p.x.Below(first);
                                at.y = copy;
                                at.y_stride = kPanelWidth;
                                Blocks(at, height, k, accumulate);
@@ -279,12 +253,9 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
     auto* scales = static_cast<std::uint8_t*>(panel);
     for (std::size_t i = 0; i < k; i += kGroup, scales += kGroupBytes<Weights>) {
       const std::size_t n = k - i < kGroup ? k - i : kGroup;
-      const float* group = w + output * stride + i;
-      float rotated[kGroup];
-      if (Dot::kRotated && n == kGroup) {
-        Rotate<kGroup>(group, 1.0F / kGroup, rotated);
-        group = rotated;
-      }
+      float group[kGroup];
+      __builtin_memcpy(group, w + output * stride + i, n * sizeof(float));
+      if (Dot::kRotated) Rotate(n, 1.0F / kRotatedBlock, group);
       std::int16_t q[kGroup];
       Weights::Quantise(group, n, output, scales, q);
       std::uint8_t* steps = scales + Weights::kScaleBytes;
@@ -308,7 +279,7 @@ void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) n
       const std::uint8_t* step = steps + j / Dot::kPerStep * Weights::kStepBytes;
       w[i + j] = Weights::Value(scales, output, j, Weights::Get(step, output, j % Dot::kPerStep));
     }
-    if (Dot::kRotated && n == kGroup) Rotate<kGroup>(w + i, 1.0F, w + i);
+    if (Dot::kRotated) Rotate(n, 1.0F, w + i);
   }
 }
 

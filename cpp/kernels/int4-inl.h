@@ -24,13 +24,13 @@ template <class OneDot>
 struct Int4Weights {
   using Dot = OneDot;
   using I = typename Dot::I;
-  static_assert(Dot::kGroup == kInt8Group && kInt4Parts == 2);
+  static_assert(Dot::kGroup == kInt4Inputs && kInt4Parts == 2);
   static constexpr std::size_t kParts = kInt4Parts;
   static constexpr std::size_t kMinimaAt = kPanelWidth * kParts * sizeof(std::uint16_t);
   static constexpr std::size_t kScaleBytes = 2 * kMinimaAt;
   static constexpr std::size_t kStepBytes = kPanelWidth * Dot::kPerStep / 2;
 
-  static I Start(const typename Dot::Input&) noexcept { return Vector::ZeroInt(); }
+  static I Start(const typename Dot::Facts&) noexcept { return Vector::ZeroInt(); }
   static void Load(const std::byte* step, I& low, I& high) noexcept {
     Dot::LoadInt4(step, low, high);
   }
@@ -49,7 +49,7 @@ struct Int4Weights {
   struct Minima {
     explicit Minima(const std::byte* scales) noexcept
         : low(scales + kMinimaAt), high(scales + kMinimaAt + kMinimaAt / 2) {}
-    void Add(const typename Dot::Input& x, Vector::F (&sums)[2]) const noexcept {
+    void Add(const typename Dot::Facts& x, Vector::F (&sums)[2]) const noexcept {
       sums[0] = low.AddTo(sums[0], x.sums);
       sums[1] = high.AddTo(sums[1], x.sums);
     }

@@ -3,7 +3,7 @@
 // vector-inl.h.
 //
 // Adding up a group takes a conversion, a multiplication by the scale of w and a multiply-add by
-// that of x: beside 16 dot products of 4 inputs, 2 of 18 multiplications.
+// that of x: beside 48 dot products of 4 inputs, 2 of 50 multiplications.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ struct Int8Weights {
   static constexpr std::size_t kScaleBytes = kPanelWidth * sizeof(std::uint16_t);
   static constexpr std::size_t kStepBytes = kPanelWidth * Dot::kPerStep;
 
-  static I Start(const typename Dot::Input& x) noexcept { return Dot::Start(x); }
+  static I Start(const typename Dot::Facts& x) noexcept { return Dot::Start(x); }
   static void Load(const std::byte* step, I& low, I& high) noexcept {
     low = Dot::LoadInt8(step);
     high = Dot::LoadInt8(step + kStepBytes / 2);
@@ -38,7 +38,7 @@ struct Int8Weights {
   // What a group adds beside its dot products: nothing.
   struct Minima {
     explicit Minima(const std::byte*) noexcept {}
-    void Add(const typename Dot::Input&, Vector::F (&)[2]) const noexcept {}
+    void Add(const typename Dot::Facts&, Vector::F (&)[2]) const noexcept {}
   };
 
   static void Quantise(const float* w, std::size_t n, std::size_t output, std::uint8_t* scales,

@@ -13,6 +13,14 @@ namespace slimformer::kernels {
 
 enum class Tier { scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx };
 
+// Columns [first, first + count) of rows that have `of`: from a multiple of a kernel's input_unit
+// to another or to the end.
+struct InputColumns {
+  std::size_t first;
+  std::size_t count;
+  std::size_t of;
+};
+
 // One weight type's matrix product: kernel, packer and tile geometry are one unit, and a
 // higher tier inherits the unit whole or replaces it whole.
 //
@@ -37,15 +45,14 @@ struct GemmKernel {
   // they are.
   std::size_t (*input_row_bytes)(std::size_t k) noexcept;
 
-  // Columns of x that are prepared together: input_unit * n of them take input_row_bytes of as
-  // many, whatever follows.
+  // Columns of x that are prepared together: any multiple of it can be prepared before the rest.
   std::size_t input_unit;
 
-  // Rewrites x [rows, k] (float32, rows `stride` floats apart) into the form that `multiply`
-  // reads, rows `prepared_stride` bytes apart, a multiple of 4 (`prepared` is aligned to 4).
-  // `multiply` wants them input_row_bytes apart. Null where that is 0.
-  void (*prepare_input)(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                        void* prepared, std::size_t prepared_stride) noexcept;
+  // Rewrites `columns` of x (float32, [rows, columns.count], rows `stride` floats apart) into the
+  // form that `multiply` reads, in rows of input_row_bytes(columns.of) from `prepared` on, which is
+  // aligned to 64. Null where float32 is that form.
+  void (*prepare_input)(const float* x, std::size_t stride, std::size_t rows,
+                        const InputColumns& columns, void* prepared) noexcept;
 
   // y[r, c] (+)= sum_k x[r, k] W[c, k] for r < rows and c < outputs <= panel_width.
   // x is float32 rows `x_stride` floats apart, or what prepare_input made (x_stride ignored).

@@ -17,27 +17,27 @@ template <bool kRotatedGroups, class PartSums>
 struct PairDot {
   using I = Vector::I;
   using Sums = PartSums;
-  static constexpr std::size_t kGroup = kInt8Group;
+  static constexpr std::size_t kGroup = Sums::kGroup;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 2;
-  struct Input {
-    std::int32_t steps[kGroup / kPerStep];  // a pair of int16 each
+  using Number = std::int16_t;
+  struct Facts {
     float scale;
     [[no_unique_address]] Sums sums;
   };
 
-  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
-    auto* to = reinterpret_cast<std::int16_t*>(input.steps);
+  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n, Number* numbers,
+                                             Facts& facts) noexcept {
     std::int32_t sums[Sums::kParts];
-    QuantiseInput<kGroup, kRotated>(x, n, to, input.scale, sums);
-    input.sums.Set(sums, input.scale);
+    QuantiseInput<kGroup, kRotated>(x, n, numbers, facts.scale, sums);
+    facts.sums.Set(sums, facts.scale);
   }
   static I MulAdd(I x, I w, I sum) noexcept { return Vector::MulAddPairs(x, w, sum); }
 
   // int8 weights.
   static constexpr std::uint8_t Encode(int q) noexcept { return static_cast<std::uint8_t>(q); }
   static int Decode(std::uint8_t w) noexcept { return static_cast<std::int8_t>(w); }
-  static I Start(const Input&) noexcept { return Vector::ZeroInt(); }
+  static I Start(const Facts&) noexcept { return Vector::ZeroInt(); }
   static I LoadInt8(const std::byte* p) noexcept { return Vector::LoadInt8(p); }
 
   static void LoadInt4(const std::byte* p, I& low, I& high) noexcept {

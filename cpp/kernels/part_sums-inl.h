@@ -12,11 +12,13 @@ namespace {
 
 // Of activations whose weights have no minima.
 struct NoSums {
+  static constexpr std::size_t kGroup = kInt8Group;
   static constexpr std::size_t kParts = 1;
   void Set(const std::int32_t (&)[kParts], float) noexcept {}
 };
 
 struct FloatSums {
+  static constexpr std::size_t kGroup = kInt4Inputs;
   static constexpr std::size_t kParts = kInt4Parts;
   float of[kParts];
 

@@ -15,52 +15,63 @@ inline Vector::F LoadLanes(const float* p, std::size_t n) noexcept {
   return n >= Vector::kLanes ? Vector::Load(p) : Vector::Load(p, n);
 }
 
-// Butterflies within each of the vectors, from stride kStride down.
-template <std::size_t kStride, std::size_t kVectors>
-inline void ButterflyLanes(Vector::F (&v)[kVectors]) noexcept {
-#pragma GCC unroll 8
-  for (std::size_t i = 0; i < kVectors; ++i) v[i] = Vector::Butterfly<kStride>(v[i]);
-  if constexpr (kStride > 1) ButterflyLanes<kStride / 2>(v);
-}
-
-// The vectors of a group become its transform.
-template <std::size_t kVectors>
-inline void Transform(Vector::F (&v)[kVectors]) noexcept {
-#pragma GCC unroll 8
-  for (std::size_t stride = kVectors / 2; stride > 0; stride /= 2) {
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < kVectors; ++i) {
-      if (i & stride) continue;
-      const Vector::F low = v[i];
-      v[i] = Vector::Add(low, v[i + stride]);
-      v[i + stride] = Vector::Sub(low, v[i + stride]);
-    }
-  }
-  ButterflyLanes<Vector::kLanes / 2>(v);
-}
-
 template <std::size_t kGroup>
 constexpr std::size_t kGroupVectors = kGroup / Vector::kLanes;
+
+constexpr std::size_t kBlockVectors = kGroupVectors<kRotatedBlock>;
+
+// Butterflies within each vector of a block, from stride kStride down.
+template <std::size_t kStride>
+inline void ButterflyLanes(Vector::F* block) noexcept {
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kBlockVectors; ++i) block[i] = Vector::Butterfly<kStride>(block[i]);
+  if constexpr (kStride > 1) ButterflyLanes<kStride / 2>(block);
+}
+
+// The vectors of a block become its transform.
+inline void Transform(Vector::F* block) noexcept {
+#pragma GCC unroll 8
+  for (std::size_t stride = kBlockVectors / 2; stride > 0; stride /= 2) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kBlockVectors; ++i) {
+      if (i & stride) continue;
+      const Vector::F low = block[i];
+      block[i] = Vector::Add(low, block[i + stride]);
+      block[i + stride] = Vector::Sub(low, block[i + stride]);
+    }
+  }
+  ButterflyLanes<Vector::kLanes / 2>(block);
+}
+
+// The same of all whole blocks of a group that has n values.
+template <std::size_t kVectors>
+inline void TransformBlocks(std::size_t n, Vector::F (&v)[kVectors]) noexcept {
+#pragma GCC unroll 4
+  for (std::size_t block = 0; block < kVectors / kBlockVectors; ++block) {
+    if ((block + 1) * kRotatedBlock <= n) Transform(v + block * kBlockVectors);
+  }
+}
 
 // v = x [n], zeros beyond n.
 template <std::size_t kVectors>
 inline void LoadGroup(const float* x, std::size_t n, Vector::F (&v)[kVectors]) noexcept {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
   for (std::size_t i = 0; i < kVectors; ++i) {
     const std::size_t at = i * Vector::kLanes;
     v[i] = at < n ? LoadLanes(x + at, n - at) : Vector::Zero();
   }
 }
 
-// to [kGroup] = the transform of x [kGroup] times factor; they may be the same.
-template <std::size_t kGroup>
-inline void Rotate(const float* x, float factor, float* to) noexcept {
-  Vector::F v[kGroupVectors<kGroup>];
-  LoadGroup(x, kGroup, v);
-  Transform(v);
+// x [n] becomes the transforms of its whole blocks, times factor, and of what is left itself.
+inline void Rotate(std::size_t n, float factor, float* x) noexcept {
+  for (; n >= kRotatedBlock; n -= kRotatedBlock, x += kRotatedBlock) {
+    Vector::F v[kBlockVectors];
+    LoadGroup(x, kRotatedBlock, v);
+    Transform(v);
 #pragma GCC unroll 8
-  for (std::size_t i = 0; i < kGroupVectors<kGroup>; ++i) {
-    Vector::Store(to + i * Vector::kLanes, Vector::Mul(v[i], Vector::Set(factor)));
+    for (std::size_t i = 0; i < kBlockVectors; ++i) {
+      Vector::Store(x + i * Vector::kLanes, Vector::Mul(v[i], Vector::Set(factor)));
+    }
   }
 }
 
@@ -77,7 +88,7 @@ inline float ScaleFor(std::int32_t largest) noexcept {
 template <std::size_t kVectors>
 inline float ScaleOf(const Vector::F (&v)[kVectors]) noexcept {
   Vector::I largest = Vector::ZeroInt();
-#pragma GCC unroll 8
+#pragma GCC unroll 24
   for (std::size_t i = 0; i < kVectors; ++i) largest = Vector::MaxMagnitude(largest, v[i]);
   return ScaleFor(Vector::MaxLanes(largest));
 }
@@ -92,7 +103,7 @@ inline void QuantiseGroup(const Vector::F (&v)[kVectors], float scale, Integer* 
 #pragma GCC unroll 2
   for (std::size_t part = 0; part < kParts; ++part) {
     Vector::I sum = Vector::ZeroInt();
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (std::size_t i = part * kOfPart; i < (part + 1) * kOfPart; ++i) {
       const Vector::I whole = Vector::ToInt(Vector::Mul(v[i], inverse));
       Vector::StoreWhole(to + i * Vector::kLanes, whole);
@@ -110,9 +121,10 @@ template <std::size_t kGroup, bool kRotated, class Integer, std::size_t kParts>
   Vector::F v[kGroupVectors<kGroup>];
   if (n == kGroup) {
     LoadGroup(x, kGroup, v);
-    if (kRotated) Transform(v);
+    if (kRotated) TransformBlocks(kGroup, v);
   } else {
     LoadGroup(x, n, v);
+    if (kRotated) TransformBlocks(n, v);
   }
   scale = ScaleOf(v);
   QuantiseGroup(v, scale, to, sums);

@@ -66,7 +66,7 @@ void Multiply(const void* x, std::size_t x_stride, std::size_t rows, const void*
   using Panel = typename Form::Panel;
   const std::size_t steps = Steps<Panel>(k);
   const std::size_t block = BlockSteps(steps);
-  if (Panel::kPerStep != 1) x_stride = steps;
+  if (Panel::kPerStep != 1) x_stride = PreparedStride<Panel>(k);
   const auto run = [&](float* to, std::size_t to_stride) {
     Cursor<Form> cursor(compressed, Form::ShapeOf(k));
     const auto* input = static_cast<const typename Panel::Input*>(x);

@@ -38,8 +38,8 @@ struct WholeForm {
 // Adds the next group, of `steps` steps, times the same group of every row to sums.
 template <class Form, class Expander, std::size_t kRows>
 [[gnu::always_inline]] inline void AddGroup(Cursor<Form>& cursor,
-                                            const typename Form::Dot::Input* x,
-                                            std::size_t x_stride, std::size_t steps,
+                                            const whole::Rows<typename Form::Dot>& x,
+                                            std::size_t steps,
                                             Vector::F (&sums)[kRows][2]) noexcept {
   using Weights = typename Form::Weights;
   using Dot = typename Form::Dot;
@@ -50,7 +50,7 @@ template <class Form, class Expander, std::size_t kRows>
   I dots[kRows][2];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    dots[r][0] = dots[r][1] = Weights::Start(x[r * x_stride]);
+    dots[r][0] = dots[r][1] = Weights::Start(x.FactsOf(r));
   }
 #pragma GCC unroll 4
   for (std::size_t i = 0; i < steps; ++i) {
@@ -61,7 +61,7 @@ template <class Form, class Expander, std::size_t kRows>
     Weights::Load(step, low, high);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kRows; ++r) {
-      const I values = Vector::SetInt(x[r * x_stride].steps[i]);
+      const I values = x.Step(r, i);
       dots[r][0] = Dot::MulAdd(values, low, dots[r][0]);
       dots[r][1] = Dot::MulAdd(values, high, dots[r][1]);
     }
@@ -71,7 +71,7 @@ template <class Form, class Expander, std::size_t kRows>
   cursor.head += Form::kHeadBytes;
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    const Vector::F x_scale = Vector::Set(x[r * x_stride].scale);
+    const Vector::F x_scale = Vector::Set(x.FactsOf(r).scale);
 #pragma GCC unroll 2
     for (std::size_t half = 0; half < 2; ++half) {
       const Vector::F scaled = Vector::Mul(Vector::ToFloat(dots[r][half]), scale[half]);
@@ -82,7 +82,7 @@ template <class Form, class Expander, std::size_t kRows>
 
 // y [kRows, kPanelWidth] (+)= the next groups, the last of them `last_steps` long.
 template <class Form, class Expander, std::size_t kRows>
-inline void WholeTile(Cursor<Form>& from, const typename Form::Dot::Input* x, std::size_t x_stride,
+inline void WholeTile(Cursor<Form>& from, const whole::Rows<typename Form::Dot>& x,
                       std::size_t groups, std::size_t last_steps, float* y, std::size_t y_stride,
                       bool accumulate) noexcept {
   constexpr std::size_t kSteps = whole::kGroupSteps<typename Form::Weights>;
@@ -92,9 +92,9 @@ inline void WholeTile(Cursor<Form>& from, const typename Form::Dot::Input* x, st
   for (std::size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vector::Zero();
   const std::size_t full = last_steps == kSteps ? groups : groups - 1;
   for (std::size_t group = 0; group < full; ++group) {
-    AddGroup<Form, Expander, kRows>(cursor, x + group, x_stride, kSteps, sums);
+    AddGroup<Form, Expander, kRows>(cursor, x.From(group), kSteps, sums);
   }
-  if (full < groups) AddGroup<Form, Expander, kRows>(cursor, x + full, x_stride, last_steps, sums);
+  if (full < groups) AddGroup<Form, Expander, kRows>(cursor, x.From(full), last_steps, sums);
   StoreTile(sums, y, y_stride, accumulate);
   from = cursor;
 }
@@ -107,12 +107,12 @@ void MultiplyWhole(const void* x, std::size_t, std::size_t rows, const void* com
   const std::size_t block = whole::BlockGroups<typename Form::Weights>(shape.groups);
   const auto run = [&](float* to, std::size_t to_stride) {
     Cursor<Form> cursor(compressed, shape);
-    const auto* input = static_cast<const typename Form::Dot::Input*>(x);
+    const whole::Rows<typename Form::Dot> input(x, k);
     WithHeight<whole::kTileRows>(rows, [&](auto tile) {
       for (std::size_t done = 0; done < shape.groups; done += block) {
         const bool is_last = shape.groups - done <= block;
         WholeTile<Form, Expander, decltype(tile)::kRows>(
-            cursor, input + done, shape.groups, is_last ? shape.groups - done : block,
+            cursor, input.From(done), is_last ? shape.groups - done : block,
             is_last ? shape.last_steps : shape.group_steps, to, to_stride, accumulate || done > 0);
       }
     });

@@ -15,6 +15,8 @@ struct Scratch {
   float* up;
 };
 
+constexpr std::size_t kPiecesOfThread = 8;
+
 // Where the neurons of all rows go: as float32 values, or prepared for a reader.
 struct Target {
   float* values;  // [rows, neurons] or null
@@ -30,7 +32,17 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
   tensor::Workspace& workspace = context.workspace;
   const std::size_t rows = inputs[0].rows;
   const std::size_t n = layers.gate.rows();
-  if (neurons == nullptr && reader.prepare_input == nullptr) {
+  const kernels::GemmKernel& kernel = layers.gate.kernel();
+  const std::size_t cols = layers.gate.cols();
+  const RowBlocks blocks = CutRows(rows, cols, kernel);
+  const auto threads = static_cast<std::size_t>(context.pool.size());
+  // Whole panels of both layers that are whole pieces of the reader's input, too, which is then
+  // prepared while they are at hand; or panels, where so few pieces would not share out evenly.
+  std::size_t unit = std::lcm(kernel.panel_width, reader.input_unit);
+  if (blocks.count * DivideUp(n, unit) < kPiecesOfThread * threads) {
+    unit = kernel.panel_width;
+  }
+  if (neurons == nullptr && (reader.prepare_input == nullptr || unit % reader.input_unit != 0)) {
     neurons = workspace.Take<float>(rows * n);
   }
   Target target{neurons, nullptr, InputRowBytes(reader, n)};
@@ -38,15 +50,9 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
 
   {
     const tensor::Workspace::Frame frame(workspace);
-    const kernels::GemmKernel& kernel = layers.gate.kernel();
-    const std::size_t cols = layers.gate.cols();
-    const RowBlocks blocks = CutRows(rows, cols, kernel);
-    // Whole panels of both layers that are whole pieces of the reader's input.
-    const std::size_t unit = std::lcm(kernel.panel_width, reader.input_unit);
     const std::size_t unit_panels = unit / kernel.panel_width;
     const std::size_t units = DivideUp(n, unit);
     const std::size_t height = std::min(blocks.rows, blocks.height);
-    const auto threads = static_cast<std::size_t>(context.pool.size());
     const std::size_t of_task =
         UnitsOfTask(4 * height * cols * unit, (layers.gate.bytes() + layers.up.bytes()) / units);
     PanelScratch panel_scratch;
@@ -84,10 +90,8 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
           }
         }
         if (target.values == nullptr) {
-          reader.prepare_input(
-              mine.gate, unit, block_rows, width,
-              target.prepared + row * target.row_bytes + reader.input_row_bytes(column),
-              target.row_bytes);
+          reader.prepare_input(mine.gate, unit, block_rows, {column, width, n},
+                               target.prepared + row * target.row_bytes);
         }
       }
     });

@@ -19,8 +19,8 @@ LinearInput PrepareInput(ThreadPool& pool, tensor::Workspace& workspace,
   const std::size_t row_bytes = kernel.input_row_bytes(cols);
   auto* prepared = workspace.Take<std::byte>(rows * row_bytes);
   ForRows(pool, rows, cols, [&](std::size_t begin, std::size_t end) {
-    kernel.prepare_input(x + begin * x_stride, x_stride, end - begin, cols,
-                         prepared + begin * row_bytes, row_bytes);
+    kernel.prepare_input(x + begin * x_stride, x_stride, end - begin, {0, cols, cols},
+                         prepared + begin * row_bytes);
   });
   return {prepared, x_stride, row_bytes, rows, cols};
 }
@@ -72,8 +72,7 @@ void NormaliseInputs(const Context& context, std::span<const kernels::GemmKernel
       float* row = values + (keeps_values ? r : static_cast<std::size_t>(worker)) * cols;
       NormaliseRow(context.kernels, norm, x + r * cols, cols, row);
       for (const Form& form : std::span(forms, n_forms)) {
-        form.kernel->prepare_input(row, cols, 1, cols, form.data + r * form.row_bytes,
-                                   form.row_bytes);
+        form.kernel->prepare_input(row, cols, 1, {0, cols, cols}, form.data + r * form.row_bytes);
       }
     }
   });

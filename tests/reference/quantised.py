@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-INT8_GROUP = 64
+ROTATED_BLOCK = 64
+"""Inputs that are rotated together for products with int8 weights."""
+
+INT8_GROUP = 192
+"""Inputs that have one scale there, of weights and of activations."""
+
 INT4_GROUP = 32
-"""Weights that have one scale; activations have one for INT8_GROUP whatever the weights are."""
+INT4_INPUTS = 64
+"""int4 weights, and the activations that they multiply, that have one scale."""
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 
@@ -22,24 +28,24 @@ F64 = npt.NDArray[np.float64]
 
 
 def rotated(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Every whole group of [rows, inputs] transformed; twice gives INT8_GROUP times the values."""
+    """Whole blocks of [rows, inputs] transformed; twice gives ROTATED_BLOCK times the values."""
     rows, inputs = values.shape
-    whole = inputs // INT8_GROUP * INT8_GROUP
-    groups = values[:, :whole].reshape(rows, -1, INT8_GROUP)
-    stride = INT8_GROUP // 2
+    whole = inputs // ROTATED_BLOCK * ROTATED_BLOCK
+    blocks = values[:, :whole].reshape(rows, -1, ROTATED_BLOCK)
+    stride = ROTATED_BLOCK // 2
     while stride > 0:
-        pairs = groups.reshape(rows, -1, 2, stride)
+        pairs = blocks.reshape(rows, -1, 2, stride)
         low, high = pairs[:, :, 0], pairs[:, :, 1]
-        groups = np.stack([low + high, low - high], axis=2)
+        blocks = np.stack([low + high, low - high], axis=2)
         stride //= 2
-    return np.concatenate([groups.reshape(rows, whole), values[:, whole:]], axis=1)
+    return np.concatenate([blocks.reshape(rows, whole), values[:, whole:]], axis=1)
 
 
 def rotated_weights(w: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Weights [outputs, inputs] whose product with rotated inputs is that of both as they were."""
-    whole = w.shape[1] // INT8_GROUP * INT8_GROUP
+    whole = w.shape[1] // ROTATED_BLOCK * ROTATED_BLOCK
     turned = rotated(w)
-    turned[:, :whole] /= INT8_GROUP
+    turned[:, :whole] /= ROTATED_BLOCK
     return turned
 
 
@@ -51,9 +57,15 @@ def int8_weights(w: F32) -> F64:
     return _rounded(groups, scale, w.shape[1])
 
 
-def int8_inputs(x: F32, *, rotate: bool) -> F64:
-    """Inputs [rows, inputs] as products with int8 weights, which rotate them, or int4 read them."""
-    groups, scale = _groups(rotated(x) if rotate else x, INT8_GROUP)
+def int8_inputs(x: F32) -> F64:
+    """Inputs [rows, inputs] as products with int8 weights read them, rotated."""
+    groups, scale = _groups(rotated(x), INT8_GROUP)
+    return _rounded(groups, scale, x.shape[1])
+
+
+def int4_inputs(x: F32) -> F64:
+    """Inputs [rows, inputs] as products with int4 weights read them."""
+    groups, scale = _groups(x, INT4_INPUTS)
     return _rounded(groups, scale, x.shape[1])
 
 

@@ -17,6 +17,7 @@
 
 #include "kernels/amx/tiles-inl.h"
 #include "kernels/avx512/vector-inl.h"
+#include "kernels/avx512_bf16/bf16_panel-inl.h"
 #include "kernels/tiles-inl.h"
 
 namespace slimformer::kernels {
@@ -50,12 +51,14 @@ struct Widened {
         second(_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)))) {}
 };
 
-// y [kRows, kPanelWidth] (+)= x [kRows, steps] times steps of pairs, of which next_step(pairs)
-// loads the next.
+// y [kRows, kPanelWidth] (+)= prepared rows x times steps of pairs, of which next_step(pairs) loads
+// the next.
 template <std::size_t kRows, class NextStep>
-[[gnu::always_inline]] inline void MultiplyFew(const std::uint32_t* x, std::size_t steps, float* y,
+[[gnu::always_inline]] inline void MultiplyFew(const std::uint32_t* x, std::size_t k, float* y,
                                                std::size_t y_stride, bool accumulate,
                                                const NextStep& next_step) noexcept {
+  const std::size_t steps = Steps<Bf16DotPanel>(k);
+  const std::size_t x_stride = PreparedStride<Bf16DotPanel>(k);
   Vector::F total[kRows][2];
 #pragma GCC unroll 4
   for (std::size_t r = 0; r < kRows; ++r) {
@@ -79,7 +82,7 @@ template <std::size_t kRows, class NextStep>
       const Widened w[2] = {Widened(pairs[0]), Widened(pairs[1])};
 #pragma GCC unroll 4
       for (std::size_t r = 0; r < kRows; ++r) {
-        const Widened pair(_mm512_set1_epi32(static_cast<int>(x[r * steps + i])));
+        const Widened pair(_mm512_set1_epi32(static_cast<int>(x[r * x_stride + i])));
 #pragma GCC unroll 2
         for (std::size_t half = 0; half < 2; ++half) {
           first[r][half] = Vector::MulAdd(pair.first, w[half].first, first[r][half]);

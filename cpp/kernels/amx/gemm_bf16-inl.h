@@ -87,14 +87,14 @@ inline void MultiplyTile(const std::byte* x, std::size_t x_stride, const std::by
   StoreSums<kTall>(y, y_stride);
 }
 
-// y [rows, kPanelWidth] (+)= x panel over all of k, in tiles of one height. Where one tile is all
-// there is, k is not cut and what comes next is fetched a microsecond ahead.
+// y [rows, kPanelWidth] (+)= x [rows, x_stride bytes] panel over all of k, in tiles of one height.
+// Where one tile is all there is, k is not cut and what comes next is fetched a microsecond ahead.
 template <bool kTall>
-inline void MultiplyRows(const std::byte* x, std::size_t rows, std::size_t height,
-                         const std::byte* panel, std::size_t steps, LastChunk& last, float* y,
-                         std::size_t y_stride, bool accumulate) noexcept {
+inline void MultiplyRows(const std::byte* x, std::size_t x_stride, std::size_t rows,
+                         std::size_t height, const std::byte* panel, std::size_t steps,
+                         LastChunk& last, float* y, std::size_t y_stride,
+                         bool accumulate) noexcept {
   const TileScope tiles(height);
-  const std::size_t x_stride = steps * sizeof(std::uint32_t);
   const std::size_t shares = rows / height;
   const std::size_t chunks = DivideUp(steps, kChunkSteps);
   const std::size_t block = shares == 1 ? chunks : BlockChunks(chunks);
@@ -115,14 +115,15 @@ inline void MultiplyRows(const std::byte* x, std::size_t rows, std::size_t heigh
 void MultiplyTiles(const std::byte* x, std::size_t rows, const std::byte* panel, std::size_t k,
                    float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
   const std::size_t steps = Steps<Bf16DotPanel>(k);
-  const std::size_t x_stride = steps * sizeof(std::uint32_t);
+  const std::size_t x_stride = PreparedStride<Bf16DotPanel>(k) * sizeof(std::uint32_t);
   LastChunk last(steps);
   if (last) last.CopyColumns(panel + steps / kChunkSteps * kChunkBytes);
   const auto multiply = [&](const std::byte* from, std::size_t n_rows, float* to,
                             std::size_t to_stride) {
     ForTileRows(n_rows, [&](std::size_t first, std::size_t n, std::size_t height, auto tall) {
-      MultiplyRows<decltype(tall)::value>(from + first * x_stride, n, height, panel, steps, last,
-                                          to + first * to_stride, to_stride, accumulate);
+      MultiplyRows<decltype(tall)::value>(from + first * x_stride, x_stride, n, height, panel,
+                                          steps, last, to + first * to_stride, to_stride,
+                                          accumulate);
     });
   };
   if (outputs == kPanelWidth) {
@@ -155,9 +156,8 @@ void MultiplyBf16(const void* x, std::size_t, std::size_t rows, const void* pane
   };
   WithFewRows(rows, y, y_stride, outputs, accumulate,
               [&](auto tile, float* to, std::size_t to_stride) {
-                MultiplyFew<decltype(tile)::kRows>(static_cast<const std::uint32_t*>(x),
-                                                   Steps<Bf16DotPanel>(k), to, to_stride,
-                                                   accumulate, next_step);
+                MultiplyFew<decltype(tile)::kRows>(static_cast<const std::uint32_t*>(x), k, to,
+                                                   to_stride, accumulate, next_step);
               });
 }
 

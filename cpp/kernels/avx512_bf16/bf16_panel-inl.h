@@ -35,16 +35,17 @@ struct Bf16DotPanel {
   static float Widen(std::uint16_t w) noexcept { return FloatFromBf16(w); }
 };
 
+// Bytes of a row of pairs of bfloat16.
 std::size_t InputRowBytes(std::size_t k) noexcept {
-  return Steps<Bf16DotPanel>(k) * sizeof(std::uint32_t);
+  return PreparedStride<Bf16DotPanel>(k) * sizeof(std::uint32_t);
 }
 
-// prepared [rows, steps], a pair of bfloat16 each.
-void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                  void* prepared, std::size_t prepared_stride) noexcept {
+void PrepareInput(const float* x, std::size_t stride, std::size_t rows, const InputColumns& columns,
+                  void* prepared) noexcept {
+  const std::size_t k = columns.count;
   for (std::size_t r = 0; r < rows; ++r) {
-    auto* row = static_cast<std::byte*>(prepared) + r * prepared_stride;
-    auto* to = reinterpret_cast<std::uint16_t*>(row);
+    auto* row = static_cast<std::byte*>(prepared) + r * InputRowBytes(columns.of);
+    auto* to = reinterpret_cast<std::uint16_t*>(row) + columns.first;
     const float* from = x + r * stride;
     std::size_t i = 0;
     for (; i + Vector::kLanes <= k; i += Vector::kLanes) {

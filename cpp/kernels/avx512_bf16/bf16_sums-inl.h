@@ -13,6 +13,7 @@ namespace slimformer::kernels {
 namespace {
 
 struct Bf16Sums {
+  static constexpr std::size_t kGroup = kInt4Inputs;
   static constexpr std::size_t kParts = kInt4Parts;
   std::uint16_t of[kParts];
 

@@ -22,24 +22,24 @@ template <bool kRotatedGroups, class PartSums>
 struct QuadDot {
   using I = __m512i;
   using Sums = PartSums;
-  static constexpr std::size_t kGroup = kInt8Group;
+  static constexpr std::size_t kGroup = Sums::kGroup;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kPerStep = 4;
   static constexpr std::uint32_t kOffset =
       128;  // unsigned: the sum beside a scale of NaN may be anything
-  struct Input {
-    std::int32_t steps[kGroup / kPerStep];  // four int8 each
+  using Number = std::int8_t;
+  struct Facts {
     float scale;
-    std::int32_t start;  // int8
+    std::int32_t start;  // of sums, with int8 weights
     [[no_unique_address]] Sums sums;
   };
 
-  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n, Input& input) noexcept {
-    auto* to = reinterpret_cast<std::int8_t*>(input.steps);
+  [[gnu::always_inline]] static void Prepare(const float* x, std::size_t n, Number* numbers,
+                                             Facts& facts) noexcept {
     std::int32_t sums[Sums::kParts];
-    QuantiseInput<kGroup, kRotated>(x, n, to, input.scale, sums);
-    input.sums.Set(sums, input.scale);
-    input.start = static_cast<std::int32_t>(-kOffset * static_cast<std::uint32_t>(sums[0]));
+    QuantiseInput<kGroup, kRotated>(x, n, numbers, facts.scale, sums);
+    facts.sums.Set(sums, facts.scale);
+    facts.start = static_cast<std::int32_t>(-kOffset * static_cast<std::uint32_t>(sums[0]));
   }
   // In place: around the intrinsic GCC 12 moves every sum of a tile to another register and back,
   // and has none left for the float32 sums.
@@ -53,7 +53,7 @@ struct QuadDot {
     return static_cast<std::uint8_t>(q + static_cast<int>(kOffset));
   }
   static int Decode(std::uint8_t w) noexcept { return w - static_cast<int>(kOffset); }
-  static I Start(const Input& x) noexcept { return _mm512_set1_epi32(x.start); }
+  static I Start(const Facts& x) noexcept { return _mm512_set1_epi32(x.start); }
   static I LoadInt8(const std::byte* p) noexcept { return _mm512_load_si512(p); }
 
   static void LoadInt4(const std::byte* p, I& low, I& high) noexcept {

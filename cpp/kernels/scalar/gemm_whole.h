@@ -2,7 +2,7 @@
 // order. What differs between the two is a Weights policy.
 //
 // A panel of 16 outputs is a row of groups, each the scales of its outputs and then its weights;
-// only the last group may have fewer than kGroup inputs. A group of int4 has parts with scales of
+// only the last group may have fewer inputs. A group of int4 has parts with scales of
 // their own.
 #pragma once
 
@@ -21,7 +21,8 @@ namespace whole {
 // [16] scales (bfloat16), [inputs][16] weights.
 template <bool kRotatedGroups>
 struct Int8Weights {
-  static constexpr std::size_t kPart = kInt8Group;
+  static constexpr std::size_t kGroup = kInt8Group;
+  static constexpr std::size_t kPart = kGroup;
   static constexpr bool kRotated = kRotatedGroups;
   static constexpr std::size_t kScaleBytes = kWidth * sizeof(std::uint16_t);
   static constexpr std::size_t kWeightsPerByte = 1;
@@ -57,6 +58,7 @@ struct Int8Weights {
 // [parts][16] scales and minima (bfloat16), [inputs / 2][16] bytes, the earlier input in the low
 // four bits.
 struct Int4Weights {
+  static constexpr std::size_t kGroup = kInt4Inputs;
   static constexpr std::size_t kPart = kInt4Group;
   static constexpr bool kRotated = false;
   static constexpr std::size_t kScaleBytes = kInt4Parts * kWidth * 2 * sizeof(std::uint16_t);
@@ -106,30 +108,33 @@ struct Int4Weights {
 
 template <class Weights>
 constexpr std::size_t GroupBytes =
-    Weights::kScaleBytes + kGroup / Weights::kWeightsPerByte * kWidth;
+    Weights::kScaleBytes + Weights::kGroup / Weights::kWeightsPerByte * kWidth;
 
 // Inputs of a group.
+template <class Weights>
 constexpr std::size_t Size(std::size_t k, std::size_t group) noexcept {
-  const std::size_t left = k - group * kGroup;
-  return left < kGroup ? left : kGroup;
+  const std::size_t left = k - group * Weights::kGroup;
+  return left < Weights::kGroup ? left : Weights::kGroup;
 }
 
 template <class Weights>
 std::size_t PanelBytes(std::size_t k) noexcept {
   const std::size_t bytes = (k + Weights::kWeightsPerByte - 1) / Weights::kWeightsPerByte * kWidth;
-  return (Groups(k) * Weights::kScaleBytes + bytes + 63) / 64 * 64;
+  return (Groups<Weights::kGroup>(k) * Weights::kScaleBytes + bytes + 63) / 64 * 64;
 }
 
 template <class Weights>
 void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::size_t k,
                void* panel) noexcept {
+  constexpr std::size_t kGroup = Weights::kGroup;
   auto* bytes = static_cast<unsigned char*>(panel);
   __builtin_memset(bytes, 0, PanelBytes<Weights>(k));
   for (std::size_t c = 0; c < outputs; ++c) {
-    for (std::size_t group = 0; group < Groups(k); ++group) {
-      const std::size_t n = Size(k, group);
+    for (std::size_t group = 0; group < Groups<kGroup>(k); ++group) {
+      const std::size_t n = Size<Weights>(k, group);
       float values[kGroup] = {};
-      LoadGroup<Weights::kRotated>(w + c * stride + group * kGroup, n, 1.0F / kGroup, values);
+      for (std::size_t i = 0; i < n; ++i) values[i] = w[c * stride + group * kGroup + i];
+      if (Weights::kRotated) Rotate(values, n, 1.0F / kRotatedBlock);
       Weights::Quantise(values, n, c, bytes + group * GroupBytes<Weights>);
     }
   }
@@ -137,17 +142,20 @@ void PackPanel(const float* w, std::size_t stride, std::size_t outputs, std::siz
 
 template <class Weights>
 void UnpackRow(const void* panel, std::size_t output, std::size_t k, float* w) noexcept {
+  constexpr std::size_t kGroup = Weights::kGroup;
   for (std::size_t i = 0; i < k; ++i) {
     const auto* group = static_cast<const unsigned char*>(panel) + i / kGroup * GroupBytes<Weights>;
     w[i] = Weights::Value(group, i % kGroup / Weights::kPart, output,
                           Weights::Weight(group, i % kGroup, output));
-    if (Weights::kRotated && (i + 1) % kGroup == 0) Rotate(w + i + 1 - kGroup);
   }
+  // Groups are whole blocks: those of a row lie one after another.
+  if (Weights::kRotated) Rotate(w, k, 1.0F);
 }
 
 // sums [kWidth] += n inputs of a group times the same group of a panel.
 template <class Weights>
-void AddGroup(const Input& input, std::size_t n, const unsigned char* group, float* sums) noexcept {
+void AddGroup(const Input<Weights::kGroup>& input, std::size_t n, const unsigned char* group,
+              float* sums) noexcept {
   for (std::size_t part = 0; part * Weights::kPart < n; ++part) {
     std::int32_t dots[kWidth] = {};
     std::int32_t x_sum = 0;
@@ -165,12 +173,12 @@ void AddGroup(const Input& input, std::size_t n, const unsigned char* group, flo
 template <class Weights>
 void Multiply(const void* x, std::size_t, std::size_t rows, const void* panel, std::size_t k,
               float* y, std::size_t y_stride, std::size_t outputs, bool accumulate) noexcept {
-  const auto* input = static_cast<const Input*>(x);
+  const auto* input = static_cast<const Input<Weights::kGroup>*>(x);
   for (std::size_t r = 0; r < rows; ++r) {
     float sums[kWidth] = {};
-    for (std::size_t g = 0; g < Groups(k); ++g, ++input) {
+    for (std::size_t g = 0; g < Groups<Weights::kGroup>(k); ++g, ++input) {
       const auto* group = static_cast<const unsigned char*>(panel) + g * GroupBytes<Weights>;
-      AddGroup<Weights>(*input, Size(k, g), group, sums);
+      AddGroup<Weights>(*input, Size<Weights>(k, g), group, sums);
     }
     for (std::size_t c = 0; c < outputs; ++c) {
       float& to = y[r * y_stride + c];
@@ -186,9 +194,9 @@ constexpr GemmKernel MakeGemm() noexcept {
           .panel_bytes = &PanelBytes<Weights>,
           .pack_panel = &PackPanel<Weights>,
           .unpack_row = &UnpackRow<Weights>,
-          .input_row_bytes = &InputRowBytes,
-          .input_unit = kGroup,
-          .prepare_input = &PrepareInput<Weights::kRotated>,
+          .input_row_bytes = &InputRowBytes<Weights::kGroup>,
+          .input_unit = Weights::kGroup,
+          .prepare_input = &PrepareInput<Weights::kGroup, Weights::kRotated>,
           .multiply = &Multiply<Weights>};
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/kernel_table.h"
 #include "kernels/quantisation.h"
 
 namespace slimformer::kernels {
@@ -12,35 +13,32 @@ namespace {
 namespace whole {
 
 constexpr std::size_t kWidth = 16;  // of a panel
-constexpr std::size_t kGroup = kInt8Group;
 
+template <std::size_t kGroup>
 struct Input {
   float scale;
   std::int8_t q[kGroup];
 };
 
-constexpr std::size_t Groups(std::size_t k) noexcept { return (k + kGroup - 1) / kGroup; }
-
-// v [kGroup] becomes its transform.
-void Rotate(float* v) noexcept {
-  for (std::size_t stride = kGroup / 2; stride > 0; stride /= 2) {
-    for (std::size_t i = 0; i < kGroup; ++i) {
-      if ((i & stride) != 0) continue;
-      const float low = v[i];
-      const float high = v[i + stride];
-      v[i] = low + high;
-      v[i + stride] = low - high;
-    }
-  }
+template <std::size_t kGroup>
+constexpr std::size_t Groups(std::size_t k) noexcept {
+  return (k + kGroup - 1) / kGroup;
 }
 
-// values [n] = a group of x [n], as it is or, if it is whole, its transform times factor.
-template <bool kRotated>
-void LoadGroup(const float* x, std::size_t n, float factor, float* values) noexcept {
-  for (std::size_t i = 0; i < n; ++i) values[i] = x[i];
-  if (!kRotated || n < kGroup) return;
-  Rotate(values);
-  for (std::size_t i = 0; i < n; ++i) values[i] *= factor;
+// v [n] becomes the transforms of its whole blocks, times factor, and of what is left itself.
+void Rotate(float* v, std::size_t n, float factor) noexcept {
+  for (; n >= kRotatedBlock; n -= kRotatedBlock, v += kRotatedBlock) {
+    for (std::size_t stride = kRotatedBlock / 2; stride > 0; stride /= 2) {
+      for (std::size_t i = 0; i < kRotatedBlock; ++i) {
+        if ((i & stride) != 0) continue;
+        const float low = v[i];
+        const float high = v[i + stride];
+        v[i] = low + high;
+        v[i + stride] = low - high;
+      }
+    }
+    for (std::size_t i = 0; i < kRotatedBlock; ++i) v[i] *= factor;
+  }
 }
 
 // NaN where a value is not finite.
@@ -62,18 +60,23 @@ std::int8_t Round(float x) noexcept {
   return static_cast<std::int8_t>((x + kWhole) - kWhole);
 }
 
-std::size_t InputRowBytes(std::size_t k) noexcept { return Groups(k) * sizeof(Input); }
+template <std::size_t kGroup>
+std::size_t InputRowBytes(std::size_t k) noexcept {
+  return Groups<kGroup>(k) * sizeof(Input<kGroup>);
+}
 
-template <bool kRotated>
-void PrepareInput(const float* x, std::size_t stride, std::size_t rows, std::size_t k,
-                  void* prepared, std::size_t prepared_stride) noexcept {
+template <std::size_t kGroup, bool kRotated>
+void PrepareInput(const float* x, std::size_t stride, std::size_t rows, const InputColumns& columns,
+                  void* prepared) noexcept {
   for (std::size_t r = 0; r < rows; ++r) {
-    auto* row = static_cast<unsigned char*>(prepared) + r * prepared_stride;
-    auto* to = reinterpret_cast<Input*>(row);
-    for (std::size_t first = 0; first < k; first += kGroup, ++to) {
-      const std::size_t n = k - first < kGroup ? k - first : kGroup;
+    Input<kGroup>* to = static_cast<Input<kGroup>*>(prepared) + r * Groups<kGroup>(columns.of) +
+                        columns.first / kGroup;
+    for (std::size_t first = 0; first < columns.count; first += kGroup, ++to) {
+      const std::size_t left = columns.count - first;
+      const std::size_t n = left < kGroup ? left : kGroup;
       float values[kGroup];
-      LoadGroup<kRotated>(x + r * stride + first, n, 1.0F, values);
+      for (std::size_t i = 0; i < n; ++i) values[i] = x[r * stride + first + i];
+      if (kRotated) Rotate(values, n, 1.0F);
       to->scale = Scale(values, n);
       const float inverse = 1.0F / to->scale;
       for (std::size_t i = 0; i < n; ++i) to->q[i] = Round(values[i] * inverse);

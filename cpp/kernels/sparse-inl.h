@@ -27,8 +27,11 @@ namespace sparse {
 
 // What is read is fetched into the L2 cache so far ahead: a microsecond at the rate of memory.
 // Heads, masks and values are each fetched by their own kind, so that together they cover all of
-// the panel that follows this one, or of the one behind it.
+// the panel that follows this one, or of the one behind it. A line is fetched once, and values once
+// a step, which is a line where half of them are zero: fetches of what is under way already take
+// the buffers for misses from others. Values are fetched into the first-level cache later on.
 constexpr std::size_t kAheadBytes = std::size_t{16} << 10;
+constexpr std::size_t kSoonBytes = std::size_t{1} << 10;
 
 struct Shape {
   std::size_t groups;
@@ -58,10 +61,13 @@ struct Cursor {
 template <class Form, class Expander>
 [[gnu::always_inline]] inline void ExpandStep(Cursor<Form>& cursor, std::byte* to) noexcept {
   constexpr std::size_t kLineMask = Expander::kLineBytes / Form::kItemBytes / 8;
-  Vector::Prefetch(cursor.masks + kAheadBytes);
+  if (reinterpret_cast<std::uintptr_t>(cursor.masks) % 64 < kMaskBytes<Form>) {
+    Vector::Prefetch(cursor.masks + kAheadBytes);
+  }
+  Vector::Prefetch(cursor.values + kAheadBytes);
+  Vector::PrefetchSoon(cursor.values + kSoonBytes);
 #pragma GCC unroll 16
   for (std::size_t at = 0; at < Form::kStepBytes; at += Expander::kLineBytes) {
-    if (at % 64 == 0) Vector::Prefetch(cursor.values + kAheadBytes);
     cursor.values = Expander::template Line<Form::kZero>(cursor.masks, cursor.values, to + at);
     cursor.masks += kLineMask;
   }

@@ -274,7 +274,7 @@ void MultiplyWhole(const void* x, std::size_t x_stride, std::size_t rows, const 
 template <class Weights>
 constexpr GemmKernel MakeWholeGemm() noexcept {
   GemmKernel kernel = whole::MakeGemm<Weights>();
-  kernel.tile_rows = kMostRows;
+  kernel.tile_rows = kTileHeight;
   kernel.multiply = &MultiplyWhole<Weights>;
   return kernel;
 }

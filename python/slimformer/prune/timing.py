@@ -32,7 +32,8 @@ from slimformer.stopwatch import SHORT_PROMPT, time_sequence
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-SCHEMA = 1
+SCHEMA = 2
+"""Counts kernels whose times have changed, so that no table outlives them."""
 
 STACK_BYTES = 256 << 20
 """Bytes of bfloat16 weights in a stack: more than caches hold."""

@@ -21,9 +21,15 @@ constexpr std::size_t Groups(std::size_t k) noexcept {
 template <class Dot>
 constexpr std::size_t kNumbersBytes = Dot::kGroup * sizeof(typename Dot::Number);
 
+// Where in a row the facts of its groups begin.
+template <class Dot>
+constexpr std::size_t FactsAt(std::size_t k) noexcept {
+  return Groups<Dot>(k) * kNumbersBytes<Dot>;
+}
+
 template <class Dot>
 std::size_t InputRowBytes(std::size_t k) noexcept {
-  return RoundUp(Groups<Dot>(k) * (kNumbersBytes<Dot> + sizeof(typename Dot::Facts)), 64);
+  return RoundUp(FactsAt<Dot>(k) + Groups<Dot>(k) * sizeof(typename Dot::Facts), 64);
 }
 
 // Rows from some row and some group on.
@@ -33,7 +39,7 @@ struct Rows {
 
   Rows(const void* x, std::size_t k) noexcept
       : numbers(static_cast<const std::byte*>(x)),
-        facts(numbers + Groups<Dot>(k) * kNumbersBytes<Dot>),
+        facts(numbers + FactsAt<Dot>(k)),
         stride(InputRowBytes<Dot>(k)) {}
 
   Rows Below(std::size_t rows) const noexcept {
@@ -73,9 +79,7 @@ void PrepareInput(const float* x, std::size_t stride, std::size_t rows, const In
   auto* row = static_cast<std::byte*>(prepared);
   for (std::size_t r = 0; r < rows; ++r, row += row_bytes) {
     auto* numbers = reinterpret_cast<typename Dot::Number*>(row) + group * kGroup;
-    auto* facts =
-        reinterpret_cast<typename Dot::Facts*>(row + Groups<Dot>(columns.of) * kNumbersBytes<Dot>) +
-        group;
+    auto* facts = reinterpret_cast<typename Dot::Facts*>(row + FactsAt<Dot>(columns.of)) + group;
     const float* from = x + r * stride;
     std::size_t i = 0;
     // Inlined, so that several groups are under way at once: each is a chain of some 120 cycles.

@@ -15,6 +15,7 @@ struct Scratch {
   float* up;
 };
 
+// With so many pieces of work for each thread, none waits long for the last of the others.
 constexpr std::size_t kPiecesOfThread = 8;
 
 // Where the neurons of all rows go: as float32 values, or prepared for a reader.
@@ -39,9 +40,7 @@ LinearInput GatedNeurons(const Context& context, const GatedLayers& layers,
   // Whole panels of both layers that are whole pieces of the reader's input, too, which is then
   // prepared while they are at hand; or panels, where so few pieces would not share out evenly.
   std::size_t unit = std::lcm(kernel.panel_width, reader.input_unit);
-  if (blocks.count * DivideUp(n, unit) < kPiecesOfThread * threads) {
-    unit = kernel.panel_width;
-  }
+  if (blocks.count * DivideUp(n, unit) < kPiecesOfThread * threads) unit = kernel.panel_width;
   if (neurons == nullptr && (reader.prepare_input == nullptr || unit % reader.input_unit != 0)) {
     neurons = workspace.Take<float>(rows * n);
   }

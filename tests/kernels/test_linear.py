@@ -261,7 +261,7 @@ def test_not_a_number_stays_in_its_row_or_column(tier: str, weights: str) -> Non
 @pytest.mark.parametrize("shift", [0, 1, 2])
 def test_int8_of_values_far_apart(tier: str, shift: int, rng: np.random.Generator) -> None:
     """Groups of zeros, of denormals and of huge numbers, beside ordinary ones."""
-    sizes = np.array([0, 1e-45, 1e-41, 1e-38, 1e-20, 1, 1e20, 1e33], np.float32)
+    sizes = np.array([0, 1e-45, 1e-41, 1e-38, 1e-20, 1, 1e20, 1e34], np.float32)
     w, x = (
         (rng.uniform(-1, 1, (rows, len(order), INT8_GROUP)) * order[:, None])
         .astype(np.float32)

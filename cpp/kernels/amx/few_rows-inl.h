@@ -105,21 +105,25 @@ template <std::size_t kRows, class NextStep>
   }
 }
 
-// Lets run(height, to, to_stride) compute few rows of a panel in y, or in a copy where it is short.
-template <class Run>
-inline void WithFewRows(std::size_t rows, float* y, std::size_t y_stride, std::size_t outputs,
-                        bool accumulate, const Run& run) noexcept {
+// y [rows, outputs] (+)= the same for up to kFewRows rows of one panel.
+template <class NextStep>
+inline void MultiplyFewRows(const void* x, std::size_t rows, std::size_t k, float* y,
+                            std::size_t y_stride, std::size_t outputs, bool accumulate,
+                            const NextStep& next_step) noexcept {
   const FlushScope flush;
-  const auto at_height = [&](float* to, std::size_t stride) {
-    WithHeight<kFewRows>(rows, [&](auto tile) { run(tile, to, stride); });
+  const auto multiply = [&](float* to, std::size_t stride) {
+    WithHeight<kFewRows>(rows, [&](auto tile) {
+      MultiplyFew<decltype(tile)::kRows>(static_cast<const std::uint32_t*>(x), k, to, stride,
+                                         accumulate, next_step);
+    });
   };
   if (outputs == kPanelWidth) {
-    at_height(y, y_stride);
+    multiply(y, y_stride);
     return;
   }
   ThroughCopy<kFewRows>(
       y, y_stride, rows, outputs, accumulate,
-      [&](std::size_t, std::size_t, float* copy) { at_height(copy, kPanelWidth); });
+      [&](std::size_t, std::size_t, float* copy) { multiply(copy, kPanelWidth); });
 }
 
 }  // namespace amx

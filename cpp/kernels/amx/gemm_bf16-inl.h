@@ -154,11 +154,7 @@ void MultiplyBf16(const void* x, std::size_t, std::size_t rows, const void* pane
     Vector::Prefetch(step + kAheadBytes + kTileBytes);
     step += kStepBytes;
   };
-  WithFewRows(rows, y, y_stride, outputs, accumulate,
-              [&](auto tile, float* to, std::size_t to_stride) {
-                MultiplyFew<decltype(tile)::kRows>(static_cast<const std::uint32_t*>(x), k, to,
-                                                   to_stride, accumulate, next_step);
-              });
+  MultiplyFewRows(x, rows, k, y, y_stride, outputs, accumulate, next_step);
 }
 
 }  // namespace amx

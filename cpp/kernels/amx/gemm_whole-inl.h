@@ -25,8 +25,11 @@ namespace amx {
 
 constexpr std::size_t kStepsOfTile = kTileBytes / 4;  // of columns, in four bytes of k each
 
+// Bytes of a panel's steps, widened.
+constexpr std::size_t WidenedBytes(std::size_t steps) noexcept { return steps * 2 * kTileBytes; }
+
 template <class Weights>
-constexpr std::size_t kGroupTiles = Weights::Dot::kGroup / 4 * 2 * kTileBytes;
+constexpr std::size_t kGroupTiles = WidenedBytes(Weights::Dot::kGroup / 4);
 
 // How many products of tiles sum up `steps` steps of a group.
 constexpr std::size_t Depth(std::size_t steps) noexcept { return DivideUp(steps, kStepsOfTile); }
@@ -51,8 +54,7 @@ inline void WidenGroup(const std::byte* group, std::size_t steps, std::size_t ah
     _mm512_store_si512(to, halves[0]);
     _mm512_store_si512(to + kTileBytes, halves[1]);
   }
-  const std::size_t filling = Depth(steps) * kStepsOfTile - steps;
-  __builtin_memset(to, 0, filling * 2 * kTileBytes);
+  __builtin_memset(to, 0, WidenedBytes(Depth(steps) * kStepsOfTile - steps));
 }
 
 template <class Weights>
@@ -90,10 +92,10 @@ template <class Weights, std::size_t kParity>
     constexpr std::size_t kPart = Weights::Dot::kGroup / 2;
     ZeroTile<kSecond>();
     AddProduct<kSecond, kParity + 1>(x.numbers + kPart, x.stride,
-                                     columns + kPart / 4 * 2 * kTileBytes);
+                                     columns + WidenedBytes(kPart / 4));
   } else {
     static_assert(Weights::Dot::kGroup == 3 * kTileBytes);
-    constexpr std::size_t kNext = kStepsOfTile * 2 * kTileBytes;
+    constexpr std::size_t kNext = WidenedBytes(kStepsOfTile);
     if (depth > 1) {
       AddProduct<kFirst, kParity + 1>(x.numbers + kTileBytes, x.stride, columns + kNext);
     }

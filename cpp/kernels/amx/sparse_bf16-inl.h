@@ -28,11 +28,7 @@ void MultiplySparseBf16(const void* x, std::size_t, std::size_t rows, const void
     pairs[0] = _mm512_load_si512(step);
     pairs[1] = _mm512_load_si512(step + kTileBytes);
   };
-  WithFewRows(rows, y, y_stride, outputs, accumulate,
-              [&](auto tile, float* to, std::size_t to_stride) {
-                MultiplyFew<decltype(tile)::kRows>(static_cast<const std::uint32_t*>(x), k, to,
-                                                   to_stride, accumulate, next_step);
-              });
+  MultiplyFewRows(x, rows, k, y, y_stride, outputs, accumulate, next_step);
 }
 
 // The sparse form of `dense`, the product by tiles.

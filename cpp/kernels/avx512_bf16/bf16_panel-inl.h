@@ -43,8 +43,9 @@ std::size_t InputRowBytes(std::size_t k) noexcept {
 void PrepareInput(const float* x, std::size_t stride, std::size_t rows, const InputColumns& columns,
                   void* prepared) noexcept {
   const std::size_t k = columns.count;
-  for (std::size_t r = 0; r < rows; ++r) {
-    auto* row = static_cast<std::byte*>(prepared) + r * InputRowBytes(columns.of);
+  const std::size_t row_bytes = InputRowBytes(columns.of);
+  auto* row = static_cast<std::byte*>(prepared);
+  for (std::size_t r = 0; r < rows; ++r, row += row_bytes) {
     auto* to = reinterpret_cast<std::uint16_t*>(row) + columns.first;
     const float* from = x + r * stride;
     std::size_t i = 0;

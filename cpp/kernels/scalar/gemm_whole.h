@@ -2,8 +2,7 @@
 // order. What differs between the two is a Weights policy.
 //
 // A panel of 16 outputs is a row of groups, each the scales of its outputs and then its weights;
-// only the last group may have fewer inputs. A group of int4 has parts with scales of
-// their own.
+// only the last group may have fewer inputs. A group of int4 has parts with scales of their own.
 #pragma once
 
 #include <cstddef>
